@@ -1,0 +1,381 @@
+"""The bundle: the folder that an export writes and a device runs. This module is its only schema.
+
+`bundle.json` is parsed once, here, into frozen dataclasses; nothing downstream sees a raw dict.
+Unknown keys are rejected, so that a typo or a newer writer is noticed rather than ignored.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+from edgediff.errors import BundleError
+from edgediff.schedule import NoiseSchedule
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+STAGES = ("text_encoder", "unet", "vae_decoder")
+
+Precision = Literal["fp32", "fp16", "int8"]
+DType = Literal["float32", "float16", "int64", "int32", "bool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSpec:
+    """One file of the bundle: its size in bytes and the SHA-256 of its content, in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """An input or output of a graph; a string in `shape` names a free dimension."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """One ONNX graph. `data` lists its external weight files; `session_config` holds entries for
+    `SessionOptions.add_session_config_entry` that the graph needs to run as intended."""
+
+    file: str
+    data: tuple[str, ...] = ()
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    session_config: dict[str, str] = field(default_factory=dict)
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input called `name`, or None where the graph has no such input."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """The latent space: pixels = decode(latents / scaling_factor + shift_factor).
+
+    A picture of (h, w) pixels has latents (channels, h / downscale, w / downscale)."""
+
+    channels: int
+    downscale: int
+    scaling_factor: float
+    shift_factor: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """How a tokenizer's ids are framed: bos, text, eos, then `pad_token_id` up to `max_length`."""
+
+    file: str
+    max_length: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What `generate` uses where the caller leaves an argument unset. Sizes are in pixels."""
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFidelity:
+    """A stage against the float model on the fixtures: error is ‖q − f‖ / ‖f‖ (unitless).
+
+    `tolerance` is the largest error that `edgediff verify` accepts on a device."""
+
+    error: float
+    max_abs_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFidelity:
+    """A finished picture against the float model's: PSNR in dB over 8-bit pixels, None = equal.
+
+    A fixture of the same `name` in fixtures.npz holds the float model's picture."""
+
+    name: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    sampler: str
+    width: int
+    height: int
+    psnr_db: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """What the export cost in accuracy, measured when the bundle was made."""
+
+    stages: dict[str, StageFidelity]
+    pictures: tuple[PictureFidelity, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """The precision asked for and, graph by graph and weight by weight, what each became."""
+
+    precision: Precision
+    tensors: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the weights came from, under what terms, and the versions that made the bundle."""
+
+    source: str
+    license: str | None = None
+    attribution: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`bundle.json`, whole."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    pipeline: str
+    target: str
+    providers: tuple[str, ...]
+    files: dict[str, FileSpec]
+    graphs: dict[str, GraphSpec]
+    tokenizers: dict[str, TokenizerSpec]
+    latent: LatentSpec
+    schedule: NoiseSchedule
+    defaults: Defaults
+    quantization: Quantization
+    fidelity: Fidelity
+    provenance: Provenance
+    fixtures: str | None = None
+
+    def to_json(self) -> str:
+        """The text of bundle.json: UTF-8 JSON, two-space indents, keys in schema order."""
+        raw = dataclasses.asdict(self)
+        return json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle: a folder whose manifest was parsed and whose files are all there."""
+
+    root: Path
+    manifest: Manifest
+    id: str
+    """SHA-256 of bundle.json, in hex; since that holds every file's hash, it names the whole."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a bundle folder; check that each file is there and has the size it should.
+
+        Contents are not read: `check_hashes` does that. Raises BundleError."""
+        root = Path(path)
+        if not root.exists():
+            raise BundleError(f"{root}: no such bundle: give the folder that `edgediff export` wrote")
+        if not root.is_dir():
+            raise BundleError(f"{root}: is a file: give the bundle's folder, not a file in it")
+        text = _read_manifest(root / MANIFEST)
+        bundle = cls(
+            root=root,
+            manifest=parse_manifest(text),
+            id=hashlib.sha256(text.encode()).hexdigest(),
+        )
+        for name in bundle.manifest.files:
+            bundle.check_size(name)
+        return bundle
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of bundle.json lies; a BundleError if that is outside the bundle."""
+        path = self.root / name
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise BundleError(f"{name}: links to a place outside the bundle {self.root}: copy it in")
+        return path
+
+    def check_size(self, name: str) -> None:
+        """Compare a file's size on disk with the manifest's. Raises BundleError."""
+        expected = self.manifest.files[name].size
+        try:
+            size = self.path(name).stat().st_size
+        except OSError as e:
+            raise BundleError(
+                f"{name}: missing from {self.root}: copy or export the bundle again"
+            ) from e
+        if size != expected:
+            raise BundleError(
+                f"{name}: {size} bytes, but bundle.json says {expected}:"
+                " copy or export the bundle again"
+            )
+
+    def check_hash(self, name: str) -> None:
+        """Compare a file's SHA-256 with the manifest's, reading all of it. Raises BundleError."""
+        expected = self.manifest.files[name].sha256
+        actual = hash_file(self.path(name))
+        if actual != expected:
+            raise BundleError(
+                f"{name}: sha256 {actual[:8]}… but bundle.json says {expected[:8]}…:"
+                " copy or export the bundle again"
+            )
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Parse and check the text of bundle.json. Raises BundleError, naming the place and value."""
+    try:
+        raw = json.loads(text)
+    except ValueError as e:
+        raise BundleError(f"{MANIFEST}: not JSON ({e}): copy or export the bundle again") from e
+    if not isinstance(raw, dict):
+        raise BundleError(f"{MANIFEST}: expected an object, found {_describe(raw)}")
+    # The version comes first: a newer format may have any keys at all.
+    version = raw.get("format_version")
+    if type(version) is not int or version < 1:
+        raise BundleError(
+            f"{MANIFEST}: format_version is {version!r}, expected {FORMAT_VERSION}:"
+            " is this an edgediff bundle?"
+        )
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST}: format version {version}, but this edgediff reads up to"
+            f" {FORMAT_VERSION}: pip install -U edgediff"
+        )
+    manifest: Manifest = _parse(Manifest, raw, MANIFEST)
+    _check_references(manifest)
+    return manifest
+
+
+def describe_files(root: Path, names: Iterable[str]) -> dict[str, FileSpec]:
+    """Size and SHA-256 of each named file under `root`, for a manifest being written."""
+    return {
+        name: FileSpec(size=(root / name).stat().st_size, sha256=hash_file(root / name))
+        for name in names
+    }
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write bundle.json, after checking that what is written can be read back the same."""
+    text = manifest.to_json()
+    if parse_manifest(text) != manifest:
+        raise BundleError(f"{MANIFEST}: does not survive a round trip through JSON")
+    (root / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise BundleError(
+            f"{path.parent}: holds no {MANIFEST}: give a folder that `edgediff export` wrote"
+        ) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise BundleError(f"{path}: cannot be read ({e}): copy or export the bundle again") from e
+
+
+def _check_references(manifest: Manifest) -> None:
+    """Every file that is named must be listed, and every listed name must stay in the folder."""
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not name:
+            raise BundleError(
+                f"{MANIFEST}: files: {name!r} leaves the bundle: only paths inside it are allowed"
+            )
+    named = {f"graphs.{k}": (g.file, *g.data) for k, g in manifest.graphs.items()}
+    named |= {f"tokenizers.{k}": (t.file,) for k, t in manifest.tokenizers.items()}
+    named["fixtures"] = (manifest.fixtures,) if manifest.fixtures is not None else ()
+    for where, files in named.items():
+        for name in files:
+            if name not in manifest.files:
+                raise BundleError(f"{MANIFEST}: {where}: {name!r} is not listed under files")
+    for stage in STAGES:
+        if stage not in manifest.graphs:
+            raise BundleError(f"{MANIFEST}: graphs: {stage} is missing")
+    for key in manifest.tokenizers:
+        if key not in manifest.graphs:
+            raise BundleError(f"{MANIFEST}: tokenizers: {key!r} has no graph of that name")
+    if "text_encoder" not in manifest.tokenizers:
+        raise BundleError(f"{MANIFEST}: tokenizers: text_encoder is missing")
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
+    """Name -> (type, required) of a dataclass's fields."""
+    hints = typing.get_type_hints(cls)
+    missing = dataclasses.MISSING
+    return {
+        f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(cls)
+    }
+
+
+def _parse(kind: Any, raw: object, where: str) -> Any:
+    """Turn parsed JSON into `kind`: a dataclass, tuple[T, ...], dict[str, T], union or scalar."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(typing.cast(type, kind), raw, where)
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is dict and isinstance(raw, dict):
+        return {key: _parse(args[1], item, f"{where}.{key}") for key, item in raw.items()}
+    if origin is Literal and raw in args:
+        return raw
+    if origin in (types.UnionType, typing.Union):
+        for option in args:
+            if option is type(raw) or (option is float and type(raw) is int):
+                return _parse(option, raw, where)
+        return _parse(next(a for a in args if a is not type(None)), raw, where)
+    if kind is float and type(raw) in (int, float):
+        return float(typing.cast(float, raw))
+    if kind in (int, str, bool) and type(raw) is kind:
+        return raw
+    expected = "one of " + ", ".join(map(str, args)) if origin is Literal else _type_name(kind)
+    raise BundleError(f"{where}: expected {expected}, found {_describe(raw)}")
+
+
+def _parse_dataclass(cls: type, raw: object, where: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise BundleError(f"{where}: expected an object, found {_describe(raw)}")
+    fields = _fields(cls)
+    for key in raw:
+        if key not in fields:
+            raise BundleError(
+                f"{where}: unknown key {key!r}: expected one of {', '.join(fields)}"
+            )
+    for name, (_, required) in fields.items():
+        if required and name not in raw:
+            raise BundleError(f"{where}: {name} is missing")
+    return cls(**{key: _parse(fields[key][0], item, f"{where}: {key}") for key, item in raw.items()})
+
+
+def _type_name(kind: Any) -> str:
+    names = {tuple: "a list", dict: "an object", float: "a number", int: "a whole number"}
+    names |= {str: "text", bool: "true or false"}
+    return names.get(typing.get_origin(kind) or kind, str(kind))
+
+
+def _describe(raw: object) -> str:
+    text = json.dumps(raw, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
