@@ -1,0 +1,209 @@
+"""From the network's prediction to x0: prediction type, guidance, and one image at a time."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgediff.errors import InputError
+from edgediff.samplers import Latents
+from edgediff.schedule import Plan, PredictionType, alpha_sigma
+
+_Inputs = dict[str, npt.NDArray[np.float32]]
+
+
+class UNet(Protocol):
+    """The network, behind whatever runs it.
+
+    sample (m, c, h, w) float32, timestep, encoder_hidden_states (m, t, d) float32, and any further
+    inputs by name, each (m, …) float32 → prediction (m, c, h, w) float32. m is 1 or 2. The timestep
+    is a Python float (euler's may be fractional); the callee casts it to the graph's dtype."""
+
+    def __call__(
+        self,
+        sample: Latents,
+        timestep: float,
+        encoder_hidden_states: npt.NDArray[np.float32],
+        extra: Mapping[str, npt.NDArray[np.float32]],
+        /,
+    ) -> Latents: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What the images should show (or should not), as the text encoder put it.
+
+    encoder_hidden_states: (n, t, d) float32, one for each image, or (1, t, d) for all.
+    extra: further inputs of the network by name, each (n, …) or (1, …) float32.
+    """
+
+    encoder_hidden_states: npt.NDArray[np.float32]
+    extra: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+
+class Denoiser:
+    """`denoise(x, sigma) -> x0` for one network, one plan and one set of prompts.
+
+    unet: see `UNet`.
+    plan: the noise levels that will be asked for, and the timestep of each.
+    prediction_type: what the network predicts; see NoiseSchedule.
+    prompt, negative: one Conditioning each; `negative` may be None where it is not needed.
+    guidance_scale: 1 or below runs the prompt alone; above, Ho and Salimans 2022
+        (arXiv:2207.12598), eq. 6, in the form uncond + guidance_scale·(cond - uncond), evaluated
+        as one batch of two.
+    guidance_embedding_dim: the size of the network's input `timestep_cond` where it has one, which
+        takes the guidance scale as an embedding instead: the prompt alone runs, at any scale.
+
+    Images run one by one, so each is bit for bit what it would be alone.
+
+    Raises InputError for a guidance scale that is not finite or lacks its negative prompt, and for
+    inputs that do not go together.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        *,
+        plan: Plan,
+        prediction_type: PredictionType,
+        prompt: Conditioning,
+        negative: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+        guidance_embedding_dim: int | None = None,
+    ) -> None:
+        self._unet = unet
+        self._timesteps = plan.timesteps
+        self._prediction_type = prediction_type
+        self._guidance_scale = float(guidance_scale)
+        self._guided = needs_negative(guidance_scale, guidance_embedding_dim)
+        self._images = len(prompt.encoder_hidden_states)
+        rows = [_row(prompt, k) for k in range(_check_rows(prompt, "prompt"))]
+        if self._guided:
+            if negative is None:
+                raise InputError(
+                    f"guidance_scale is {guidance_scale} but there is no negative prompt:"
+                    " encode one (it may be empty), or set guidance_scale to 1"
+                )
+            count = _check_rows(negative, "negative prompt")
+            if count not in (1, len(rows)) and len(rows) != 1:
+                raise InputError(
+                    f"{count} negative prompts for {len(rows)} prompts: give one, or one for each"
+                )
+            against = [_row(negative, k) for k in range(count)]
+            pairs = max(count, len(rows))
+            rows = [_stack(against[k % count], rows[k % len(rows)]) for k in range(pairs)]
+        if guidance_embedding_dim is not None:
+            embedding = guidance_embedding(guidance_scale, guidance_embedding_dim)
+            rows = [(states, {**extra, "timestep_cond": embedding}) for states, extra in rows]
+        self._rows = rows
+
+    def __call__(self, x: Latents, sigma: float) -> Latents:
+        """Latents x (n, c, h, w) float32 at noise level sigma → x0 (n, c, h, w) float32.
+
+        x is in variance-preserving form: alpha·x0 + sigma_t·eps, see `edgediff.samplers`.
+        Raises InputError for a sigma outside the plan and for another number of images."""
+        timestep = self._timesteps.get(sigma)
+        if timestep is None:
+            raise InputError(f"sigma is {sigma}: not a noise level of the plan given")
+        if len(self._rows) not in (1, len(x)):
+            raise InputError(
+                f"{len(x)} latents for {len(self._rows)} prompts: give one prompt, or one for each"
+            )
+        x0 = np.empty_like(x)
+        for k in range(len(x)):
+            states, extra = self._rows[k % len(self._rows)]
+            x0[k] = self._x0(
+                x[k : k + 1], sigma, self._predict(x[k : k + 1], timestep, states, extra)
+            )
+        return x0
+
+    def _predict(
+        self, x: Latents, timestep: float, states: npt.NDArray[np.float32], extra: _Inputs
+    ) -> Latents:
+        sample = np.concatenate((x, x)) if self._guided else x
+        out = self._unet(sample, timestep, states, extra)
+        if out.shape != sample.shape:
+            raise InputError(
+                f"the network turned latents {sample.shape} into {out.shape}: it must predict one"
+                " value for each; models that also predict a variance are not supported"
+            )
+        if not self._guided:
+            return out
+        uncond, cond = out[:1], out[1:]
+        guided = cond - uncond
+        guided *= self._guidance_scale
+        guided += uncond
+        return guided
+
+    def _x0(self, x: Latents, sigma: float, out: Latents) -> Latents:
+        """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
+        alpha, sigma_t = alpha_sigma(sigma)
+        if self._prediction_type == "sample":
+            return out
+        if self._prediction_type == "v_prediction":
+            x0 = x * alpha
+            x0 -= out * sigma_t
+            return x0
+        x0 = x - out * sigma_t
+        x0 /= alpha
+        return x0
+
+
+def needs_negative(guidance_scale: float, guidance_embedding_dim: int | None = None) -> bool:
+    """Whether a Denoiser of this guidance evaluates the negative prompt as well.
+
+    Raises InputError where guidance_scale is not a finite number."""
+    if not math.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale is {guidance_scale}: give a finite number")
+    return guidance_scale > 1.0 and guidance_embedding_dim is None
+
+
+def guidance_embedding(guidance_scale: float, dim: int) -> npt.NDArray[np.float32]:
+    """Guidance scale → its embedding (1, dim) float32, for a network's input `timestep_cond`.
+
+    Luo et al. 2023 (arXiv:2310.04378), section 4.2: sines, then cosines, of w = guidance_scale - 1
+    over dim / 2 frequencies; an odd dim ends in 0. Raises InputError for a dim below 4."""
+    half = dim // 2
+    if half < 2:
+        raise InputError(f"guidance embedding of size {dim}: it must be 4 or more")
+    # The phase reaches thousands, where float32 rounding shows: round where training did.
+    w = np.float32(guidance_scale - 1.0) * np.float32(1000.0)
+    rate = np.float32(-math.log(10000.0)) / np.float32(half - 1)
+    frequency = np.exp((np.arange(half, dtype=np.float32) * rate).astype(np.float64))
+    phase = w * frequency.astype(np.float32)
+    out = np.zeros((1, dim), np.float32)
+    out[0, :half] = np.sin(phase)
+    out[0, half : 2 * half] = np.cos(phase)
+    return out
+
+
+def _check_rows(conditioning: Conditioning, name: str) -> int:
+    """The number of images that a Conditioning is for. Raises InputError where its parts differ."""
+    count = len(conditioning.encoder_hidden_states)
+    for key, value in conditioning.extra.items():
+        if len(value) not in (1, count):
+            raise InputError(f"{name}: {key} has {len(value)} rows, the text embedding {count}")
+    if count == 0:
+        raise InputError(f"{name}: the text embedding has no rows: give at least one")
+    return count
+
+
+def _row(conditioning: Conditioning, k: int) -> tuple[npt.NDArray[np.float32], _Inputs]:
+    extra = {name: value[k % len(value)][None] for name, value in conditioning.extra.items()}
+    return conditioning.encoder_hidden_states[k : k + 1], extra
+
+
+def _stack(
+    uncond: tuple[npt.NDArray[np.float32], _Inputs], cond: tuple[npt.NDArray[np.float32], _Inputs]
+) -> tuple[npt.NDArray[np.float32], _Inputs]:
+    """Two rows of inputs → one batch of two. Raises InputError where they do not match."""
+    if uncond[0].shape != cond[0].shape or uncond[1].keys() != cond[1].keys():
+        raise InputError(
+            f"negative prompt is {uncond[0].shape} with {sorted(uncond[1])}, prompt is"
+            f" {cond[0].shape} with {sorted(cond[1])}: encode both the same way"
+        )
+    extra = {name: np.concatenate((uncond[1][name], cond[1][name])) for name in cond[1]}
+    return np.concatenate((uncond[0], cond[0])), extra
