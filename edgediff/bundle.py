@@ -65,12 +65,14 @@ class GraphSpec:
 class LatentSpec:
     """The latent space: pixels = decode(latents / scaling_factor + shift_factor).
 
-    A picture of (h, w) pixels has latents (channels, h / downscale, w / downscale)."""
+    A picture of (h, w) pixels has latents (channels, h / downscale, w / downscale), both sides
+    multiples of `multiple`."""
 
     channels: int
     downscale: int
     scaling_factor: float
     shift_factor: float = 0.0
+    multiple: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,7 @@ class Bundle:
         Contents are not read: `check_hashes` does that. Raises BundleError."""
         root = Path(path)
         if not root.exists():
-            raise BundleError(f"{root}: no such bundle: give the folder that `edgediff export` wrote")
+            raise BundleError(f"{root}: no such bundle: give a folder that `edgediff export` wrote")
         if not root.is_dir():
             raise BundleError(f"{root}: is a file: give the bundle's folder, not a file in it")
         text = _read_manifest(root / MANIFEST)
@@ -205,10 +207,12 @@ class Bundle:
         return bundle
 
     def path(self, name: str) -> Path:
-        """Where the file `name` of bundle.json lies; a BundleError if that is outside the bundle."""
+        """Where the file `name` of bundle.json lies; BundleError if outside the bundle."""
         path = self.root / name
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(f"{name}: links to a place outside the bundle {self.root}: copy it in")
+            raise BundleError(
+                f"{name}: links to a place outside the bundle {self.root}: copy it in"
+            )
         return path
 
     def check_size(self, name: str) -> None:
@@ -361,13 +365,13 @@ def _parse_dataclass(cls: type, raw: object, where: str) -> Any:
     fields = _fields(cls)
     for key in raw:
         if key not in fields:
-            raise BundleError(
-                f"{where}: unknown key {key!r}: expected one of {', '.join(fields)}"
-            )
+            raise BundleError(f"{where}: unknown key {key!r}: expected one of {', '.join(fields)}")
     for name, (_, required) in fields.items():
         if required and name not in raw:
             raise BundleError(f"{where}: {name} is missing")
-    return cls(**{key: _parse(fields[key][0], item, f"{where}: {key}") for key, item in raw.items()})
+    return cls(
+        **{key: _parse(fields[key][0], item, f"{where}: {key}") for key, item in raw.items()}
+    )
 
 
 def _type_name(kind: Any) -> str:

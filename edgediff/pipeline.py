@@ -1,0 +1,473 @@
+"""Load a bundle and make pictures: the only place that knows the order of the stages."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgediff import __version__, image
+from edgediff.bundle import Bundle, Defaults, GraphSpec
+from edgediff.denoiser import Conditioning, Denoiser, needs_negative
+from edgediff.errors import BundleError, InputError, ProviderError
+from edgediff.noise import TorchGenerator
+from edgediff.prompt import EncodedPrompt, Tokenizer
+from edgediff.samplers import Step, initial_latents, sample
+from edgediff.schedule import make_plan
+from edgediff.session import (
+    PROVIDERS,
+    Session,
+    SessionOptions,
+    check_provider_name,
+    free_dimensions,
+    why_missing,
+)
+
+BUILT_IN = "emoji"
+MAX_SIDE = 4096
+"""Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReport:
+    """What became of a prompt. `truncated` and `negative_truncated` are the ends that were cut."""
+
+    text: str
+    tokens: int
+    limit: int
+    truncated: str
+    negative_text: str | None = None
+    negative_truncated: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Wall-clock seconds: text encoding, each denoising step, decoding, and all of it."""
+
+    text_encoder: float
+    steps: tuple[float, ...]
+    vae_decoder: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a picture but its seed; each default has been filled in."""
+
+    prompt: str
+    negative_prompt: str | None
+    steps: int
+    guidance_scale: float
+    sampler: str
+    width: int
+    height: int
+    model: str
+    bundle: str
+    provider: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The pictures of one call, one for each seed, and how they came about."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+    timings: Timings
+    prompt: PromptReport
+    settings: Settings
+
+    def save(self, path: str | PathLike[str]) -> list[Path]:
+        """Write PNGs that carry their settings. Several go to NAME-SEED.png. Returns the paths.
+
+        Raises InputError where a path cannot be written."""
+        target = Path(path)
+        paths = output_paths(target, self.seeds)
+        for picture, seed, p in zip(self.images, self.seeds, paths, strict=True):
+            record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
+            image.save_png(picture, p, parameters=image.parameters(record), record=record)
+        return paths
+
+
+def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:
+    """Where the pictures of `seeds` go: `path`, or NAME-SEED.png each where there are several."""
+    if len(seeds) == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{seed}{path.suffix}") for seed in seeds]
+
+
+def load(
+    path_or_name: str | PathLike[str] = BUILT_IN,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    provider_options: dict[str, str] | None = None,
+    check_hashes: bool = True,
+) -> "Pipeline":
+    """Load a bundle's folder, or the built-in model by its name.
+
+    provider: auto (the first one installed of those that the bundle was made for), cpu, cuda,
+        tensorrt, coreml or openvino.
+    threads: CPU threads within an operator, None = one per core.
+    cache_dir: where a provider that compiles keeps its result between runs.
+    provider_options: handed to the provider as they are.
+    check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
+
+    Raises BundleError, ProviderError, InputError."""
+    bundle = Bundle.open(find_bundle(path_or_name))
+    names = _candidates(bundle, provider)
+    refusals: list[str] = []
+    for name in names:
+        options = SessionOptions(
+            provider=name,
+            threads=threads,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            provider_options=provider_options or {},
+        )
+        try:
+            return Pipeline(bundle, options, check_hashes=check_hashes)
+        except ProviderError as e:
+            refusals.append(str(e))
+    raise ProviderError("; ".join(refusals))
+
+
+def find_bundle(path_or_name: str | PathLike[str]) -> Path:
+    """The folder that a path or the built-in model's name stands for; a path wins."""
+    path = Path(path_or_name)
+    built_in = Path(__file__).parent / "models" / BUILT_IN
+    return built_in if str(path_or_name) == BUILT_IN and not path.exists() else path
+
+
+def _candidates(bundle: Bundle, provider: str) -> list[str]:
+    """The providers to try, in order: the one asked for, or for `auto` those that are installed."""
+    if provider != "auto":
+        check_provider_name(provider)
+        return [provider]
+    made_for = [p for p in bundle.manifest.providers if p in PROVIDERS]
+    installed = [p for p in made_for if why_missing(p) is None]
+    if not installed:
+        reasons = "; ".join(f"{p}: {why_missing(p)}" for p in made_for)
+        raise ProviderError(f"no provider that {bundle.manifest.name} was made for: {reasons}")
+    return installed
+
+
+class Pipeline:
+    """A loaded bundle. `generate` and `stream` keep no state between calls and may be called from
+    several threads. A context manager; `close` frees the sessions."""
+
+    def __init__(self, bundle: Bundle, options: SessionOptions, *, check_hashes: bool) -> None:
+        self.bundle = bundle
+        self.provider = options.provider
+        self._options = options
+        self._sessions: dict[tuple[object, ...], Session] = {}
+        manifest = bundle.manifest
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            hashes = pool.submit(_check_hashes, bundle) if check_hashes else None
+            try:
+                spec = manifest.tokenizers["text_encoder"]
+                self._tokenizer = Tokenizer(bundle.path(spec.file), spec)
+                if not PROVIDERS[options.provider].static_shapes:
+                    for stage in manifest.graphs:
+                        self._session(stage, {})
+            except (BundleError, ProviderError):
+                _raise_first(hashes)  # a damaged file explains whatever followed from it
+                raise
+            _raise_first(hashes)
+
+    @property
+    def name(self) -> str:
+        """The model's name, as bundle.json has it."""
+        return self.bundle.manifest.name
+
+    @property
+    def defaults(self) -> Defaults:
+        """What `generate` uses for arguments that are left unset."""
+        return self.bundle.manifest.defaults
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the sessions; the next call loads them again."""
+        self._sessions.clear()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        size: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Result:
+        """Make one picture for each seed.
+
+        negative_prompt: what to steer away from; has an effect where guidance_scale > 1.
+        steps: denoising steps. guidance_scale: classifier-free guidance; up to 1 there is none.
+        seed: torch's; one, or one for each picture. None draws one, which the result tells.
+        size: (width, height) in pixels, or one side of a square. sampler: a name in SAMPLERS.
+        on_step: called after each step; what it raises ends the run and reaches the caller.
+
+        Arguments left None take the bundle's defaults. Raises InputError, ProviderError."""
+        started = time.perf_counter()
+        settings, seeds = self._settings(
+            prompt, negative_prompt, steps, guidance_scale, seed, size, sampler
+        )
+        report, trajectory = self._start(settings, seeds)
+        before = encoded = time.perf_counter()
+        step_times: list[float] = []
+        for step in trajectory:
+            step_times.append(time.perf_counter() - before)
+            if on_step is not None:
+                on_step(step)
+            before = time.perf_counter()
+        denoised = time.perf_counter()
+        pictures = self.decode(step.latents)
+        ended = time.perf_counter()
+        return Result(
+            images=pictures,
+            seeds=seeds,
+            timings=Timings(
+                text_encoder=encoded - started,
+                steps=tuple(step_times),
+                vae_decoder=ended - denoised,
+                total=ended - started,
+            ),
+            prompt=report,
+            settings=settings,
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        size: int | tuple[int, int] | None = None,
+        sampler: str | None = None,
+    ) -> Iterator[Step]:
+        """Yield each denoising step; may be abandoned at any of them. Arguments as in `generate`.
+
+        The last step's latents are the result, and `decode` turns any step's latents or x0 into
+        pictures. Arguments are checked at the call, before the first step is asked for."""
+        settings, seeds = self._settings(
+            prompt, negative_prompt, steps, guidance_scale, seed, size, sampler
+        )
+        return self._start(settings, seeds)[1]
+
+    def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
+        """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where the
+        provider gives values that are not finite."""
+        space = self.bundle.manifest.latent
+        graph = self.bundle.manifest.graphs["vae_decoder"]
+        scaled = (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
+        pictures: list[Image.Image] = []
+        for one in scaled[:, None]:
+            outputs = self.run_stage("vae_decoder", {graph.inputs[0].name: one})
+            decoded = outputs[graph.outputs[0].name]
+            if not np.isfinite(decoded).all():
+                raise ProviderError(
+                    f"{graph.file}: gave values that are not finite on {self.provider}:"
+                    " run `edgediff verify` to see which stage is at fault"
+                )
+            pictures += image.to_pictures(decoded)
+        return pictures
+
+    def encode_prompt(self, prompt: str) -> tuple[EncodedPrompt, NDArray[np.float32]]:
+        """A prompt → its tokens and encoder_hidden_states (1, tokens, width) float32."""
+        graph = self.bundle.manifest.graphs["text_encoder"]
+        encoded = self._tokenizer.encode(prompt)
+        ids = encoded.ids.astype(graph.inputs[0].dtype)
+        outputs = self.run_stage("text_encoder", {graph.inputs[0].name: ids})
+        return encoded, outputs["last_hidden_state"]
+
+    def run_stage(self, stage: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        dimensions: dict[str, int] = {}
+        if PROVIDERS[self.provider].static_shapes:
+            specs = {i.name: i for i in self.bundle.manifest.graphs[stage].inputs}
+            for name, array in inputs.items():
+                dimensions |= free_dimensions(specs[name], array.shape)
+        return self._session(stage, dimensions).run(**inputs)
+
+    def _session(self, stage: str, dimensions: dict[str, int]) -> Session:
+        """The stage's session; a provider that compiles gets one for each set of shapes."""
+        key = (stage, *sorted(dimensions.items()))
+        if key not in self._sessions:
+            graph = self.bundle.manifest.graphs[stage]
+            self._sessions[key] = Session(
+                self.bundle.path(graph.file), graph, self._options, dimensions
+            )
+        return self._sessions[key]
+
+    def _settings(
+        self,
+        prompt: str,
+        negative_prompt: str | None,
+        steps: int | None,
+        guidance_scale: float | None,
+        seed: int | Sequence[int] | None,
+        size: int | tuple[int, int] | None,
+        sampler: str | None,
+    ) -> tuple[Settings, list[int]]:
+        """Fill in the defaults and check what can be checked without running anything."""
+        manifest = self.bundle.manifest
+        defaults = manifest.defaults
+        if size is None:
+            size = (defaults.width, defaults.height)
+        width, height = _check_size(size, manifest.latent.downscale * manifest.latent.multiple)
+        guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float):
+            raise InputError(f"guidance_scale is {guidance!r}: expected a number")
+        settings = Settings(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            steps=defaults.steps if steps is None else steps,
+            guidance_scale=float(guidance),
+            sampler=defaults.sampler if sampler is None else sampler,
+            width=width,
+            height=height,
+            model=manifest.name,
+            bundle=self.bundle.id,
+            provider=self.provider,
+        )
+        return settings, _check_seeds(seed)
+
+    def _start(self, settings: Settings, seeds: list[int]) -> tuple[PromptReport, Iterator[Step]]:
+        """Encode the prompts and hand back the trajectory, its first step not yet taken."""
+        manifest = self.bundle.manifest
+        plan = make_plan(manifest.schedule, settings.sampler, settings.steps)
+        space = manifest.latent
+        shape = (
+            1,
+            space.channels,
+            settings.height // space.downscale,
+            settings.width // space.downscale,
+        )
+        sources = [TorchGenerator(seed) for seed in seeds]
+
+        def noise(_: int = 0) -> NDArray[np.float32]:
+            return np.concatenate([source.randn(shape) for source in sources])
+
+        encoded, states = self.encode_prompt(settings.prompt)
+        guidance_dim = self._guidance_embedding_dim()
+        negative, negative_states = None, None
+        if needs_negative(settings.guidance_scale, guidance_dim):
+            negative, negative_states = self.encode_prompt(settings.negative_prompt or "")
+        denoise = Denoiser(
+            self._unet,
+            plan=plan,
+            prediction_type=manifest.schedule.prediction_type,
+            prompt=Conditioning(encoder_hidden_states=states),
+            negative=negative_states
+            if negative_states is None
+            else Conditioning(encoder_hidden_states=negative_states),
+            guidance_scale=settings.guidance_scale,
+            guidance_embedding_dim=guidance_dim,
+        )
+        report = PromptReport(
+            text=settings.prompt,
+            tokens=encoded.tokens,
+            limit=encoded.limit,
+            truncated=encoded.truncated,
+            negative_text=settings.negative_prompt,
+            negative_truncated=negative.truncated if negative else "",
+        )
+        return report, sample(denoise, initial_latents(noise(), plan), plan, noise)
+
+    def _guidance_embedding_dim(self) -> int | None:
+        """The width of the UNet's `timestep_cond`, None where it has no such input."""
+        spec = self.bundle.manifest.graphs["unet"].input("timestep_cond")
+        if spec is None:
+            return None
+        width = spec.shape[-1]
+        if not isinstance(width, int):
+            raise BundleError("unet: timestep_cond has no fixed width: export the bundle again")
+        return width
+
+    def _unet(
+        self,
+        latents: NDArray[np.float32],
+        timestep: float,
+        encoder_hidden_states: NDArray[np.float32],
+        extra: Mapping[str, NDArray[np.float32]],
+        /,
+    ) -> NDArray[np.float32]:
+        """One evaluation, as `denoiser.UNet` describes it."""
+        graph = self.bundle.manifest.graphs["unet"]
+        outputs = self.run_stage(
+            "unet",
+            {
+                "sample": latents,
+                "timestep": _timestep(graph, timestep),
+                "encoder_hidden_states": encoder_hidden_states,
+                **{k: np.repeat(v, len(latents) // len(v), axis=0) for k, v in extra.items()},
+            },
+        )
+        return outputs[graph.outputs[0].name]
+
+
+def _timestep(graph: GraphSpec, timestep: float) -> NDArray[Any]:
+    """The timestep as the graph takes it: its dtype, and a scalar or a vector of one."""
+    spec = graph.input("timestep")
+    if spec is None:
+        raise BundleError(f"{graph.file}: has no input `timestep`: export the bundle again")
+    value = np.asarray(timestep, dtype=spec.dtype)
+    return value.reshape((1,) * len(spec.shape))
+
+
+def _check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
+    width, height = (size, size) if isinstance(size, int) else size
+    for side in (width, height):
+        if type(side) is not int or side < 1 or side % multiple:
+            raise InputError(
+                f"size {width}x{height}: both sides must be multiples of {multiple} from"
+                f" {multiple} up; {_nearest(width, multiple)}x{_nearest(height, multiple)} is near"
+            )
+        if side > MAX_SIDE:
+            raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
+    return width, height
+
+
+def _nearest(side: int, multiple: int) -> int:
+    return max(multiple, min(MAX_SIDE, round(side / multiple) * multiple))
+
+
+def _check_seeds(seed: int | Sequence[int] | None) -> list[int]:
+    if seed is None:
+        return [secrets.randbelow(2**32)]
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    if not seeds:
+        raise InputError("seed is an empty list: give one seed for each picture")
+    return seeds
+
+
+def _check_hashes(bundle: Bundle) -> None:
+    for name in bundle.manifest.files:
+        bundle.check_hash(name)
+
+
+def _raise_first(check: Future[None] | None) -> None:
+    """Wait for a check that runs beside the loading, and raise what it found."""
+    if check is not None:
+        check.result()

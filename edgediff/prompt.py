@@ -1,0 +1,61 @@
+"""Prompts to token ids, with `tokenizers` alone; what does not fit is reported, never silent."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+
+from edgediff.bundle import TokenizerSpec
+from edgediff.errors import BundleError, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as a text encoder takes it.
+
+    `ids`: (1, max_length) int64. `tokens`: how many the text has, without begin and end of text;
+    `limit`: how many fit. `truncated`: the end of the text that did not fit, "" where all did."""
+
+    text: str
+    ids: NDArray[np.int64]
+    tokens: int
+    limit: int
+    truncated: str
+
+
+class Tokenizer:
+    """A text encoder's tokenizer: `tokenizer.json` and the framing that bundle.json gives."""
+
+    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+        self._spec = spec
+        try:
+            self._tokenizer = RustTokenizer.from_file(str(path))
+        except Exception as e:  # tokenizers raises bare Exception
+            raise BundleError(f"{path.name}: cannot be read ({e}): export the bundle again") from e
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> EncodedPrompt:
+        """Ids of begin of text, as much of `text` as fits, end of text, padding."""
+        if not isinstance(text, str):
+            raise InputError(f"the prompt is {type(text).__name__}, expected text (str)")
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8
+            raise InputError(f"the prompt is not valid text ({e.reason}): pass it as UTF-8") from e
+        spec = self._spec
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        limit = spec.max_length - 2
+        kept = encoding.ids[:limit]
+        framed = [spec.bos_token_id, *kept, spec.eos_token_id]
+        framed += [spec.pad_token_id] * (spec.max_length - len(framed))
+        cut = len(encoding.ids) > limit
+        return EncodedPrompt(
+            text=text,
+            ids=np.array([framed], dtype=np.int64),
+            tokens=len(encoding.ids),
+            limit=limit,
+            truncated=text[encoding.offsets[limit][0] :] if cut else "",
+        )

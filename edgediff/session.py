@@ -1,0 +1,237 @@
+"""ONNX Runtime sessions with the guarantees that ONNX Runtime leaves to its caller.
+
+The only importer of onnxruntime. A provider that was asked for runs, or creating the session
+raises; inputs are checked by name, dtype and shape before every run.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgediff.bundle import GraphSpec, TensorSpec
+from edgediff.errors import InputError, ProviderError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """An execution provider: ONNX Runtime's name for it and how a user gets it.
+
+    `plugin` is the package of a provider that installs beside the stock onnxruntime;
+    `static_shapes` says that it compiles the graph and needs every dimension fixed for that."""
+
+    onnxruntime_name: str
+    install: str
+    plugin: str | None = None
+    static_shapes: bool = False
+
+
+PROVIDERS = {
+    "cpu": Provider(
+        onnxruntime_name="CPUExecutionProvider",
+        install="pip install onnxruntime",
+    ),
+    "cuda": Provider(
+        onnxruntime_name="CUDAExecutionProvider",
+        install="pip uninstall onnxruntime && pip install onnxruntime-gpu",
+    ),
+    "tensorrt": Provider(
+        onnxruntime_name="TensorrtExecutionProvider",
+        install="pip uninstall onnxruntime && pip install onnxruntime-gpu tensorrt",
+        static_shapes=True,
+    ),
+    "coreml": Provider(
+        onnxruntime_name="CoreMLExecutionProvider",
+        install="pip install onnxruntime, on a Mac: its wheel for macOS includes CoreML",
+        static_shapes=True,
+    ),
+    "openvino": Provider(
+        onnxruntime_name="OpenVINOExecutionProvider",
+        install="pip install onnxruntime-ep-openvino",
+        plugin="onnxruntime_ep_openvino",
+        static_shapes=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How sessions run. `threads`: intra-op CPU threads, None = one per core.
+
+    `cache_dir`: where a provider that compiles keeps its result. `provider_options` are handed to
+    the provider as they are, and override what edgediff would set."""
+
+    provider: str = "cpu"
+    threads: int | None = None
+    cache_dir: Path | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_provider_name(self.provider)
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise InputError(f"threads is {self.threads!r}: expected a whole number from 1 up")
+
+
+def check_provider_name(name: str) -> None:
+    """Raise InputError, with the valid names, unless `name` is a provider's."""
+    if name not in PROVIDERS:
+        raise InputError(
+            f"unknown provider {name!r}: expected auto or one of {', '.join(PROVIDERS)}"
+        )
+
+
+def why_missing(name: str) -> str | None:
+    """Why the provider `name` cannot be used here and what to install; None where it can."""
+    provider = PROVIDERS[name]
+    if provider.onnxruntime_name in ort.get_available_providers():
+        return None
+    if provider.plugin is None:
+        return f"this onnxruntime ({ort.__version__}) was built without it: {provider.install}"
+    if importlib.util.find_spec(provider.plugin) is None:
+        return f"not installed: {provider.install}"
+    try:
+        _plugin_devices(provider)
+    except Exception as e:  # the plug-in's own loader may raise anything
+        return f"its plug-in does not load ({e}): {provider.install} --upgrade"
+    return None
+
+
+class Session:
+    """One graph, loaded on one provider.
+
+    Raises ProviderError where the provider is absent, refuses the graph, or would leave all of it
+    to the CPU."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: GraphSpec,
+        options: SessionOptions,
+        dimensions: Mapping[str, int] | None = None,
+    ) -> None:
+        """`dimensions` fixes free dimensions of the graph by name."""
+        missing = why_missing(options.provider)
+        if missing is not None:
+            raise ProviderError(f"provider {options.provider!r}: {missing}")
+        self.spec = spec
+        self._inputs = {i.name: i for i in spec.inputs}
+        self._output_names = [o.name for o in spec.outputs]
+        self._session = _create(path, spec, options, dimensions or {})
+        found = {i.name for i in self._session.get_inputs()}
+        if found != set(self._inputs):
+            raise ProviderError(
+                f"{spec.file}: takes {sorted(found)}, but bundle.json says {sorted(self._inputs)}:"
+                " the files of two bundles were mixed: copy or export the bundle again"
+            )
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec.
+
+        Raises InputError for a wrong name, dtype or shape, ProviderError where the run fails."""
+        self._check(inputs)
+        try:
+            outputs = self._session.run(self._output_names, inputs)
+        except Exception as e:  # onnxruntime raises a dozen unrelated classes
+            raise ProviderError(f"{self.spec.file}: the run failed: {_first_line(e)}") from e
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        if inputs.keys() != self._inputs.keys():
+            raise InputError(
+                f"{self.spec.file}: given {sorted(inputs)}, expected {sorted(self._inputs)}"
+            )
+        for name, array in inputs.items():
+            expected = self._inputs[name]
+            if array.dtype != expected.dtype or not _fits(array.shape, expected.shape):
+                raise InputError(
+                    f"{self.spec.file}: {name} is {array.dtype} {array.shape},"
+                    f" expected {expected.dtype} {expected.shape}"
+                )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        isinstance(e, str) or s == e for s, e in zip(shape, expected, strict=True)
+    )
+
+
+def free_dimensions(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
+    """Name -> value of the free dimensions of an input that will get `shape`."""
+    return {e: s for e, s in zip(spec.shape, shape, strict=True) if isinstance(e, str)}
+
+
+def _create(
+    path: Path, spec: GraphSpec, options: SessionOptions, dimensions: Mapping[str, int]
+) -> ort.InferenceSession:
+    provider = PROVIDERS[options.provider]
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 3  # errors; they come back as exceptions too
+    session_options.intra_op_num_threads = options.threads or 0
+    for key, value in spec.session_config.items():
+        session_options.add_session_config_entry(key, value)
+    for name, size in dimensions.items():
+        session_options.add_free_dimension_override_by_name(name, size)
+    provider_options = _default_provider_options(options) | dict(options.provider_options)
+    try:
+        if provider.plugin is not None and not _built_in(provider):
+            session_options.add_provider_for_devices(_plugin_devices(provider), provider_options)
+            session = ort.InferenceSession(path, session_options)
+        else:
+            session = ort.InferenceSession(
+                path, session_options, providers=[(provider.onnxruntime_name, provider_options)]
+            )
+    except Exception as e:  # onnxruntime raises a dozen unrelated classes
+        raise ProviderError(
+            f"{spec.file}: provider {options.provider!r} refused it: {_first_line(e)}"
+        ) from e
+    # ONNX Runtime falls back to the CPU without a word.
+    if provider.onnxruntime_name not in session.get_providers():
+        raise ProviderError(
+            f"{spec.file}: provider {options.provider!r} did not start (onnxruntime fell back to"
+            f" {', '.join(session.get_providers())}): check its driver, or {provider.install}"
+        )
+    return session
+
+
+def _default_provider_options(options: SessionOptions) -> dict[str, str]:
+    """What a provider needs to keep its compiled graphs between runs."""
+    if options.cache_dir is None:
+        return {}
+    cache = os.fspath(options.cache_dir)
+    return {
+        "tensorrt": {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": cache,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": cache,
+        },
+        "coreml": {"ModelFormat": "MLProgram", "ModelCacheDirectory": cache},
+        "openvino": {"cache_dir": cache},
+    }.get(options.provider, {})
+
+
+def _built_in(provider: Provider) -> bool:
+    return provider.onnxruntime_name in ort.get_available_providers()
+
+
+def _plugin_devices(provider: Provider) -> list[Any]:
+    """The plug-in's CPU device, or else its first; the library is registered once a process."""
+    name = provider.onnxruntime_name
+    if not any(d.ep_name == name for d in ort.get_ep_devices()):
+        plugin = importlib.import_module(provider.plugin or "")
+        ort.register_execution_provider_library(name, plugin.get_library_path())
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
+    cpus = [d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU]
+    return (cpus or devices)[:1]
+
+
+def _first_line(e: Exception) -> str:
+    lines = str(e).strip().splitlines()
+    return lines[0] if lines else type(e).__name__

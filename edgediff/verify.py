@@ -1,0 +1,158 @@
+"""Replay a bundle's fixtures on the device's own provider: is this still the float model?"""
+
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediff.bundle import Bundle
+from edgediff.errors import BundleError, EdgediffError
+from edgediff.image import psnr
+from edgediff.pipeline import Pipeline, find_bundle, load
+
+PICTURE_MARGIN_DB = 6.0
+"""How far below the PSNR of the export a device's picture may fall: rounding differs by provider,
+and 6 dB is twice the error."""
+PICTURE_FLOOR_DB = 40.0
+"""What a picture needs where the export's own was equal, or better than this plus the margin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was checked. `measured` and `limit` are in `unit`; for "error" smaller is
+    better (‖device − float‖ / ‖float‖), for "dB" larger is. `problem`: why not ok, or ""."""
+
+    name: str
+    ok: bool
+    measured: float | None = None
+    limit: float | None = None
+    unit: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The outcome of `verify`: on which provider, and every check in the order it was made."""
+
+    model: str
+    provider: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+
+def verify(
+    path_or_name: str | PathLike[str] = "emoji",
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    provider_options: dict[str, str] | None = None,
+) -> Verification:
+    """Check every file's hash, then replay the fixtures of each stage and whole pictures.
+
+    Raises BundleError where there is no bundle to check, ProviderError where the provider does
+    not start; what the bundle itself fails is in the result."""
+    bundle = Bundle.open(find_bundle(path_or_name))
+    checks = [_check_hash(bundle, name) for name in bundle.manifest.files]
+    if not all(check.ok for check in checks):
+        return Verification(model=bundle.manifest.name, provider=provider, checks=tuple(checks))
+    with load(
+        path_or_name,
+        provider=provider,
+        threads=threads,
+        provider_options=provider_options,
+        check_hashes=False,
+    ) as pipe:
+        fixtures = _read_fixtures(bundle)
+        for stage in bundle.manifest.fidelity.stages:
+            checks.append(_check_stage(pipe, stage, fixtures))
+        checks += _check_pictures(pipe, fixtures)
+        return Verification(model=pipe.name, provider=pipe.provider, checks=tuple(checks))
+
+
+def _check_hash(bundle: Bundle, name: str) -> Check:
+    try:
+        bundle.check_hash(name)
+    except BundleError as e:
+        return Check(name=name, ok=False, problem=str(e))
+    return Check(name=name, ok=True)
+
+
+def _read_fixtures(bundle: Bundle) -> dict[str, NDArray[np.generic]]:
+    """Every array of fixtures.npz: `<stage>/<case>/in|out/<tensor>` and `picture/<name>`."""
+    name = bundle.manifest.fixtures
+    if name is None:
+        raise BundleError(f"{bundle.root}: has no fixtures to verify against: export it again")
+    with np.load(bundle.path(name), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _check_stage(pipe: Pipeline, stage: str, fixtures: dict[str, NDArray[np.generic]]) -> Check:
+    """The worst relative error of a stage over its cases, against the float model's outputs."""
+    limit = pipe.bundle.manifest.fidelity.stages[stage].tolerance
+    cases = sorted({key.split("/")[1] for key in fixtures if key.startswith(f"{stage}/")})
+    if not cases:
+        return Check(name=stage, ok=False, problem="fixtures.npz holds no case of this stage")
+    worst = 0.0
+    for case in cases:
+        inputs = _named(fixtures, f"{stage}/{case}/in/")
+        try:
+            outputs = pipe.run_stage(stage, inputs)
+        except EdgediffError as e:
+            return Check(name=stage, ok=False, limit=limit, unit="error", problem=str(e))
+        for name, reference in _named(fixtures, f"{stage}/{case}/out/").items():
+            if not np.isfinite(outputs[name]).all():
+                return Check(
+                    name=stage, ok=False, limit=limit, unit="error", problem="values not finite"
+                )
+            worst = max(worst, relative_error(outputs[name], reference))
+    ok = worst <= limit
+    problem = "" if ok else "too far from the float model"
+    return Check(name=stage, ok=ok, measured=worst, limit=limit, unit="error", problem=problem)
+
+
+def _check_pictures(pipe: Pipeline, fixtures: dict[str, NDArray[np.generic]]) -> list[Check]:
+    checks = []
+    for made in pipe.bundle.manifest.fidelity.pictures:
+        name = f"picture {made.name}"
+        reference = fixtures.get(f"picture/{made.name}")
+        if reference is None:
+            checks.append(Check(name=name, ok=False, problem="not in fixtures.npz"))
+            continue
+        at_export = np.inf if made.psnr_db is None else made.psnr_db
+        limit = min(at_export - PICTURE_MARGIN_DB, PICTURE_FLOOR_DB)
+        try:
+            result = pipe.generate(
+                made.prompt,
+                seed=made.seed,
+                steps=made.steps,
+                guidance_scale=made.guidance_scale,
+                sampler=made.sampler,
+                size=(made.width, made.height),
+            )
+        except EdgediffError as e:
+            checks.append(Check(name=name, ok=False, limit=limit, unit="dB", problem=str(e)))
+            continue
+        measured = psnr(np.asarray(result.images[0]), reference.astype(np.uint8))
+        ok = measured is None or measured >= limit
+        problem = "" if ok else "too far from the float model's picture"
+        checks.append(
+            Check(name=name, ok=ok, measured=measured, limit=limit, unit="dB", problem=problem)
+        )
+    return checks
+
+
+def relative_error(actual: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+    """‖actual − reference‖ / ‖reference‖ in float64; 0 where both are zero."""
+    a, f = actual.astype(np.float64), reference.astype(np.float64)
+    norm = float(np.linalg.norm(f))
+    distance = float(np.linalg.norm(a - f))
+    return distance / norm if norm else distance
+
+
+def _named(fixtures: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+    return {k.removeprefix(prefix): v for k, v in fixtures.items() if k.startswith(prefix)}
