@@ -347,10 +347,11 @@ def _parse(kind: Any, raw: object, where: str) -> Any:
     if origin is Literal and raw in args:
         return raw
     if origin in (types.UnionType, typing.Union):
-        for option in args:
-            if option is type(raw) or (option is float and type(raw) is int):
-                return _parse(option, raw, where)
-        return _parse(next(a for a in args if a is not type(None)), raw, where)
+        if raw is None and type(None) in args:
+            return None
+        options = [option for option in args if option is not type(None)]
+        matching = [option for option in options if option is type(raw)]
+        return _parse((matching or options)[0], raw, where)
     if kind is float and type(raw) in (int, float):
         return float(typing.cast(float, raw))
     if kind in (int, str, bool) and type(raw) is kind:

@@ -148,10 +148,20 @@ def generate(
 
     What is left unset comes from the bundle: `edgediff info` shows its defaults.
     """
+    from edgediff.bundle import Bundle
     from edgediff.image import check_output
-    from edgediff.pipeline import load
+    from edgediff.pipeline import find_bundle, load, resolve
 
     check_output(output)
+    resolve(  # what is wrong with the request is said before the model loads
+        Bundle.open(find_bundle(model)),
+        prompt,
+        negative_prompt=negative,
+        steps=steps,
+        guidance_scale=guidance,
+        size=size,
+        sampler=sampler,
+    )
     started = time.perf_counter()
     pipe = load(
         model,
@@ -271,8 +281,7 @@ def _describe(opened: "Bundle") -> str:
         (
             "latents",
             f"{latent.channels} channels, 1/{latent.downscale} of the picture's size;"
-            f" {schedule.prediction_type}, {schedule.beta_schedule},"
-            f" {schedule.timestep_spacing} spacing",
+            f" predicts {schedule.prediction_type}",
         ),
     ]
     for name, graph in manifest.graphs.items():

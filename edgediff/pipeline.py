@@ -146,6 +146,48 @@ def find_bundle(path_or_name: str | PathLike[str]) -> Path:
     return built_in if str(path_or_name) == BUILT_IN and not path.exists() else path
 
 
+def resolve(
+    bundle: Bundle,
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    sampler: str | None = None,
+    provider: str = "auto",
+) -> Settings:
+    """Fill in the bundle's defaults and check everything that needs no session; see `generate`.
+
+    Raises InputError."""
+    manifest = bundle.manifest
+    defaults = manifest.defaults
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt or "")):
+        if not isinstance(text, str):
+            raise InputError(f"{name} is {type(text).__name__}, expected text (str)")
+    if size is None:
+        size = (defaults.width, defaults.height)
+    width, height = _check_size(size, manifest.latent.downscale * manifest.latent.multiple)
+    guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
+        raise InputError(f"guidance_scale is {guidance!r}: expected a number")
+    needs_negative(guidance)  # refuses what is not finite
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        steps=defaults.steps if steps is None else steps,
+        guidance_scale=float(guidance),
+        sampler=defaults.sampler if sampler is None else sampler,
+        width=width,
+        height=height,
+        model=manifest.name,
+        bundle=bundle.id,
+        provider=provider,
+    )
+    make_plan(manifest.schedule, settings.sampler, settings.steps)
+    return settings
+
+
 def _candidates(bundle: Bundle, provider: str) -> list[str]:
     """The providers to try, in order: the one asked for, or for `auto` those that are installed."""
     if provider != "auto":
@@ -229,9 +271,17 @@ class Pipeline:
 
         Arguments left None take the bundle's defaults. Raises InputError, ProviderError."""
         started = time.perf_counter()
-        settings, seeds = self._settings(
-            prompt, negative_prompt, steps, guidance_scale, seed, size, sampler
+        settings = resolve(
+            self.bundle,
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            sampler=sampler,
+            provider=self.provider,
         )
+        seeds = _check_seeds(seed)
         report, trajectory = self._start(settings, seeds)
         before = encoded = time.perf_counter()
         step_times: list[float] = []
@@ -271,9 +321,17 @@ class Pipeline:
 
         The last step's latents are the result, and `decode` turns any step's latents or x0 into
         pictures. Arguments are checked at the call, before the first step is asked for."""
-        settings, seeds = self._settings(
-            prompt, negative_prompt, steps, guidance_scale, seed, size, sampler
+        settings = resolve(
+            self.bundle,
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            sampler=sampler,
+            provider=self.provider,
         )
+        seeds = _check_seeds(seed)
         return self._start(settings, seeds)[1]
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
@@ -319,39 +377,6 @@ class Pipeline:
                 self.bundle.path(graph.file), graph, self._options, dimensions
             )
         return self._sessions[key]
-
-    def _settings(
-        self,
-        prompt: str,
-        negative_prompt: str | None,
-        steps: int | None,
-        guidance_scale: float | None,
-        seed: int | Sequence[int] | None,
-        size: int | tuple[int, int] | None,
-        sampler: str | None,
-    ) -> tuple[Settings, list[int]]:
-        """Fill in the defaults and check what can be checked without running anything."""
-        manifest = self.bundle.manifest
-        defaults = manifest.defaults
-        if size is None:
-            size = (defaults.width, defaults.height)
-        width, height = _check_size(size, manifest.latent.downscale * manifest.latent.multiple)
-        guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        if isinstance(guidance, bool) or not isinstance(guidance, int | float):
-            raise InputError(f"guidance_scale is {guidance!r}: expected a number")
-        settings = Settings(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            steps=defaults.steps if steps is None else steps,
-            guidance_scale=float(guidance),
-            sampler=defaults.sampler if sampler is None else sampler,
-            width=width,
-            height=height,
-            model=manifest.name,
-            bundle=self.bundle.id,
-            provider=self.provider,
-        )
-        return settings, _check_seeds(seed)
 
     def _start(self, settings: Settings, seeds: list[int]) -> tuple[PromptReport, Iterator[Step]]:
         """Encode the prompts and hand back the trajectory, its first step not yet taken."""
@@ -437,20 +462,25 @@ def _timestep(graph: GraphSpec, timestep: float) -> NDArray[Any]:
 
 
 def _check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
-    width, height = (size, size) if isinstance(size, int) else size
-    for side in (width, height):
-        if type(side) is not int or side < 1 or side % multiple:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise InputError(f"size is {size!r}: expected (width, height) in pixels")
+    width, height = sides
+    for side in sides:
+        if type(side) is int and side > MAX_SIDE:
+            raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
+        if type(side) is not int:
+            raise InputError(f"size is {size!r}: expected whole numbers of pixels")
+        if side < 1 or side % multiple:
             raise InputError(
                 f"size {width}x{height}: both sides must be multiples of {multiple} from"
                 f" {multiple} up; {_nearest(width, multiple)}x{_nearest(height, multiple)} is near"
             )
-        if side > MAX_SIDE:
-            raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
     return width, height
 
 
 def _nearest(side: int, multiple: int) -> int:
-    return max(multiple, min(MAX_SIDE, round(side / multiple) * multiple))
+    return max(multiple, round(side / multiple) * multiple)
 
 
 def _check_seeds(seed: int | Sequence[int] | None) -> list[int]:

@@ -97,13 +97,13 @@ def ddim(denoise: Denoise, x: Latents, plan: Plan) -> Iterator[Step]:
     """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0."""
     for i, (sigma, sigma_next, _) in enumerate(plan.steps):
         x0 = denoise(x, sigma)
-        x_next = _to_level(x, x0, sigma, sigma_next)
+        alpha, sigma_t = alpha_sigma(sigma)
+        alpha_next, sigma_t_next = alpha_sigma(sigma_next)
+        # As in diffusers, eps stays the model's own where x0 is clipped.
+        eps = _mix(x, x0, 1.0 / sigma_t, -alpha / sigma_t)
         if plan.clip_range is not None:
-            # eps stays that of the model, as in diffusers: only x0's own share is clipped.
-            clipped = x0.clip(-plan.clip_range, plan.clip_range)
-            x_next += (clipped - x0) * alpha_sigma(sigma_next)[0]
-            x0 = clipped
-        x = x_next
+            x0 = x0.clip(-plan.clip_range, plan.clip_range)
+        x = _mix(x0, eps, alpha_next, sigma_t_next)
         yield Step(index=i, sigma=sigma_next, latents=x, x0=x0)
 
 
@@ -159,9 +159,8 @@ SAMPLERS = (*DETERMINISTIC, *STOCHASTIC)
 
 
 def _to_level(x: Latents, x0: Latents, sigma: float, sigma_next: float) -> Latents:
-    """Keep x0 and eps = (x - alpha·x0) / sigma_t, change the noise level: alpha'·x0 + sigma_t'·eps.
-
-    Euler over x / alpha, ddim, and first-order DPM-Solver++ are all this step."""
+    """Lu et al. 2022, eq. 9 with k = 1: keep x0 and eps, change the noise level. The same as a step
+    of Euler over x / alpha."""
     _, sigma_t = alpha_sigma(sigma)
     alpha_next, sigma_t_next = alpha_sigma(sigma_next)
     return _mix(x, x0, sigma_t_next / sigma_t, alpha_next * (1.0 - sigma_next / sigma))

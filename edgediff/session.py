@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from edgediff.bundle import GraphSpec, TensorSpec
 from edgediff.errors import InputError, ProviderError
+
+# Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
+# imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
