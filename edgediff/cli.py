@@ -150,7 +150,8 @@ def generate(
     """
     from edgediff.bundle import Bundle
     from edgediff.image import check_output
-    from edgediff.pipeline import find_bundle, load, resolve
+    from edgediff.pipeline import find_bundle, load
+    from edgediff.settings import resolve
 
     check_output(output)
     resolve(  # what is wrong with the request is said before the model loads

@@ -1,6 +1,5 @@
 """Load a bundle and make pictures: the only place that knows the order of the stages."""
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,10 +29,9 @@ from edgediff.session import (
     free_dimensions,
     why_missing,
 )
+from edgediff.settings import Settings, resolve, resolve_seeds
 
 BUILT_IN = "emoji"
-MAX_SIDE = 4096
-"""Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +54,6 @@ class Timings:
     steps: tuple[float, ...]
     vae_decoder: float
     total: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that decides a picture but its seed; each default has been filled in."""
-
-    prompt: str
-    negative_prompt: str | None
-    steps: int
-    guidance_scale: float
-    sampler: str
-    width: int
-    height: int
-    model: str
-    bundle: str
-    provider: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,48 +126,6 @@ def find_bundle(path_or_name: str | PathLike[str]) -> Path:
     path = Path(path_or_name)
     built_in = Path(__file__).parent / "models" / BUILT_IN
     return built_in if str(path_or_name) == BUILT_IN and not path.exists() else path
-
-
-def resolve(
-    bundle: Bundle,
-    prompt: str,
-    *,
-    negative_prompt: str | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    size: int | tuple[int, int] | None = None,
-    sampler: str | None = None,
-    provider: str = "auto",
-) -> Settings:
-    """Fill in the bundle's defaults and check everything that needs no session; see `generate`.
-
-    Raises InputError."""
-    manifest = bundle.manifest
-    defaults = manifest.defaults
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt or "")):
-        if not isinstance(text, str):
-            raise InputError(f"{name} is {type(text).__name__}, expected text (str)")
-    if size is None:
-        size = (defaults.width, defaults.height)
-    width, height = _check_size(size, manifest.latent.downscale * manifest.latent.multiple)
-    guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
-        raise InputError(f"guidance_scale is {guidance!r}: expected a number")
-    needs_negative(guidance)  # refuses what is not finite
-    settings = Settings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        steps=defaults.steps if steps is None else steps,
-        guidance_scale=float(guidance),
-        sampler=defaults.sampler if sampler is None else sampler,
-        width=width,
-        height=height,
-        model=manifest.name,
-        bundle=bundle.id,
-        provider=provider,
-    )
-    make_plan(manifest.schedule, settings.sampler, settings.steps)
-    return settings
 
 
 def _candidates(bundle: Bundle, provider: str) -> list[str]:
@@ -281,7 +221,7 @@ class Pipeline:
             sampler=sampler,
             provider=self.provider,
         )
-        seeds = _check_seeds(seed)
+        seeds = resolve_seeds(seed)
         report, trajectory = self._start(settings, seeds)
         before = encoded = time.perf_counter()
         step_times: list[float] = []
@@ -331,7 +271,7 @@ class Pipeline:
             sampler=sampler,
             provider=self.provider,
         )
-        seeds = _check_seeds(seed)
+        seeds = resolve_seeds(seed)
         return self._start(settings, seeds)[1]
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
@@ -459,37 +399,6 @@ def _timestep(graph: GraphSpec, timestep: float) -> NDArray[Any]:
         raise BundleError(f"{graph.file}: has no input `timestep`: export the bundle again")
     value = np.asarray(timestep, dtype=spec.dtype)
     return value.reshape((1,) * len(spec.shape))
-
-
-def _check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise InputError(f"size is {size!r}: expected (width, height) in pixels")
-    width, height = sides
-    for side in sides:
-        if type(side) is int and side > MAX_SIDE:
-            raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
-        if type(side) is not int:
-            raise InputError(f"size is {size!r}: expected whole numbers of pixels")
-        if side < 1 or side % multiple:
-            raise InputError(
-                f"size {width}x{height}: both sides must be multiples of {multiple} from"
-                f" {multiple} up; {_nearest(width, multiple)}x{_nearest(height, multiple)} is near"
-            )
-    return width, height
-
-
-def _nearest(side: int, multiple: int) -> int:
-    return max(multiple, round(side / multiple) * multiple)
-
-
-def _check_seeds(seed: int | Sequence[int] | None) -> list[int]:
-    if seed is None:
-        return [secrets.randbelow(2**32)]
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    if not seeds:
-        raise InputError("seed is an empty list: give one seed for each picture")
-    return seeds
 
 
 def _check_hashes(bundle: Bundle) -> None:

@@ -1,0 +1,174 @@
+"""The command line as a person and as a program see it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+COMMAND = [sys.executable, "-m", "edgediff"]
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def test_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    done = run("generate", "a fox", "-m", tiny_bundle, "-o", path, "--seed", 7, "--steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{path}\n"
+    assert "tiny on cpu" in done.stderr
+    assert "seed 7" in done.stderr
+    with Image.open(path) as picture:
+        assert picture.size == (64, 64)
+        assert "Steps: 2, " in picture.info["parameters"]
+        assert "Seed: 7, " in picture.info["parameters"]
+
+
+def test_every_flag_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = "--steps 3 --seed 1 --seed 0 --size 128x64 --guidance 0 --sampler lcm --provider cpu"
+    done = run(
+        *["generate", "a fox", "-m", tiny_bundle, "-o", tmp_path / "a.png", "--negative", "blue"],
+        *[*flags.split(), "--threads", 1, "--json"],
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [i["seed"] for i in answer["images"]] == [1, 0]
+    assert [Path(i["path"]).name for i in answer["images"]] == ["a-1.png", "a-0.png"]
+    settings = answer["settings"]
+    assert (settings["width"], settings["height"], settings["steps"]) == (128, 64, 3)
+    assert settings["guidance_scale"] == 0
+    assert settings["negative_prompt"] == "blue"
+    assert settings["sampler"] == "lcm"
+    assert len(answer["seconds"]["steps"]) == 3
+    with Image.open(answer["images"][0]["path"]) as picture:
+        assert picture.size == (128, 64)
+
+
+def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run("generate", "a fox " * 99, "-m", tiny_bundle, "-o", tmp_path / "a.png", "--steps", 1)
+    assert done.returncode == 0
+    assert "Warning: the prompt has" in done.stderr
+    assert "cut:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (["--size", "64"], 2, "give width x height"),
+        (["--size", "63x64"], 2, "multiples of"),
+        (["--size", "0x0"], 2, "multiples of"),
+        (["--size", "-64x64"], 2, "multiples of"),
+        (["--size", "99999999x64"], 2, "at most 4096"),
+        (["--steps", "0"], 2, "steps is 0"),
+        (["--steps", "-3"], 2, "steps is -3"),
+        (["--steps", "many"], 2, "not a valid integer"),
+        (["--sampler", "magic"], 2, "choose one of euler, "),
+        (["--provider", "gpu"], 2, "expected auto or one of cpu, cuda, tensorrt"),
+        (["--provider", "cuda"], 1, "pip install onnxruntime-gpu"),
+        (["--threads", "0"], 2, "threads is 0"),
+        (["--seed", "1.5"], 2, "not a valid integer"),
+        (["--seed", "99999999999999999999"], 2, "seed is 99999999999999999999"),
+        (["--guidance", "nan"], 2, "guidance_scale is nan"),
+        (["--provider-option", "x"], 2, "give KEY=VALUE"),
+        (["--unknown"], 2, "No such option"),
+        (["-m", "absent"], 1, "no such bundle"),
+        (["-o", "a.jpg"], 2, "ends in .png"),
+        (["-o", "absent/a.png"], 2, "no such folder"),
+        (["-o", "."], 2, "ends in .png"),
+    ],
+)
+def test_bad_input(
+    tiny_bundle: Path, tmp_path: Path, flags: list[str], status: int, message: str
+) -> None:
+    done = run("generate", "a", "-m", tiny_bundle, "-o", "a.png", *flags, cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_is_damaged(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    (bundle / "unet.onnx").write_bytes((bundle / "unet.onnx").read_bytes()[:-7])
+    for arguments in (["generate", "a", "-m", bundle, "-o", tmp_path / "a.png"], ["info", bundle]):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert "unet.onnx" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")
+def test_ctrl_c_leaves_no_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "a", "-m", tiny_bundle, "-o", "a.png", "--steps", "1000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stderr is not None
+    assert "tiny on cpu" in process.stderr.readline()  # loaded; a thousand steps lie ahead
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info(tiny_bundle: Path) -> None:
+    done = run("info", tiny_bundle)
+    assert done.returncode == 0
+    assert "licence" in done.stdout
+    assert "64x64, 4 steps" in done.stdout
+    raw = json.loads(run("info", tiny_bundle, "--json").stdout)
+    assert raw["name"] == "tiny"
+    assert len(raw["id"]) == 64
+
+
+def test_providers() -> None:
+    done = run("providers")
+    assert done.returncode == 0
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert lines.keys() == {"cpu", "cuda", "tensorrt", "coreml", "openvino"}
+    assert lines["cpu"].split()[1] == "yes"
+    answer = json.loads(run("providers", "--json").stdout)
+    assert answer["cpu"]["installed"] is True
+    assert "pip install" in answer["openvino"]["install"]
+
+
+def test_version_and_help() -> None:
+    import edgediff
+
+    assert run("--version").stdout.split()[-1] == edgediff.__version__
+    done = run("--help")
+    for command in ("generate", "export", "info", "verify", "providers"):
+        assert command in done.stdout
+    assert run("nonsense").returncode == 2
+
+
+def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch', name='torch')")
+    done = subprocess.run(
+        [*COMMAND, "export", "a", "b"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert 'pip install "edgediff[export]"' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,151 @@
+"""Sessions: what goes in is checked, and a provider that was asked for runs or says why not."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from edgediff import session as session_module
+from edgediff.bundle import Bundle, GraphSpec
+from edgediff.errors import InputError, ProviderError
+from edgediff.session import PROVIDERS, Session, SessionOptions, free_dimensions, why_missing
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_bundle: Path) -> GraphSpec:
+    return Bundle.open(tiny_bundle).manifest.graphs["vae_decoder"]
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_bundle: Path, spec: GraphSpec) -> Session:
+    return Session(tiny_bundle / spec.file, spec, SessionOptions(threads=1))
+
+
+def test_runs_by_name(decoder: Session) -> None:
+    outputs = decoder.run(latent_sample=np.zeros((1, 4, 8, 8), np.float32))
+    assert outputs["sample"].shape == (1, 3, 64, 64)
+    assert outputs["sample"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"given \[\], expected \['latent_sample'\]"),
+        ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, r"given \['latents'\]"),
+        ({"latent_sample": np.zeros((1, 4, 8, 8))}, "latent_sample is float64"),
+        ({"latent_sample": np.zeros((1, 3, 8, 8), np.float32)}, r"\(1, 3, 8, 8\), expected"),
+        ({"latent_sample": np.zeros((4, 8, 8), np.float32)}, r"\(4, 8, 8\), expected"),
+    ],
+)
+def test_wrong_inputs_are_named(
+    decoder: Session, inputs: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        decoder.run(**inputs)
+
+
+def test_fixed_dimensions_give_the_same_values(tiny_bundle: Path, spec: GraphSpec) -> None:
+    latents = np.random.default_rng(0).standard_normal((1, 4, 6, 10)).astype(np.float32)
+    dimensions = free_dimensions(spec.inputs[0], latents.shape)
+    fixed = Session(tiny_bundle / spec.file, spec, SessionOptions(), dimensions)
+    free = Session(tiny_bundle / spec.file, spec, SessionOptions())
+    np.testing.assert_allclose(
+        fixed.run(latent_sample=latents)["sample"],
+        free.run(latent_sample=latents)["sample"],
+        atol=1e-5,
+    )
+
+
+def test_a_graph_of_another_stage_is_refused(tiny_bundle: Path, spec: GraphSpec) -> None:
+    with pytest.raises(ProviderError, match="the files of two bundles were mixed"):
+        Session(tiny_bundle / "text_encoder.onnx", spec, SessionOptions())
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path, spec: GraphSpec) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ProviderError, match="provider 'cpu' refused it"):
+        Session(tmp_path / "bad.onnx", spec, SessionOptions())
+
+
+def test_a_run_that_fails_names_the_graph(decoder: Session) -> None:
+    with pytest.raises(ProviderError, match="the run failed"):
+        decoder.run(latent_sample=np.zeros((1, 4, 0, 8), np.float32)[:, :, :0])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_threads(threads: int) -> None:
+    with pytest.raises(InputError, match="threads is"):
+        SessionOptions(threads=threads)
+
+
+def test_an_unknown_provider_lists_the_valid_ones() -> None:
+    with pytest.raises(InputError, match="cpu, cuda, tensorrt, coreml, openvino"):
+        SessionOptions(provider="gpu")
+
+
+@pytest.mark.parametrize("name", [n for n in PROVIDERS if n != "cpu"])
+def test_a_provider_that_is_absent_says_what_to_install(
+    name: str, tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ProviderError, match=rf"provider '{name}': .*pip install"):
+        Session(tiny_bundle / spec.file, spec, SessionOptions(provider=name))
+
+
+def test_a_silent_fallback_is_an_error(
+    tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime-gpu on a machine without a GPU: listed, asked for, and quietly the CPU."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    real = ort.InferenceSession
+    monkeypatch.setattr(
+        ort,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=names[1:]),  # noqa: ARG005
+    )
+    with pytest.raises(ProviderError, match=r"did not start .onnxruntime fell back to CPU"):
+        Session(tiny_bundle / spec.file, spec, SessionOptions(provider="cuda"))
+
+
+def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise FileNotFoundError("plugin.so")
+
+    fake = SimpleNamespace(get_library_path=broken, __spec__=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", fake)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "get_ep_devices", list)
+    reason = why_missing("openvino")
+    assert reason is not None
+    assert "does not load (plugin.so)" in reason
+    assert "--upgrade" in reason
+
+
+def test_provider_options_pass_through_over_the_defaults(
+    tiny_bundle: Path, spec: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def record(_path: object, _options: object, providers: object) -> None:
+        seen.append(providers)
+        raise RuntimeError("stop here\nsecond line")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", record)
+    options = SessionOptions(
+        provider="tensorrt",
+        cache_dir=tmp_path,
+        provider_options={"trt_fp16_enable": "1", "trt_timing_cache_enable": "0"},
+    )
+    with pytest.raises(ProviderError, match=r"refused it: stop here$"):
+        Session(tiny_bundle / spec.file, spec, options)
+    ((name, given),) = seen[0]  # type: ignore[misc]
+    assert name == "TensorrtExecutionProvider"
+    assert given["trt_engine_cache_path"] == str(tmp_path)
+    assert given["trt_timing_cache_enable"] == "0"
+    assert given["trt_fp16_enable"] == "1"

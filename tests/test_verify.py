@@ -1,0 +1,128 @@
+"""`edgediff verify` proves a bundle, and fails what it should."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgediff
+from edgediff.bundle import MANIFEST, Bundle, describe_files
+from edgediff.errors import BundleError
+from edgediff.verify import relative_error
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def change_fixtures(bundle: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Edit fixtures.npz, and bundle.json so that its hash still fits."""
+    with np.load(bundle / "fixtures.npz") as arrays:
+        edited = dict(arrays)
+    change(edited)
+    np.savez(bundle / "fixtures.npz", **edited)
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    spec = describe_files(bundle, ["fixtures.npz"])["fixtures.npz"]
+    manifest["files"]["fixtures.npz"] = {"size": spec.size, "sha256": spec.sha256}
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_sound_bundle(bundle: Path) -> None:
+    outcome = edgediff.verify(bundle)
+    assert outcome.ok
+    assert outcome.provider == "cpu"
+    names = [check.name for check in outcome.checks]
+    assert {"unet.onnx", "text_encoder", "unet", "vae_decoder"} <= set(names)
+    pictures = Bundle.open(bundle).manifest.fidelity.pictures
+    assert sum(name.startswith("picture ") for name in names) == len(pictures) > 0
+    for check in outcome.checks:
+        if check.unit == "error":
+            assert check.measured is not None
+            assert check.limit is not None
+            assert 0 <= check.measured <= check.limit
+
+
+def test_a_byte_that_changed(bundle: Path) -> None:
+    data = bytearray((bundle / "unet.onnx").read_bytes())
+    data[1000] ^= 1
+    (bundle / "unet.onnx").write_bytes(data)
+    outcome = edgediff.verify(bundle)
+    assert [c.name for c in outcome.checks if not c.ok] == ["unet.onnx"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgediff", "verify", str(bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "FAIL  unet.onnx" in done.stdout
+    assert "1 of " in done.stdout
+
+
+@pytest.mark.parametrize("stage", ["text_encoder", "unet", "vae_decoder"])
+def test_a_stage_that_gives_other_values(bundle: Path, stage: str) -> None:
+    def scale(arrays: dict[str, np.ndarray]) -> None:
+        for key in arrays:
+            if key.startswith(f"{stage}/") and "/out/" in key:
+                arrays[key] = arrays[key] * np.float32(1.5)
+
+    change_fixtures(bundle, scale)
+    outcome = edgediff.verify(bundle)
+    assert not outcome.ok
+    (failed,) = [c for c in outcome.checks if not c.ok]
+    assert failed.name == stage
+    assert failed.measured == pytest.approx(1 / 3, rel=1e-2)
+    assert "too far from the float model" in failed.problem
+
+
+def test_a_stage_that_is_not_finite(bundle: Path) -> None:
+    def poison(arrays: dict[str, np.ndarray]) -> None:
+        key = next(k for k in arrays if k.startswith("vae_decoder/") and "/in/" in k)
+        arrays[key] = np.full_like(arrays[key], np.nan)
+
+    change_fixtures(bundle, poison)
+    failed = [c for c in edgediff.verify(bundle).checks if not c.ok]
+    assert [(c.name, c.problem) for c in failed] == [("vae_decoder", "values not finite")]
+
+
+def test_a_picture_that_differs(bundle: Path) -> None:
+    def invert(arrays: dict[str, np.ndarray]) -> None:
+        for key in [k for k in arrays if k.startswith("picture/")]:
+            arrays[key] = 255 - arrays[key]
+
+    change_fixtures(bundle, invert)
+    failed = [c for c in edgediff.verify(bundle).checks if not c.ok]
+    assert failed
+    assert all(c.name.startswith("picture ") and c.unit == "dB" for c in failed)
+
+
+def test_fixtures_without_a_stage(bundle: Path) -> None:
+    def drop(arrays: dict[str, np.ndarray]) -> None:
+        for key in [k for k in arrays if k.startswith("unet/")]:
+            del arrays[key]
+
+    change_fixtures(bundle, drop)
+    (failed,) = [c for c in edgediff.verify(bundle).checks if not c.ok]
+    assert failed.name == "unet"
+    assert "no case of this stage" in failed.problem
+
+
+def test_a_bundle_without_fixtures(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["fixtures"] = None
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="has no fixtures"):
+        edgediff.verify(bundle)
+
+
+def test_relative_error() -> None:
+    a = np.array([3.0, 4.0])
+    assert relative_error(a, a) == 0
+    assert relative_error(a * 2, a) == 1
+    assert relative_error(np.zeros(2), np.zeros(2)) == 0
