@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from edgediff.pipeline import Pipeline, PromptReport, Result, Timings, load
     from edgediff.samplers import Step
-    from edgediff.verify import verify
+    from edgediff.verification import verify
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOMES = {
     "Timings": "pipeline",
     "VerifyError": "errors",
     "load": "pipeline",
-    "verify": "verify",
+    "verify": "verification",
 }
 
 __all__ = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgediff.bundle import Bundle
     from edgediff.pipeline import Result
     from edgediff.samplers import Step
-    from edgediff.verify import Check
+    from edgediff.verification import Check
 
 
 def main() -> None:
@@ -326,7 +326,7 @@ def verify(
 
     BUNDLE is a folder; without one, the built-in model. Exit status 1 where a check fails.
     """
-    from edgediff.verify import verify as run_verify
+    from edgediff.verification import verify as run_verify
 
     outcome = run_verify(
         bundle, provider=provider, threads=threads, provider_options=provider_options

@@ -16,7 +16,7 @@ from PIL import Image
 from edgediff import __version__, image
 from edgediff.bundle import Bundle, Defaults, GraphSpec
 from edgediff.denoiser import Conditioning, Denoiser, needs_negative
-from edgediff.errors import BundleError, InputError, ProviderError
+from edgediff.errors import BundleError, ProviderError
 from edgediff.noise import TorchGenerator
 from edgediff.prompt import EncodedPrompt, Tokenizer
 from edgediff.samplers import Step, initial_latents, sample

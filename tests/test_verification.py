@@ -13,7 +13,7 @@ import pytest
 import edgediff
 from edgediff.bundle import MANIFEST, Bundle, describe_files
 from edgediff.errors import BundleError
-from edgediff.verify import relative_error
+from edgediff.verification import relative_error
 
 
 @pytest.fixture

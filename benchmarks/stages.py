@@ -1,0 +1,121 @@
+"""Load time, time per stage, peak memory and the runtime's own share, for one bundle.
+
+    python benchmarks/stages.py [BUNDLE] [--size WxH] [--steps N] [--repeats N] [--json OUT]
+
+The runtime's share is what a picture takes beyond the time spent inside onnxruntime's own
+`InferenceSession.run`, as a part of that time. Peak memory is the process's, at the end of the
+first picture. Each process measures one bundle: run it again for another.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgediff
+from edgediff.session import ort
+
+
+class TimedSession:
+    """An InferenceSession that adds up the seconds spent in `run`."""
+
+    total = 0.0
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        outputs = self._session.run(*arguments)
+        TimedSession.total += time.perf_counter() - started
+        return outputs
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeats: int) -> Any:
+    started = time.perf_counter()
+    pipe = edgediff.load(bundle)
+    load = time.perf_counter() - started
+    arguments: dict[str, Any] = {"size": size, "steps": steps, "seed": 0}
+    started = time.perf_counter()
+    result = pipe.generate("a red apple", **arguments)
+    first = time.perf_counter() - started
+    memory = peak_megabytes()
+    for session in pipe._sessions.values():  # the benchmark looks inside on purpose
+        session._session = TimedSession(session._session)
+    pictures = []
+    for _ in range(repeats):
+        TimedSession.total = 0.0
+        timings = pipe.generate("a red apple", **arguments).timings
+        pictures.append(
+            {
+                "text_encoder": timings.text_encoder,
+                "step": statistics.median(timings.steps),
+                "vae_decoder": timings.vae_decoder,
+                "picture": timings.total,
+                "in_sessions": TimedSession.total,
+                "overhead": timings.total / TimedSession.total - 1,
+            }
+        )
+    return {
+        "model": pipe.name,
+        "bundle": pipe.bundle.id,
+        "provider": pipe.provider,
+        "versions": {
+            "edgediff": edgediff.__version__,
+            "onnxruntime": ort.__version__,
+            "numpy": np.__version__,
+        },
+        "size": [result.settings.width, result.settings.height],
+        "steps": result.settings.steps,
+        "sampler": result.settings.sampler,
+        "guidance_scale": result.settings.guidance_scale,
+        "load": load,
+        "first_picture": first,
+        "peak_mb": memory,
+        "pictures": pictures,
+        "median": {k: statistics.median(p[k] for p in pictures) for k in pictures[0]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", nargs="?", default="emoji")
+    parser.add_argument("--size", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = measure(arguments.bundle, arguments.size, arguments.steps, arguments.repeats)
+    width, height = found["size"]
+    print(
+        f"{found['model']} on {found['provider']}, {width}x{height}, {found['steps']} steps of"
+        f" {found['sampler']}, guidance {found['guidance_scale']:g};"
+        f" medians of {len(found['pictures'])} pictures after the first"
+    )
+    rows = [
+        ("load", found["load"]),
+        ("first picture", found["first_picture"]),
+        *((name.replace("_", " "), found["median"][name]) for name in list(found["median"])[:-1]),
+    ]
+    for name, seconds in rows:
+        print(f"{name:14}{seconds:9.4f} s")
+    print(f"{'overhead':14}{found['median']['overhead'] * 100:9.2f} % of the time in sessions")
+    print(f"{'peak memory':14}{found['peak_mb']:9.0f} MB")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
