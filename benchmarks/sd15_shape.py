@@ -1,0 +1,282 @@
+"""Write a diffusers folder with random weights in the shape of a real pipeline.
+
+    python -m benchmarks.sd15_shape OUT [--shape sd15] [--seed 0] [--half]
+
+Speed and memory depend on a model's shape, not on its weights, so a pipeline of the shape of
+Stable Diffusion 1.5 can be measured without downloading one. Its pictures show nothing. The small
+shapes (sd1, sd2, lcm, turbo, tiny-vae) are what the tests export.
+
+One component is in memory at a time: sd15 takes 4 GB of disk (2 GB with --half) and about as much
+memory.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import pydoc_data.topics
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+EOS = "<|endoftext|>"
+BOS = "<|startoftext|>"
+
+_SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_SMALL_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+}
+_SMALL_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+_SMALL_VAE = {
+    "block_out_channels": (16, 16, 32, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "sample_size": 64,
+}
+_SD15_UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a pipeline is made of; the dicts override diffusers' defaults."""
+
+    unet: dict[str, Any]
+    text: dict[str, Any]
+    vae: dict[str, Any]
+    vae_class: str = "AutoencoderKL"
+    scheduler_class: str = "PNDMScheduler"
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    pad_token: str = EOS
+    vocabulary: int = 600
+
+
+_SMALL = Shape(
+    unet=_SMALL_UNET,
+    text=_SMALL_TEXT,
+    vae=_SMALL_VAE,
+    scheduler={**_SD, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+)
+
+
+def _small(**changes: Any) -> Shape:
+    return Shape(**{**{k: getattr(_SMALL, k) for k in Shape.__dataclass_fields__}, **changes})
+
+
+SHAPES: dict[str, Shape] = {
+    "sd15": _small(
+        unet=_SD15_UNET,
+        text={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
+        vae={"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512},
+        vocabulary=49408,
+    ),
+    "sd1": _SMALL,
+    "sd2": _small(
+        unet={
+            **_SMALL_UNET,
+            "use_linear_projection": True,
+            "attention_head_dim": (2, 4),
+            "upcast_attention": True,
+        },
+        text={**_SMALL_TEXT, "hidden_act": "gelu"},
+        scheduler_class="DDIMScheduler",
+        scheduler={
+            **_SD,
+            "prediction_type": "v_prediction",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+        },
+        pad_token="!",
+    ),
+    "lcm": _small(
+        unet={**_SMALL_UNET, "time_cond_proj_dim": 16},
+        scheduler_class="LCMScheduler",
+        scheduler=_SD,
+    ),
+    "turbo": _small(
+        scheduler_class="EulerDiscreteScheduler",
+        scheduler={**_SD, "timestep_spacing": "trailing"},
+    ),
+    "tiny-vae": _small(
+        vae_class="AutoencoderTiny",
+        vae={"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4},
+    ),
+}
+
+
+def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: bool = False) -> Path:
+    """Write a pipeline of one of SHAPES into `folder`, which is created. half: weights in float16."""
+    import torch
+
+    s = SHAPES[shape]
+    vocabulary = write_tokenizer(folder / "tokenizer", s.vocabulary, pad_token=s.pad_token)
+    unet: dict[str, Any] = {"in_channels": 4, "out_channels": 4, **s.unet}
+    writers: dict[str, Callable[[], Any]] = {
+        "text_encoder": lambda: _text_encoder(s, vocabulary),
+        "unet": lambda: _diffusers("UNet2DConditionModel", unet),
+        "vae": lambda: _vae(s),
+        "scheduler": lambda: _diffusers(s.scheduler_class, s.scheduler),
+    }
+    for name, make in writers.items():
+        torch.manual_seed(seed)
+        with _quiet():
+            component = make()
+            if half and hasattr(component, "half"):
+                component.half()
+            component.save_pretrained(folder / name)
+        del component
+        gc.collect()
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", s.vae_class],
+        "scheduler": ["diffusers", s.scheduler_class],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def write_tokenizer(folder: Path, size: int, *, pad_token: str = EOS, corpus: str = "") -> int:
+    """Write CLIP's vocab.json and merges.txt, trained on Python's own help texts and `corpus`.
+
+    The vocabulary has `size` entries, or fewer where the text yields no more merges than that and
+    `size` is small; unused ones fill it up to 49408, so that ids are where CLIP has them."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), "removed", True
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    # CLIP's own order: bytes, bytes that end a word, merges, the two special tokens.
+    alphabet = list(_byte_letters())
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(size, 12000) - 2 + len(alphabet),
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    lines = [*pydoc_data.topics.topics.values(), corpus]
+    tokenizer.train_from_iterator([line for text in lines for line in text.splitlines()], trainer)
+    trained = json.loads(tokenizer.to_str())["model"]["merges"]
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    merges = [tuple(m) for m in trained][: size - 2 - len(words)]
+    words += ["".join(m) for m in merges]
+    words += [f"<unused {i}>" for i in range(size - 2 - len(words))]
+    vocabulary = {w: i for i, w in enumerate([*dict.fromkeys(words), BOS, EOS])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    text = "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)])
+    (folder / "merges.txt").write_text(text + "\n", encoding="utf-8")
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": EOS,
+        "pad_token": pad_token,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(vocabulary)
+
+
+def _byte_letters() -> dict[str, int]:
+    """The printable letter that byte-level BPE writes for each byte, in CLIP's order."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in shown]
+    letters = {chr(b): b for b in shown}
+    return letters | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def _text_encoder(s: Shape, vocabulary: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
+    config = CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=77, **ids, **s.text)
+    return CLIPTextModel(config)
+
+
+def _vae(s: Shape) -> Any:
+    if s.vae_class == "AutoencoderTiny":
+        return _diffusers("AutoencoderTiny", s.vae)
+    depth = len(s.vae["block_out_channels"])
+    vae = _diffusers(
+        "AutoencoderKL",
+        {
+            "down_block_types": ("DownEncoderBlock2D",) * depth,
+            "up_block_types": ("UpDecoderBlock2D",) * depth,
+            "latent_channels": 4,
+            **s.vae,
+        },
+    )
+    # Fresh weights decode to a flat grey; spread the pixels over the range, as a real decoder does.
+    vae.decoder.conv_out.weight.data *= 2.0
+    return vae
+
+
+def _diffusers(name: str, config: dict[str, Any]) -> Any:
+    import diffusers
+
+    return getattr(diffusers, name)(**config)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of the libraries underneath."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main() -> None:
+    """Parse the command line and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("out", type=Path, help="the folder to create")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="sd15")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--half", action="store_true", help="write the weights in float16")
+    args = parser.parse_args()
+    if args.out.exists():
+        sys.exit(f"{args.out} exists: remove it or choose another folder")
+    write_pipeline(args.out, args.shape, seed=args.seed, half=args.half)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

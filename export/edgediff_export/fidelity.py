@@ -1,0 +1,219 @@
+"""What an export costs: each stage against torch on fixed inputs, and whole pictures against the
+float model's."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgediff.bundle import GraphSpec, PictureFidelity, Precision, StageFidelity
+from edgediff.denoiser import guidance_embedding
+from edgediff.errors import ExportError
+from edgediff.image import psnr
+from edgediff.prompt import Tokenizer
+from edgediff.session import Session, SessionOptions
+from edgediff.verification import relative_error
+
+Array = npt.NDArray[Any]
+Named = Mapping[str, Array]
+
+FLOAT_LIMIT = 1e-3
+"""The largest ‖onnx − torch‖ / ‖torch‖ of a float32 graph; beyond it the trace is wrong."""
+# ‖q − f‖ / ‖f‖ that a device may have even where the export had less: kernels round differently.
+_TOLERANCE_FLOOR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
+# Latents a side in a stage's fixtures: enough for every layer to do what it does, and no more.
+_LATENT_SIDE = {"unet": 32, "vae_decoder": 16}
+_TIMESTEPS = (981.0, 261.5)
+PROMPTS = (
+    "a red apple on a wooden table",
+    "a lighthouse by the sea at sunset",
+    "a smiling cat",
+    "a green tree in the snow",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One evaluation of a stage: inputs and torch's float32 outputs, by tensor name."""
+
+    name: str
+    inputs: Named
+    outputs: Named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One picture to compare: what `Pipeline.generate` is called with."""
+
+    name: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    sampler: str
+    width: int
+    height: int
+
+
+def text_encoder_inputs(tokenizer: Tokenizer) -> dict[str, Named]:
+    """input_ids (1, 77) int64 of a prompt, and of none."""
+    return {
+        "prompt": {"input_ids": tokenizer.encode(PROMPTS[0]).ids},
+        "empty": {"input_ids": tokenizer.encode("").ids},
+    }
+
+
+def unet_inputs(
+    config: Mapping[str, Any], text: Sequence[Case], *, multiple: int, guidance_scale: float
+) -> dict[str, Named]:
+    """Noise (1, c, h, w) near both ends of the schedule, each under one prompt of `text`."""
+    rng = np.random.default_rng(0)
+    side = _side("unet", sample_side(config), multiple)
+    cond_dim = config.get("time_cond_proj_dim")
+    cases: dict[str, Named] = {}
+    for timestep, prompt in zip(_TIMESTEPS, text, strict=True):
+        shape = (1, config.get("in_channels", 4), side, side)
+        cases[f"t{timestep:g}"] = {
+            "sample": rng.standard_normal(shape, dtype=np.float32),
+            "timestep": np.array(timestep, np.float32),
+            "encoder_hidden_states": prompt.outputs["last_hidden_state"],
+            **({"timestep_cond": guidance_embedding(guidance_scale, cond_dim)} if cond_dim else {}),
+        }
+    return cases
+
+
+def vae_decoder_inputs(
+    config: Mapping[str, Any], sample_size: int, scaling_factor: float
+) -> dict[str, Named]:
+    """Latents of a real picture's scale: unit variance, over the scaling factor."""
+    rng = np.random.default_rng(1)
+    side = _side("vae_decoder", sample_size, 1)
+    shape = (1, config.get("latent_channels", 4), side, side)
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    coarse = rng.standard_normal((*shape[:2], 2, 2), dtype=np.float32)
+    # Real latents have large even areas, which a decoder's norms amplify.
+    even = np.kron(coarse, np.ones((1, 1, -(-side // 2), -(-side // 2)), np.float32))
+    even = 1.5 * even[..., :side, :side] + 0.1 * noise
+    scale = np.float32(1 / scaling_factor)
+    return {"noise": {"latent_sample": noise * scale}, "even": {"latent_sample": even * scale}}
+
+
+def sample_side(unet_config: Mapping[str, Any]) -> int:
+    """A UNet's own latent size, the shorter side where there are two."""
+    size = unet_config.get("sample_size") or 64
+    return min(size) if isinstance(size, list | tuple) else int(size)
+
+
+def run_torch(module: Any, stage: str, inputs: Mapping[str, Named]) -> list[Case]:
+    """The float32 reference outputs. Raises ExportError where they are not finite."""
+    import torch
+
+    cases = []
+    for name, arrays in inputs.items():
+        tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in arrays.items()}
+        with torch.inference_mode():
+            if stage == "text_encoder":
+                out = {"last_hidden_state": module(**tensors).last_hidden_state}
+            elif stage == "unet":
+                out = {"out_sample": module(**tensors).sample}
+            else:
+                out = {"sample": module.decode(tensors["latent_sample"]).sample}
+        outputs = {k: v.float().numpy().copy() for k, v in out.items()}
+        if not all(np.isfinite(v).all() for v in outputs.values()):
+            raise ExportError(
+                f"{stage}: the torch model itself gives values that are not finite: are its"
+                " weights damaged?"
+            )
+        cases.append(Case(name=name, inputs=arrays, outputs=outputs))
+    return cases
+
+
+def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, float]:
+    """A graph against torch: the worst ‖q − f‖ / ‖f‖ and |q − f| over the cases, inf where
+    anything is not finite."""
+    session = Session(path, spec, SessionOptions(provider="cpu"))
+    error, max_abs_error = 0.0, 0.0
+    for case in cases:
+        outputs = session.run(**case.inputs)
+        for name, reference in case.outputs.items():
+            if not np.isfinite(outputs[name]).all():
+                return float("inf"), float("inf")
+            error = max(error, relative_error(outputs[name], reference))
+            max_abs_error = max(max_abs_error, float(np.abs(outputs[name] - reference).max()))
+    return error, max_abs_error
+
+
+def judge(error: float, max_abs_error: float, precision: Precision) -> StageFidelity:
+    """The tolerance of `edgediff verify`: twice what the export measured, or what any device's
+    rounding may cost at this precision."""
+    tolerance = max(_TOLERANCE_FLOOR[precision], 2 * error)
+    return StageFidelity(error=error, max_abs_error=max_abs_error, tolerance=tolerance)
+
+
+def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[npt.NDArray[np.uint8]]:
+    """The pictures (h, w, 3) that a bundle makes on the CPU."""
+    import edgediff
+
+    with edgediff.load(bundle, provider="cpu", check_hashes=False) as pipe:
+        pictures = [
+            np.asarray(
+                pipe.generate(
+                    s.prompt,
+                    seed=s.seed,
+                    steps=s.steps,
+                    guidance_scale=s.guidance_scale,
+                    sampler=s.sampler,
+                    size=(s.width, s.height),
+                ).images[0]
+            )
+            for s in shots
+        ]
+    gc.collect()
+    return pictures
+
+
+def compare(
+    shots: Sequence[Shot],
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    references: Sequence[npt.NDArray[np.uint8]],
+) -> tuple[PictureFidelity, ...]:
+    """PSNR of each picture against the float model's."""
+    return tuple(
+        PictureFidelity(
+            name=s.name,
+            prompt=s.prompt,
+            seed=s.seed,
+            steps=s.steps,
+            guidance_scale=s.guidance_scale,
+            sampler=s.sampler,
+            width=s.width,
+            height=s.height,
+            psnr_db=psnr(q, f),
+        )
+        for s, q, f in zip(shots, pictures, references, strict=True)
+    )
+
+
+def write_fixtures(
+    path: Path,
+    stages: Mapping[str, Sequence[Case]],
+    shots: Sequence[Shot],
+    references: Sequence[npt.NDArray[np.uint8]],
+) -> None:
+    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>` and `picture/<name>`."""
+    arrays: dict[str, Array] = {}
+    for stage, cases in stages.items():
+        for case in cases:
+            arrays |= {f"{stage}/{case.name}/in/{k}": v for k, v in case.inputs.items()}
+            arrays |= {f"{stage}/{case.name}/out/{k}": v for k, v in case.outputs.items()}
+    arrays |= {f"picture/{s.name}": f for s, f in zip(shots, references, strict=True)}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _side(stage: str, sample_size: int, multiple: int) -> int:
+    side = min(sample_size, _LATENT_SIDE[stage])
+    return max(multiple, side // multiple * multiple)

@@ -1,0 +1,279 @@
+"""Where a pipeline comes from: a hub id, a diffusers folder, or one safetensors file.
+
+Only the Stable Diffusion family, and only safetensors: a pickle can run any code when it is read.
+Components are loaded one at a time, in float32, and never two at once.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgediff.errors import ExportError
+from edgediff_export.quiet import quiet
+
+PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+SUPPORTED = (
+    "edgediff exports the Stable Diffusion family: SD 1.x, SD 2.x (epsilon and v-prediction), LCM,"
+    " SD-Turbo, and narrower or distilled UNets of that shape"
+)
+_COMPONENTS = {
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+}
+_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+# Options of UNet2DConditionModel that add an input, which no pipeline of the family feeds.
+_EXTRA_INPUTS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "encoder_hid_dim",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened pipeline: its configs, and the folders from which components are loaded.
+
+    `description` is what the user named it by; `license` is the model card's, where it has one."""
+
+    description: str
+    name: str
+    pipeline: str
+    license: str | None
+    folder: Path
+    vae_folder: Path
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+
+    def load(self, component: str) -> Any:
+        """`text_encoder`, `unet` or `vae` as a torch module in float32, in eval mode.
+
+        Raises ExportError where weights are missing, damaged or only there as a pickle."""
+        folder = self.vae_folder if component == "vae" else self.folder / component
+        variant = find_weights(folder)
+        with quiet():
+            import diffusers
+            import torch
+            import transformers
+            from safetensors import SafetensorError
+
+            if component == "text_encoder":
+                cls: Any = transformers.CLIPTextModel
+            elif component == "unet":
+                cls = diffusers.UNet2DConditionModel
+            else:
+                cls = getattr(diffusers, self.vae["_class_name"])
+            try:
+                module, report = cls.from_pretrained(
+                    folder,
+                    variant=variant,
+                    use_safetensors=True,
+                    torch_dtype=torch.float32,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
+                raise ExportError(
+                    f"{folder}: the weights cannot be loaded ({_first_line(e)}):"
+                    " download or save the pipeline again"
+                ) from e
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ExportError(
+                f"{folder}: {len(missing)} weights are missing, such as {missing[0]}:"
+                " download or save the pipeline again"
+            )
+        return module.eval().requires_grad_(False)
+
+
+def open_source(source: str, *, work: Path, vae: Path | None = None) -> Source:
+    """Find a pipeline and read its configs; no weights yet.
+
+    source: a hub id such as "owner/name", a diffusers folder, or a .safetensors file.
+    work: an existing folder for what has to be unpacked.
+    vae: a folder holding another VAE (AutoencoderKL or AutoencoderTiny) or a pipeline with one.
+
+    Raises ExportError where it is absent, unsafe or of a kind that is not supported."""
+    path = Path(source)
+    if path.is_dir():
+        folder = path
+    elif path.is_file():
+        folder = _unpack(path, work / "source")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.is_absolute():
+        folder = _download(source)
+    else:
+        raise ExportError(
+            f"{source}: no such folder or file: give a diffusers folder, a .safetensors file, or a"
+            " hub id such as owner/name"
+        )
+    index = read_config(folder / "model_index.json")
+    _check_index(source, index)
+    vae_folder = folder / "vae" if vae is None else _find_vae(vae)
+    opened = Source(
+        description=source if vae is None else f"{source} with the VAE of {vae}",
+        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        pipeline=str(index["_class_name"]),
+        license=_license(folder / "README.md"),
+        folder=folder,
+        vae_folder=vae_folder,
+        unet=read_config(folder / "unet" / "config.json"),
+        vae=read_config(vae_folder / "config.json"),
+        text_encoder=read_config(folder / "text_encoder" / "config.json"),
+        scheduler=read_config(folder / "scheduler" / "scheduler_config.json"),
+    )
+    _check_components(opened)
+    return opened
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a pipeline's folder. Raises ExportError."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ExportError(
+            f"{path}: missing: give a whole diffusers folder, the kind that"
+            " pipeline.save_pretrained(folder) writes"
+        ) from e
+    except (OSError, ValueError) as e:
+        raise ExportError(f"{path}: cannot be read ({_first_line(e)})") from e
+    if not isinstance(raw, dict):
+        raise ExportError(f"{path}: expected a JSON object")
+    return raw
+
+
+def find_weights(folder: Path) -> str | None:
+    """The variant of the safetensors weights in a component's folder: None, or "fp16".
+
+    Raises ExportError where there are none."""
+    names = {p.name for p in folder.glob("*")} if folder.is_dir() else set()
+    for variant in (None, "fp16"):
+        mark = "" if variant is None else f"\\.{variant}"
+        pattern = re.compile(
+            rf"(diffusion_pytorch_model|model)(\.safetensors\.index{mark}\.json"
+            rf"|{mark}(-\d+-of-\d+)?\.safetensors|-\d+-of-\d+{mark}\.safetensors)"
+        )
+        if any(pattern.fullmatch(name) for name in names):
+            return variant
+    pickles = sorted(n for n in names if n.endswith(_PICKLES))
+    if pickles:
+        raise ExportError(
+            f"{folder / pickles[0]}: a pickle, which can run any code when it is read; edgediff"
+            " reads safetensors only: where you trust it, convert it with"
+            " DiffusionPipeline.from_pretrained(folder, use_safetensors=False)"
+            ".save_pretrained(new_folder)"
+        )
+    raise ExportError(f"{folder}: holds no weights (*.safetensors): download the pipeline again")
+
+
+def _check_index(source: str, index: Mapping[str, Any]) -> None:
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise ExportError(f"{source}: is a {pipeline}; {SUPPORTED}")
+    for component, classes in _COMPONENTS.items():
+        entry = index.get(component)
+        cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if cls not in classes:
+            raise ExportError(
+                f"{source}: {component} is {cls}, expected {' or '.join(classes)}; {SUPPORTED}"
+            )
+
+
+def _check_components(source: Source) -> None:
+    """Refuse what traces but could not be run by the runtime."""
+    where = source.description
+    vae_class = source.vae.get("_class_name")
+    if vae_class not in _COMPONENTS["vae"]:
+        raise ExportError(
+            f"{source.vae_folder}: is a {vae_class}, expected {' or '.join(_COMPONENTS['vae'])}"
+        )
+    for key in _EXTRA_INPUTS:
+        if source.unet.get(key) is not None:
+            raise ExportError(f"{where}: the UNet has {key} {source.unet[key]!r}; {SUPPORTED}")
+    channels = source.unet.get("in_channels", 4)
+    if channels != source.unet.get("out_channels", 4):
+        raise ExportError(
+            f"{where}: the UNet takes {channels} channels and gives"
+            f" {source.unet.get('out_channels', 4)}: inpainting and image-conditioned UNets are not"
+            f" supported; {SUPPORTED}"
+        )
+    latent_channels = source.vae.get("latent_channels", 4)
+    if channels != latent_channels:
+        raise ExportError(
+            f"{where}: the UNet has {channels} latent channels, the VAE {latent_channels}:"
+            " give a VAE that was made for this UNet"
+        )
+    width, needed = source.text_encoder.get("hidden_size"), source.unet.get("cross_attention_dim")
+    if width != needed:
+        raise ExportError(
+            f"{where}: the text encoder gives {width} values a token, the UNet takes {needed}"
+        )
+
+
+def _find_vae(path: Path) -> Path:
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ExportError(f"--vae {path}: no VAE there: give a folder with config.json and its weights")
+
+
+def _unpack(path: Path, folder: Path) -> Path:
+    """A single-file checkpoint → a diffusers folder. The configs that it lacks are diffusers' own,
+    from the hub or from the hub's local cache."""
+    if path.suffix in _PICKLES:
+        raise ExportError(
+            f"{path}: a pickle, which can run any code when it is read; edgediff reads safetensors"
+            " only: where you trust it, convert it with"
+            f' StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained(folder)'
+        )
+    if path.suffix != ".safetensors":
+        raise ExportError(f"{path}: give a .safetensors file, a diffusers folder or a hub id")
+    with quiet():
+        from diffusers import StableDiffusionPipeline
+
+        try:
+            pipeline = StableDiffusionPipeline.from_single_file(path)
+        except Exception as e:  # diffusers raises anything for a file of another kind
+            raise ExportError(f"{path}: cannot be loaded ({_first_line(e)}); {SUPPORTED}") from e
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _download(hub_id: str) -> Path:
+    with quiet():
+        from diffusers import DiffusionPipeline
+
+        try:
+            # What is passed is not downloaded: the safety checker is larger than some UNets.
+            folder = DiffusionPipeline.download(
+                hub_id, use_safetensors=True, safety_checker=None, feature_extractor=None
+            )
+        except Exception as e:  # the hub's client raises a dozen unrelated classes
+            raise ExportError(
+                f"{hub_id}: neither a folder here nor to be had from the hub ({_first_line(e)}):"
+                " check the name and the connection, or give a local diffusers folder"
+            ) from e
+    return Path(folder)
+
+
+def _license(card: Path) -> str | None:
+    """The license that a model card's front matter states."""
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE) if front else None
+    return found[1] if found else None
+
+
+def _first_line(e: Exception) -> str:
+    lines = str(e).strip().splitlines()
+    return lines[0][:200] if lines else type(e).__name__

@@ -1,0 +1,139 @@
+"""CLIP's vocabulary and merges → a tokenizer.json that gives the ids of transformers' CLIPTokenizer.
+
+That is the slow, Python one without ftfy, which diffusers' pipelines load: BERT's text cleaning,
+then byte-level BPE (Radford et al. 2021, arXiv:2103.00020, section 2.4; Sennrich et al. 2015,
+arXiv:1508.07909). Framing (begin, end, padding, truncation) is left to the runtime.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from edgediff.bundle import TokenizerSpec
+from edgediff.errors import ExportError
+from edgediff_export.quiet import quiet
+
+FILE = "tokenizer.json"
+
+# The ranges that BERT calls CJK; each such character is a word of its own.
+_CJK = (
+    r"\u4E00-\u9FFF\u3400-\u4DBF\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}"
+    r"\x{2B820}-\x{2CEAF}\uF900-\uFAFF\x{2F800}-\x{2FA1F}"
+)
+# Control, format, private and unassigned characters and the replacement character vanish; tab,
+# newline and carriage return are spaces.
+_REMOVED = r"[\p{C}\x{FFFD}&&[^\t\n\r]]"
+# Unicode 3.13, Final_Sigma: after a cased letter and not before one, other signs between them.
+_LETTER = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
+_FINAL_SIGMA = rf"{_LETTER}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_LETTER})"
+# U+0345 is a sign that folds to a letter; matched without regard to case, it is neither.
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'[sſ]|'t|'re|'ve|'m|'ll|'d"
+    rf"|[{_CJK}]|[\p{{L}}&&[^{_CJK}]]+|\p{{N}}|[^\s\p{{L}}\p{{N}}\u0345]+"
+)
+
+
+def write_tokenizer(folder: Path, out: Path) -> TokenizerSpec:
+    """folder with vocab.json and merges.txt → `out`/tokenizer.json, and how ids are framed.
+
+    Raises ExportError where the vocabulary is missing or damaged."""
+    with quiet():
+        from transformers import CLIPTokenizer
+
+        try:
+            slow = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as e:  # transformers raises anything
+            line = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise ExportError(f"{folder}: not CLIP's vocab.json and merges.txt ({line})") from e
+    merges = sorted(slow.bpe_ranks, key=slow.bpe_ranks.__getitem__)
+    special = [slow.bos_token, slow.eos_token, slow.pad_token]
+    if None in special or slow.model_max_length > 10_000:
+        raise ExportError(f"{folder}: no begin, end or padding token, or no length: not CLIP's")
+    try:
+        text = build(slow.encoder, merges, slow.added_tokens_decoder)
+    except Exception as e:  # tokenizers raises bare Exception
+        raise ExportError(f"{folder}: vocab.json and merges.txt do not match ({e})") from e
+    (out / FILE).write_text(text, encoding="utf-8")
+    return TokenizerSpec(
+        file=FILE,
+        max_length=slow.model_max_length,
+        bos_token_id=slow.bos_token_id,
+        eos_token_id=slow.eos_token_id,
+        pad_token_id=slow.pad_token_id,
+    )
+
+
+def build(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], added: dict[int, Any]
+) -> str:
+    """The JSON of a tokenizer with this vocabulary (token → id) and merges, by priority.
+
+    added: id → what is found in the text as it was typed, before all else."""
+    vocabulary, merges = _with_special_words(vocabulary, merges)
+    tokenizer = Tokenizer(_bpe(vocabulary, merges))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(_REMOVED), ""),
+            normalizers.NFC(),
+            # Lowercase looks at one letter at a time.
+            normalizers.Replace(Regex(_FINAL_SIGMA), "ς"),
+            normalizers.Lowercase(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(
+                token.content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=False,
+            )
+            for _, token in sorted(added.items())
+        ]
+    )
+    raw = json.loads(tokenizer.to_str())
+    raw["model"]["vocab"] = vocabulary  # to_str writes one token an id, and two have the same
+    return json.dumps(raw, ensure_ascii=False)
+
+
+def _with_special_words(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """"<|ENDOFTEXT|>" is no special token as typed, but CLIPTokenizer lowers it to one.
+
+    Merges of the lowest priority put the word together. Each joins a sign to letters, which share
+    a word nowhere else, so no other text is affected."""
+    plain = _bpe(vocabulary, merges)
+    vocabulary, merges = dict(vocabulary), list(merges)
+    for word in ("<|startoftext|>", "<|endoftext|>"):
+        parts = [token.value for token in plain.tokenize(word)]
+        letters = next(i for i, part in enumerate(parts) if part[0].isalpha())
+        whole = parts[letters]
+        steps = [(part, False) for part in reversed(parts[:letters])]
+        steps += [(part, True) for part in parts[letters + 1 :]]
+        for part, after in steps:
+            merges.append((whole, part) if after else (part, whole))
+            whole = whole + part if after else part + whole
+            vocabulary[whole] = max(vocabulary.values()) + 1
+        vocabulary[whole] = vocabulary[word]
+    return vocabulary, merges
+
+
+def _bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> models.BPE:
+    return models.BPE(
+        vocab=vocabulary,
+        merges=merges,
+        unk_token="<|endoftext|>",
+        end_of_word_suffix="</w>",
+        continuing_subword_prefix="",
+        fuse_unk=False,
+    )
