@@ -156,6 +156,10 @@ class Pipeline:
             try:
                 spec = manifest.tokenizers["text_encoder"]
                 self._tokenizer = Tokenizer(bundle.path(spec.file), spec)
+                missing = why_missing(options.provider)
+                if missing is not None:
+                    raise ProviderError(f"provider {options.provider!r}: {missing}")
+                # A provider that compiles does so when the size is known.
                 if not PROVIDERS[options.provider].static_shapes:
                     for stage in manifest.graphs:
                         self._session(stage, {})

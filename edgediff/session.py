@@ -4,6 +4,8 @@ The only importer of onnxruntime. A provider that was asked for runs, or creatin
 raises; inputs are checked by name, dtype and shape before every run.
 """
 
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -102,10 +104,10 @@ def why_missing(name: str) -> str | None:
     if importlib.util.find_spec(provider.plugin) is None:
         return f"not installed: {provider.install}"
     try:
-        _plugin_devices(provider)
+        devices = _plugin_devices(provider)
     except Exception as e:  # the plug-in's own loader may raise anything
         return f"its plug-in does not load ({e}): {provider.install} --upgrade"
-    return None
+    return None if devices else "installed, but it finds no device here that it supports"
 
 
 class Session:
@@ -226,13 +228,16 @@ def _built_in(provider: Provider) -> bool:
     return provider.onnxruntime_name in ort.get_available_providers()
 
 
+@functools.cache  # a library may be registered once a process
+def _register(provider: Provider) -> None:
+    plugin = importlib.import_module(provider.plugin or "")
+    ort.register_execution_provider_library(provider.onnxruntime_name, plugin.get_library_path())
+
+
 def _plugin_devices(provider: Provider) -> list[Any]:
-    """The plug-in's CPU device, or else its first; the library is registered once a process."""
-    name = provider.onnxruntime_name
-    if not any(d.ep_name == name for d in ort.get_ep_devices()):
-        plugin = importlib.import_module(provider.plugin or "")
-        ort.register_execution_provider_library(name, plugin.get_library_path())
-    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
+    """The plug-in's CPU device, or else its first; empty where the machine has none for it."""
+    _register(provider)
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.onnxruntime_name]
     cpus = [d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU]
     return (cpus or devices)[:1]
 

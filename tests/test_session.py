@@ -119,11 +119,18 @@ def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
     fake = SimpleNamespace(get_library_path=broken, __spec__=SimpleNamespace())
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", fake)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "get_ep_devices", list)
+    session_module._register.cache_clear()
     reason = why_missing("openvino")
     assert reason is not None
     assert "does not load (plugin.so)" in reason
     assert "--upgrade" in reason
+
+
+def test_a_plug_in_without_a_device_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_register", lambda _: None)
+    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "finds no device here" in (why_missing("openvino") or "")
 
 
 def test_provider_options_pass_through_over_the_defaults(
