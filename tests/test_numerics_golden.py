@@ -1,0 +1,88 @@
+"""Noise, schedule, samplers and denoiser against numbers from torch and diffusers.
+
+golden/make_numerics.py made them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgediff.denoiser import Conditioning, Denoiser, guidance_embedding
+from edgediff.noise import TorchGenerator
+from edgediff.samplers import SAMPLERS, initial_latents, sample
+from edgediff.schedule import NoiseSchedule, alphas_cumprod, make_plan
+
+with np.load(Path(__file__).parent / "golden" / "numerics.npz") as _archive:
+    GOLDEN = dict(_archive)
+SHAPE = (1, 4, 4, 4)
+
+
+def keys(kind: str) -> list[tuple[str, ...]]:
+    return [tuple(name.split("/")[1:]) for name in GOLDEN if name.startswith(f"{kind}/")]
+
+
+def schedule(**changes: object) -> NoiseSchedule:
+    fields: dict[str, object] = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+    }
+    return NoiseSchedule(**(fields | changes))  # type: ignore[arg-type]
+
+
+def model(x: np.ndarray, timestep: float) -> np.ndarray:
+    """As in golden/make_numerics.py."""
+    pattern = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+    return np.float32(0.3) * np.sin(x + np.float32(timestep * 0.001)) + np.float32(1.5) * pattern
+
+
+@pytest.mark.parametrize("seed", sorted({key[0] for key in keys("noise")}))
+def test_noise(seed: str) -> None:
+    generator = TorchGenerator(int(seed))
+    for i in range(7):
+        expected = GOLDEN[f"noise/{seed}/{i}"]
+        np.testing.assert_allclose(generator.randn(expected.shape), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta_schedule", [key[0] for key in keys("alphas_cumprod")])
+def test_alphas_cumprod(beta_schedule: str) -> None:
+    ours = alphas_cumprod(schedule(beta_schedule=beta_schedule))[::37]
+    np.testing.assert_allclose(ours, GOLDEN[f"alphas_cumprod/{beta_schedule}"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("sampler", "spacing", "steps"), keys("timesteps"))
+def test_timesteps(sampler: str, spacing: str, steps: str) -> None:
+    plan = make_plan(schedule(timestep_spacing=spacing), sampler, int(steps))
+    expected = GOLDEN[f"timesteps/{sampler}/{spacing}/{steps}"]
+    assert [step.timestep for step in plan.steps] == expected.tolist()
+
+
+@pytest.mark.parametrize(("sampler", "prediction", "steps"), keys("latents"))
+def test_every_step(sampler: str, prediction: str, steps: str) -> None:
+    plan = make_plan(schedule(prediction_type=prediction), sampler, int(steps))
+    generator = TorchGenerator(0)
+    denoise = Denoiser(
+        lambda x, timestep, states, extra: model(x, timestep),  # noqa: ARG005
+        plan=plan,
+        prediction_type=prediction,  # type: ignore[arg-type]
+        prompt=Conditioning(encoder_hidden_states=np.zeros((1, 1, 1), np.float32)),
+    )
+    x = initial_latents(generator.randn(SHAPE), plan)
+    taken = list(sample(denoise, x, plan, lambda _: generator.randn(SHAPE)))
+    expected = GOLDEN[f"latents/{sampler}/{prediction}/{steps}"]
+    assert len(taken) == len(expected) == int(steps)
+    for step, row in zip(taken, expected, strict=True):
+        assert np.abs(step.latents[0] - row).max() < 1e-5 * np.abs(row).max()
+
+
+def test_every_sampler_has_golden_latents() -> None:
+    assert {key[0] for key in keys("latents")} == set(SAMPLERS)
+
+
+def test_guidance_embedding() -> None:
+    expected = GOLDEN["guidance/7.5/32"]
+    np.testing.assert_allclose(guidance_embedding(7.5, 32), expected, rtol=0, atol=1e-3)

@@ -1,0 +1,201 @@
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgediff.errors import InputError
+from edgediff.noise import TorchGenerator
+from edgediff.samplers import (
+    DETERMINISTIC,
+    SAMPLERS,
+    STOCHASTIC,
+    Latents,
+    initial_latents,
+    sample,
+)
+from edgediff.schedule import NoiseSchedule, Plan, alpha_sigma, make_plan
+
+SHAPE = (2, 4, 8, 8)
+
+
+def make_schedule(**changes: Any) -> NoiseSchedule:
+    fields: dict[str, Any] = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
+    return NoiseSchedule(**(fields | changes))
+
+
+def gaussian(sigma: float, x: Latents, mean: Latents, spread: float) -> Latents:
+    """The exact x0 for data of N(mean, spread²): what a perfect network would say."""
+    alpha, sigma_t = alpha_sigma(sigma)
+    gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma_t**2)
+    return (mean + gain * (x - alpha * mean)).astype(np.float32)
+
+
+def run(plan: Plan, denoise: Any, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> list[Any]:
+    generator = TorchGenerator(seed)
+    x = initial_latents(generator.randn(shape), plan)
+    return list(sample(denoise, x, plan, lambda _: generator.randn(shape)))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_a_network_that_knows_the_image_yields_it(sampler: str, steps: int, zero_snr: bool) -> None:
+    image = TorchGenerator(9).randn(SHAPE)
+    schedule = make_schedule(rescale_betas_zero_snr=zero_snr, set_alpha_to_one=True)
+    plan = make_plan(schedule, sampler, steps)
+    taken = run(plan, lambda x, sigma: image)  # noqa: ARG005
+    assert [step.index for step in taken] == list(range(steps))
+    assert taken[-1].sigma == 0.0
+    np.testing.assert_allclose(taken[-1].latents, image, atol=2e-3 if sampler == "lcm" else 1e-6)
+    for step in taken:
+        assert step.latents.dtype == step.x0.dtype == np.float32
+        assert step.latents.shape == step.x0.shape == SHAPE
+        assert type(step.sigma) is float
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_latents_keep_unit_variance(sampler: str) -> None:
+    shape = (1, 4, 64, 64)
+    mean = np.zeros(shape, np.float32)
+    plan = make_plan(make_schedule(), sampler, 25)
+    for step in run(plan, lambda x, sigma: gaussian(sigma, x, mean, 1.0), shape=shape):
+        # lcm takes the mean of what an image may be for an image, so its latents lose variance.
+        assert 0.3 if sampler == "lcm" else 0.9 < step.latents.std() < 1.1
+
+
+def test_second_order_is_nearer_than_first() -> None:
+    """On Gaussian data the ODE has an exact answer: scale each latent by the spreads' ratio."""
+    mean = np.full(SHAPE, 0.5, np.float32)
+    z = TorchGenerator(0).randn(SHAPE)
+
+    def error(sampler: str, steps: int) -> float:
+        plan = make_plan(make_schedule(), sampler, steps)
+        x = initial_latents(z, plan)
+        alpha, sigma_t = alpha_sigma(plan.steps[0].sigma)
+        exact = mean + 0.4 * (x - alpha * mean) / math.hypot(alpha * 0.4, sigma_t)
+        *_, last = sample(lambda x, sigma: gaussian(sigma, x, mean, 0.4), x, plan)
+        return float(np.abs(last.latents - exact).max())
+
+    # Both spend most of their error on the last step, to sigma 0, which Karras' spacing makes small.
+    assert error("dpmpp_2m", 50) < 0.7 * error("euler", 50)
+    assert error("dpmpp_2m_karras", 20) < 0.1 * error("euler", 20)
+    assert error("dpmpp_2m_karras", 50) < (20 / 50) ** 2 * error("dpmpp_2m_karras", 20)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_abandoned_at_any_step(sampler: str) -> None:
+    plan = make_plan(make_schedule(), sampler, 6)
+    calls: list[float] = []
+
+    def denoise(x: Latents, sigma: float) -> Latents:
+        calls.append(sigma)
+        return x
+
+    z = TorchGenerator(0).randn(SHAPE)
+    steps = sample(denoise, z, plan, lambda _: z)
+    assert calls == []
+    list(itertools.islice(steps, 2))
+    assert calls == [step.sigma for step in plan.steps[:2]]
+    steps.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_arrays_once_yielded_stay(sampler: str) -> None:
+    plan = make_plan(make_schedule(), sampler, 5)
+    z = TorchGenerator(0).randn(SHAPE)
+    before = z.copy()
+    kept, copies = [], []
+    for step in sample(lambda x, sigma: np.tanh(x), z, plan, lambda _: z):  # noqa: ARG005
+        kept.append(step)
+        copies.append((step.latents.copy(), step.x0.copy()))
+    for step, (latents, x0) in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(step.latents, latents)
+        np.testing.assert_array_equal(step.x0, x0)
+    np.testing.assert_array_equal(z, before)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_batch_equals_single_runs_bit_for_bit(sampler: str) -> None:
+    plan = make_plan(make_schedule(), sampler, 4)
+
+    def latents(seeds: list[int]) -> Latents:
+        generators = [TorchGenerator(seed) for seed in seeds]
+
+        def draw(index: int) -> Latents:  # noqa: ARG001
+            return np.concatenate([g.randn((1, 4, 9, 7)) for g in generators])
+
+        x = initial_latents(draw(0), plan)
+        *_, last = sample(lambda x, sigma: x * 0.25, x, plan, draw)  # noqa: ARG005
+        return last.latents
+
+    together = latents([0, 1, 2, 3])
+    for k in range(4):
+        np.testing.assert_array_equal(together[k : k + 1], latents([k]))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_noise_is_drawn_once_a_step_and_not_for_the_last(sampler: str) -> None:
+    plan = make_plan(make_schedule(), sampler, 5)
+    drawn: list[int] = []
+    z = TorchGenerator(0).randn(SHAPE)
+
+    def draw(index: int) -> Latents:
+        drawn.append(index)
+        return z
+
+    list(sample(lambda x, sigma: x, z, plan, draw))  # noqa: ARG005
+    assert drawn == ([0, 1, 2, 3] if sampler in STOCHASTIC else [])
+
+
+def test_clipping() -> None:
+    z = TorchGenerator(0).randn(SHAPE)
+    for sampler in ("ddim", "lcm"):
+        plan = make_plan(
+            make_schedule(clip_sample=True, clip_sample_range=0.5, set_alpha_to_one=True),
+            sampler,
+            3,
+        )
+        taken = list(sample(lambda x, sigma: 9.0 * x, z, plan, lambda _: z))  # noqa: ARG005
+        assert all(np.abs(step.x0).max() < 0.5001 for step in taken)
+    assert make_plan(make_schedule(clip_sample=True), "euler", 3).clip_range is None
+
+
+def test_initial_latents_are_a_new_float32_array() -> None:
+    z = TorchGenerator(0).randn(SHAPE)
+    for sampler in SAMPLERS:
+        plan = make_plan(make_schedule(), sampler, 3)
+        x = initial_latents(z, plan)
+        assert x.dtype == np.float32
+        assert not np.shares_memory(x, z)
+        np.testing.assert_allclose(x, z * np.float32(plan.noise_scale))
+
+
+@pytest.mark.parametrize(
+    "latents", [np.zeros((1, 4, 8, 8)), np.zeros((4, 8, 8), np.float32), np.zeros(3, np.float16)]
+)
+def test_bad_latents(latents: Any) -> None:
+    plan = make_plan(make_schedule(), "euler", 2)
+    with pytest.raises(InputError, match=r"expected float32 \(n, c, h, w\)"):
+        sample(lambda x, sigma: x, latents, plan)  # noqa: ARG005
+
+
+@pytest.mark.parametrize("sampler", STOCHASTIC)
+def test_missing_noise_is_noticed_before_the_first_step(sampler: str) -> None:
+    plan = make_plan(make_schedule(), sampler, 2)
+    with pytest.raises(InputError, match="give a noise source"):
+        sample(lambda x, sigma: x, np.zeros(SHAPE, np.float32), plan)  # noqa: ARG005
+
+
+def test_the_names() -> None:
+    assert set(SAMPLERS) == {*DETERMINISTIC, *STOCHASTIC}
+    with pytest.raises(InputError) as e:
+        make_plan(make_schedule(), "none", 1)
+    assert all(name in str(e.value) for name in SAMPLERS)
