@@ -79,7 +79,6 @@ class Denoiser:
         self._prediction_type = prediction_type
         self._guidance_scale = float(guidance_scale)
         self._guided = needs_negative(guidance_scale, guidance_embedding_dim)
-        self._images = len(prompt.encoder_hidden_states)
         rows = [_row(prompt, k) for k in range(_check_rows(prompt, "prompt"))]
         if self._guided:
             if negative is None:

@@ -36,7 +36,9 @@ class NoiseSchedule:
 
     Field names and meanings are those of diffusers' scheduler configs.
 
-    timestep_spacing: None leaves it to the sampler: "leading" for ddim, "linspace" for the others.
+    timestep_spacing: None leaves it to the sampler, as diffusers does where the config at hand does
+        not set it: "leading" for ddim, "linspace" for euler, euler_a and dpmpp_2m. The other two
+        have a spacing of their own.
     steps_offset: added to the timesteps of "leading" spacing; 0 … num_train_timesteps - 1.
     set_alpha_to_one: whether ddim ends at ᾱ = 1 rather than at ᾱ_0.
     clip_sample, clip_sample_range: whether, and to what magnitude, ddim and lcm clip x0.

@@ -84,7 +84,7 @@ def test_second_order_is_nearer_than_first() -> None:
         *_, last = sample(lambda x, sigma: gaussian(sigma, x, mean, 0.4), x, plan)
         return float(np.abs(last.latents - exact).max())
 
-    # Both spend most of their error on the last step, to sigma 0, which Karras' spacing makes small.
+    # Most of the error is that of the last step, to sigma 0, which Karras' spacing makes small.
     assert error("dpmpp_2m", 50) < 0.7 * error("euler", 50)
     assert error("dpmpp_2m_karras", 20) < 0.1 * error("euler", 20)
     assert error("dpmpp_2m_karras", 50) < (20 / 50) ** 2 * error("dpmpp_2m_karras", 20)
