@@ -1,2 +1,231 @@
-"""x"""
-def to_int8(stage,source,cases): raise NotImplementedError
+"""A float32 graph → int8, for processors that multiply unsigned by signed bytes fast.
+
+Weights become signed bytes with one scale for each output channel, symmetric about zero
+(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). In linear layers the activations are quantized
+as they come, to unsigned bytes with one scale for the whole tensor; a layer whose activations do
+not bear that keeps float activations, and so do convolutions, for which ONNX Runtime has no kernel
+that would be faster without being calibrated. Their weights turn float when the graph is loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgediff_export.fidelity import Case
+from edgediff_export.lowered import Lowered
+
+SESSION_CONFIG = {
+    # Fold DequantizeLinear of weights at load; else it runs at every step.
+    "session.disable_quant_qdq": "1",
+    # Processors without VNNI add pairs of products in 16 bits, which overflow; this avoids it.
+    "session.x64quantprecision": "1",
+}
+_SMALL = 4096
+"""Weights of fewer elements stay float: they cost next to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A MatMul or Gemm by a constant: y = x·w (+ bias), w (k, n)."""
+
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    transposed: bool
+    bias: ir.Value | None
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return self.weight.name or ""
+
+    def matrix(self) -> npt.NDArray[np.float32]:
+        """w (k, n) float32."""
+        w = array(self.weight)
+        return w.T if self.transposed else w
+
+
+def to_int8(stage: str, source: Path, cases: Sequence[Case]) -> Lowered:
+    """The float32 graph at `source` with int8 weights. What stays float says so in the plan."""
+    model = ir.load(source)
+    graph = model.graph
+    plan: dict[str, str] = {}
+    kept = _first_and_last_conv(graph)
+    quantized_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+    for node in list(graph):
+        linear = as_linear(node)
+        if linear is not None:
+            weight = linear.weight
+            if _size(weight) < _SMALL:
+                continue
+            _quantize_linear(graph, linear, quantized_inputs)
+        elif node.op_type == "Conv" and node not in kept and is_weight(node.inputs[1]):
+            weight = node.inputs[1]
+            if _size(weight) < _SMALL:
+                continue
+            _quantize_conv(graph, node)
+        elif node.op_type == "Gather" and is_weight(node.inputs[0]):
+            weight = node.inputs[0]
+            if _size(weight) < _SMALL or weight.shape is None or len(weight.shape) != 2:
+                continue
+            _quantize_embedding(graph, node)
+        else:
+            continue
+        plan[weight.name or ""] = "int8"
+    remove_unused(graph)
+    for name, value in graph.initializers.items():
+        if value.dtype == ir.DataType.FLOAT and _size(value) > 1 and not name.endswith(".scale"):
+            plan[name] = "fp32"
+    return Lowered(model=model, precision="int8", plan=plan, session_config=dict(SESSION_CONFIG))
+
+
+def as_linear(node: ir.Node) -> Linear | None:
+    """The linear layer that a node is, or None."""
+    if node.op_type == "MatMul":
+        x, weight = node.inputs
+        if x is None or not is_weight(weight) or len(weight.shape or ()) != 2:
+            return None
+        return Linear(node=node, x=x, weight=weight, transposed=False, bias=None)
+    if node.op_type == "Gemm":
+        x, weight, bias = (*node.inputs, None)[:3]
+        plain = (
+            node.attributes.get_float("alpha", 1.0) == 1.0
+            and node.attributes.get_float("beta", 1.0) == 1.0
+            and node.attributes.get_int("transA", 0) == 0
+        )
+        if x is None or not is_weight(weight) or not plain:
+            return None
+        transposed = node.attributes.get_int("transB", 0) == 1
+        return Linear(node=node, x=x, weight=weight, transposed=transposed, bias=bias)
+    return None
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a float32 initializer."""
+    return value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT
+
+
+def array(value: ir.Value) -> npt.NDArray[np.float32]:
+    """A weight's values."""
+    if value.const_value is None:
+        raise ValueError(f"{value.name} is no constant")
+    return np.asarray(value.const_value.numpy())
+
+
+def quantize_weight(
+    w: npt.NDArray[np.float32], axis: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """w → q int8 in [-127, 127], scale (channels along `axis`) float32, with w ≈ q · scale."""
+    others = tuple(i for i in range(w.ndim) if i != axis)
+    largest = np.abs(w).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    q = np.rint(w / scale).astype(np.int8)
+    return q, scale.reshape(-1)
+
+
+def _quantize_linear(
+    graph: ir.Graph,
+    linear: Linear,
+    quantized_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
+) -> None:
+    """DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales (→ Add), which ONNX Runtime
+    fuses into one kernel. Layers with one input share its quantization."""
+    node, name = linear.node, linear.name
+    q, scale = quantize_weight(linear.matrix(), axis=1)
+    weight = _initializer(graph, f"{name}.int8", q)
+    scales = _initializer(graph, f"{name}.scale", scale)
+    path = node.name or name
+    if linear.x not in quantized_inputs:
+        quantize = ir.node(
+            "DynamicQuantizeLinear", [linear.x], num_outputs=3, name=f"{path}/quantize"
+        )
+        graph.insert_before(node, quantize)
+        quantized_inputs[linear.x] = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
+    x, x_scale, x_zero = quantized_inputs[linear.x]
+    product = ir.node("MatMulInteger", [x, weight, x_zero], name=f"{path}/product")
+    as_float = ir.node(
+        "Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{path}/as_float"
+    )
+    both = ir.node("Mul", [x_scale, scales], name=f"{path}/scale")
+    scaled = ir.node("Mul", [as_float.outputs[0], both.outputs[0]], name=f"{path}/scaled")
+    nodes = [product, as_float, both, scaled]
+    if linear.bias is not None:
+        nodes.append(ir.node("Add", [scaled.outputs[0], linear.bias], name=f"{path}/biased"))
+    _replace(graph, node, nodes)
+
+
+def _quantize_conv(graph: ir.Graph, node: ir.Node) -> None:
+    """Conv's weight comes out of DequantizeLinear, a constant that is folded when loaded."""
+    weight = node.inputs[1]
+    if weight is None:
+        return
+    q, scale = quantize_weight(array(weight), axis=0)
+    dequantize = ir.node(
+        "DequantizeLinear",
+        [
+            _initializer(graph, f"{weight.name}.int8", q),
+            _initializer(graph, f"{weight.name}.scale", scale),
+        ],
+        {"axis": 0},
+        name=f"{node.name}/dequantize",
+    )
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, dequantize.outputs[0])
+
+
+def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
+    """Rows of bytes with a scale each; only the rows that are looked up are ever turned float."""
+    weight, ids = node.inputs[0], node.inputs[1]
+    if weight is None or ids is None:
+        return
+    q, scale = quantize_weight(array(weight), axis=0)
+    path = node.name
+    rows = ir.node(
+        "Gather", [_initializer(graph, f"{weight.name}.int8", q), ids], name=f"{path}/rows"
+    )
+    as_float = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{path}/float")
+    scales = _initializer(graph, f"{weight.name}.scale", scale[:, None])
+    scale_rows = ir.node("Gather", [scales, ids], name=f"{path}/scales")
+    scaled = ir.node("Mul", [as_float.outputs[0], scale_rows.outputs[0]], name=f"{path}/scaled")
+    _replace(graph, node, [rows, as_float, scale_rows, scaled])
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put `nodes`, the last of which gives the result, in the place of `node`."""
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    new.type, new.shape = old.type, old.shape
+    name, was_output = old.name, old.is_graph_output()
+    graph.insert_before(node, nodes)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    if was_output:
+        new.name = name
+
+
+def _initializer(graph: ir.Graph, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(values), name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def remove_unused(graph: ir.Graph) -> None:
+    """Drop initializers that nothing uses any more."""
+    for name in [k for k, v in graph.initializers.items() if not v.uses()]:
+        del graph.initializers[name]
+
+
+def _first_and_last_conv(graph: ir.Graph) -> list[ir.Node]:
+    """The layers that read the input and write the output: few weights, and the most sensitive."""
+    convs = [node for node in graph if node.op_type == "Conv"]
+    return [convs[0], convs[-1]] if convs else []
+
+
+def _size(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.size

@@ -40,7 +40,7 @@ _EXTRA_INPUTS = (
 class Source:
     """An opened pipeline: its configs, and the folders from which components are loaded.
 
-    `description` is what the user named it by; `license` is the model card's, where it has one."""
+    `description` is the hub id, or the name of the folder or file; `license` is the model card's, where it has one."""
 
     description: str
     name: str
@@ -117,9 +117,12 @@ def open_source(source: str, *, work: Path, vae: Path | None = None) -> Source:
     index = read_config(folder / "model_index.json")
     _check_index(source, index)
     vae_folder = folder / "vae" if vae is None else _find_vae(vae)
+    # A local path says something about the machine, and nothing about the model.
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    description = name if path.exists() else source
     opened = Source(
-        description=source if vae is None else f"{source} with the VAE of {vae}",
-        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        description=description if vae is None else f"{description} with the VAE {vae.name}",
+        name=name,
         pipeline=str(index["_class_name"]),
         license=_license(folder / "README.md"),
         folder=folder,

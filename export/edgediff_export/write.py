@@ -32,7 +32,11 @@ def write_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
     ones at multiples of 64 KiB, the others at multiples of a page or of 64 bytes, so that a small
     model does not consist of gaps. `model` then refers to the new file."""
     data = path.with_name(path.name + ".data")
-    external = [v for v in _in_order_of_use(model.graph) if _size(v) >= INLINE_LIMIT]
+    used = _in_order_of_use(model.graph)
+    external = [v for v in used if _size(v) >= INLINE_LIMIT]
+    for value in used:
+        if _size(value) < INLINE_LIMIT and isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
     with data.open("wb") as f:
         offset = 0
         for value in external:
