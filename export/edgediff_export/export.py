@@ -45,6 +45,8 @@ _PROVIDERS: dict[Precision, tuple[str, ...]] = {
     "int8": ("cpu", "openvino", "coreml"),
 }
 _PACKAGES = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx-ir", "onnxruntime")
+# ‖q − f‖ / ‖f‖ beyond which a stage stays in float32; overflow counts as infinite.
+_LIMITS: dict[Precision, float] = {"fp16": 0.02, "int8": 0.2}
 FIXTURES = "fixtures.npz"
 _SMALL_UNET = 100e6
 """Parameters; pictures of smaller models are compared at full size."""
@@ -204,9 +206,7 @@ def _lower(
     """A float32 stage in the precision asked for, in the bundle; and weight → what it became."""
     source = floats / traced.spec.file
     if asked == "fp32":
-        for name in (traced.spec.file, *traced.spec.data):
-            (bundle / name).hardlink_to(floats / name)
-        return traced.spec, traced.fidelity, {}
+        return _as_float(traced, floats, bundle, {})
     lower = precision.to_float16 if asked == "fp16" else quantize.to_int8
     lowered = lower(stage, source, traced.cases)
     path = bundle / traced.spec.file
@@ -216,11 +216,20 @@ def _lower(
         session_config=lowered.session_config,
     )
     error, max_abs_error = fidelity.measure(path, spec, traced.cases)
-    if not math.isfinite(error):
-        raise ExportError(
-            f"{stage}: gives values that are not finite in {lowered.precision}: export it in fp32"
-        )
+    if not error <= _LIMITS[asked]:
+        for name in (path.name, *data):
+            (bundle / name).unlink()
+        return _as_float(traced, floats, bundle, dict.fromkeys(lowered.plan, "fp32"))
     return spec, fidelity.judge(error, max_abs_error, lowered.precision), lowered.plan
+
+
+def _as_float(
+    traced: _Stage, floats: Path, bundle: Path, plan: dict[str, str]
+) -> tuple[GraphSpec, StageFidelity, dict[str, str]]:
+    """A stage that stays as it was traced."""
+    for name in (traced.spec.file, *traced.spec.data):
+        (bundle / name).hardlink_to(floats / name)
+    return traced.spec, traced.fidelity, plan
 
 
 def _take_pictures(

@@ -15,9 +15,22 @@ def tidy(model: ir.Model) -> ir.Model:
     common.CommonSubexpressionEliminationPass(size_limit=64)(model)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
+    common.ShapeInferencePass()(model)
+    _drop_idle_casts(model.graph)
     _name_weights(model.graph)
     model.graph.name = "graph"
     return model
+
+
+def _drop_idle_casts(graph: ir.Graph) -> None:
+    """A Cast to the type that a value has already, left over from mixed precision in torch."""
+    for node in list(graph):
+        if node.op_type != "Cast" or node.inputs[0] is None:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source.dtype == node.attributes.get_int("to") and not result.is_graph_output():
+            result.replace_all_uses_with(source)
+            graph.remove(node, safe=True)
 
 
 _ROLES = {"MatMul": "weight", "Mul": "weight", "Add": "bias", "LayerNormalization": "weight"}
