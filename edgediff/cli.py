@@ -388,11 +388,11 @@ def export(arguments: tuple[str, ...]) -> int | None:
     (entry,) = importlib.metadata.entry_points(group="edgediff.commands", name="export")
     try:
         command = entry.load()
-    except ImportError as e:
+        status: int | None = command.main(
+            args=list(arguments), prog_name="edgediff export", standalone_mode=False
+        )
+    except ModuleNotFoundError as e:
         raise click.ClickException(
-            f'`edgediff export` needs {e.name or e}: pip install "edgediff[export]"'
+            f'`edgediff export` needs {e.name}: pip install "edgediff[export]"'
         ) from e
-    status: int | None = command.main(
-        args=list(arguments), prog_name="edgediff export", standalone_mode=False
-    )
     return status

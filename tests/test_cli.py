@@ -161,7 +161,8 @@ def test_version_and_help() -> None:
 
 
 def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('no torch', name='torch')")
+    absent = "raise ModuleNotFoundError('absent', name='onnx_ir')"
+    (tmp_path / "onnx_ir.py").write_text(absent)
     done = subprocess.run(
         [*COMMAND, "export", "a", "b"],
         capture_output=True,
@@ -170,5 +171,5 @@ def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert done.returncode == 1
-    assert 'pip install "edgediff[export]"' in done.stderr
+    assert 'needs onnx_ir: pip install "edgediff[export]"' in done.stderr
     assert "Traceback" not in done.stderr
