@@ -1,11 +1,89 @@
 """What all tests share."""
 
+import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle() -> Path:
     """A bundle of random weights, a megabyte, made by tests/golden/make_bundle.py."""
     return Path(__file__).parent / "golden" / "tiny"
+
+
+class Pipelines(NamedTuple):
+    """A small random pipeline as diffusers has it, and the float32 bundle exported from it."""
+
+    diffusers: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def sd15_shape() -> Any:
+    """The module benchmarks/sd15_shape.py, which writes pipelines and tokenizers."""
+    name = "sd15_shape"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small_pipeline(
+    sd15_shape: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Shape → a diffusers folder of it, written once: "sd1", "sd2", "lcm", "turbo", "tiny-vae"."""
+    folders: dict[str, Path] = {}
+
+    def write(shape: str) -> Path:
+        if shape not in folders:
+            folder = tmp_path_factory.mktemp("pipelines") / shape
+            folders[shape] = sd15_shape.write_pipeline(folder, shape)
+        return folders[shape]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def exported(
+    small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Pipelines]:
+    """Shape → the pipeline and its float32 bundle, exported once."""
+    from edgediff_export.export import Options, export
+
+    done: dict[str, Pipelines] = {}
+
+    def run(shape: str) -> Pipelines:
+        if shape not in done:
+            folder = small_pipeline(shape)
+            out = tmp_path_factory.mktemp("bundles") / shape
+            export(Options(source=str(folder), out=out, steps=2))
+            done[shape] = Pipelines(folder, out)
+        return done[shape]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sd1(exported: Callable[[str], Pipelines]) -> Pipelines:
+    """Of Stable Diffusion 1.x's shape: predicts epsilon, PNDM."""
+    return exported("sd1")
+
+
+@pytest.fixture(scope="session")
+def sd2(exported: Callable[[str], Pipelines]) -> Pipelines:
+    """Of Stable Diffusion 2.x's shape: predicts v, linear projections, pads with "!"."""
+    return exported("sd2")
+
+
+@pytest.fixture(scope="session")
+def lcm(exported: Callable[[str], Pipelines]) -> Pipelines:
+    """Of a latent consistency model's shape: takes the guidance scale as an input."""
+    return exported("lcm")

@@ -1,0 +1,199 @@
+"""Whole exports: each kind of pipeline, each precision, and that the bundle is what it says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import edgediff
+from edgediff.bundle import Bundle
+from edgediff.verification import verify
+from edgediff_export.export import Exported, Options, export
+
+
+@pytest.fixture(scope="module")
+def lowered(
+    small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exported]:
+    """The sd1 pipeline in int8 and fp16."""
+    folder = tmp_path_factory.mktemp("lowered")
+    source = str(small_pipeline("sd1"))
+    return {
+        precision: export(
+            Options(source=source, out=folder / precision, precision=precision, steps=2)
+        )
+        for precision in ("int8", "fp16")
+    }
+
+
+@pytest.mark.parametrize("shape", ["sd1", "sd2", "lcm"])
+def test_a_float_bundle_verifies(shape: str, exported: Callable[[str], Any]) -> None:
+    outcome = verify(exported(shape).bundle, provider="cpu")
+    assert [c for c in outcome.checks if not c.ok] == []
+    manifest = Bundle.open(exported(shape).bundle).manifest
+    assert all(s.error < 1e-5 for s in manifest.fidelity.stages.values())
+    assert [p.psnr_db for p in manifest.fidelity.pictures] == [None] * 4
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_lowered_bundle_verifies(precision: str, lowered: dict[str, Exported]) -> None:
+    made = lowered[precision]
+    outcome = verify(made.root, provider="cpu")
+    assert [c for c in outcome.checks if not c.ok] == []
+    for picture in made.manifest.fidelity.pictures:
+        assert picture.psnr_db is None or picture.psnr_db > 35
+    for stage in made.manifest.graphs:
+        assert made.size(stage) < 0.8 * made.float_sizes[stage]
+
+
+def test_the_plan_names_every_weight(lowered: dict[str, Exported]) -> None:
+    int8 = lowered["int8"].manifest.quantization
+    assert int8.precision == "int8"
+    unet = int8.tensors["unet"]
+    assert unet["conv_in.weight"] == unet["conv_out.weight"] == "fp32"
+    assert unet["mid_block.resnets.0.conv1.weight"] == "int8"
+    assert unet["mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"] == "int8"
+    assert unet["mid_block.resnets.0.conv1.bias"] == "fp32"
+    text = int8.tensors["text_encoder"]
+    assert text["text_model.embeddings.token_embedding.weight"] == "int8"
+    half = lowered["fp16"].manifest.quantization.tensors
+    assert half["unet"]["conv_in.weight"] == half["vae_decoder"]["decoder.conv_in.weight"] == "fp16"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_inputs_and_outputs_stay_float32(precision: str, lowered: dict[str, Exported]) -> None:
+    for graph in lowered[precision].manifest.graphs.values():
+        for spec in (*graph.inputs, *graph.outputs):
+            assert spec.dtype == ("int64" if spec.name == "input_ids" else "float32")
+
+
+def test_the_graphs_are_what_the_manifest_says(sd1: Any) -> None:
+    for graph in Bundle.open(sd1.bundle).manifest.graphs.values():
+        model = onnx.load(sd1.bundle / graph.file)
+        onnx.checker.check_model(model)
+        assert [i.name for i in model.graph.input] == [i.name for i in graph.inputs]
+        assert [o.name for o in model.graph.output] == [o.name for o in graph.outputs]
+
+
+def test_shapes_are_free_where_they_should_be(sd1: Any, lcm: Any) -> None:
+    graphs = Bundle.open(sd1.bundle).manifest.graphs
+    shapes = {i.name: i.shape for g in graphs.values() for i in (*g.inputs, *g.outputs)}
+    assert shapes == {
+        "input_ids": ("batch", 77),
+        "last_hidden_state": ("batch", 77, 32),
+        "sample": ("batch", 3, "picture_height", "picture_width"),  # the decoder's comes last
+        "timestep": (),
+        "encoder_hidden_states": ("batch", "sequence", 32),
+        "out_sample": ("batch", 4, "height", "width"),
+        "latent_sample": ("batch", 4, "height", "width"),
+    }
+    unet = Bundle.open(lcm.bundle).manifest.graphs["unet"]
+    cond = unet.input("timestep_cond")
+    assert cond is not None
+    assert cond.shape == ("batch", 16)
+
+
+def test_a_size_other_than_the_one_traced(sd1: Any) -> None:
+    with edgediff.load(sd1.bundle, provider="cpu") as pipe:
+        result = pipe.generate("a cat", seed=0, steps=1, size=(48, 80), guidance_scale=3.0)
+        assert result.images[0].size == (48, 80)
+
+
+def test_defaults_follow_the_pipeline(sd2: Any, lcm: Any) -> None:
+    v = Bundle.open(sd2.bundle).manifest
+    assert v.schedule.prediction_type == "v_prediction"
+    assert (v.defaults.sampler, v.defaults.width, v.latent.multiple) == ("ddim", 64, 2)
+    assert v.tokenizers["text_encoder"].pad_token_id == 0
+    consistency = Bundle.open(lcm.bundle).manifest
+    assert consistency.defaults.sampler == "lcm"
+    assert consistency.defaults.guidance_scale == 8.5
+
+
+def test_weights_can_be_mapped(sd1: Any) -> None:
+    """Tensors lie in the data file without overlap, at offsets a page or a cache line divides."""
+    model = onnx.load(sd1.bundle / "unet.onnx", load_external_data=False)
+    ranges = []
+    for tensor in model.graph.initializer:
+        entries = {e.key: e.value for e in tensor.external_data}
+        if not entries:
+            continue
+        offset, length = int(entries["offset"]), int(entries["length"])
+        unit = 65536 if length >= 1 << 20 else 4096 if length >= 1 << 14 else 64
+        assert offset % unit == 0
+        assert length >= 1024
+        ranges.append((offset, offset + length))
+    ranges.sort()
+    assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert ranges[-1][1] == (sd1.bundle / "unet.onnx.data").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_tiny_decoder(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    made = export(Options(source=str(small_pipeline("tiny-vae")), out=tmp_path / "b", steps=1))
+    assert made.manifest.latent.scaling_factor == 1.0
+    assert verify(made.root, provider="cpu").ok
+
+
+@pytest.mark.slow
+def test_another_vae_and_what_the_user_says(
+    small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    made = export(
+        Options(
+            source=str(small_pipeline("sd1")),
+            out=tmp_path / "b",
+            vae=small_pipeline("tiny-vae"),
+            name="mine",
+            size=(48, 64),
+            steps=1,
+            guidance_scale=0.0,
+            sampler="euler",
+            license="CC0-1.0",
+            attribution=("one", "two"),
+        )
+    )
+    manifest = made.manifest
+    assert (manifest.name, manifest.latent.scaling_factor) == ("mine", 1.0)
+    defaults = manifest.defaults
+    assert (defaults.width, defaults.height, defaults.steps) == (48, 64, 1)
+    assert (defaults.guidance_scale, defaults.sampler) == (0.0, "euler")
+    provenance = manifest.provenance
+    assert (provenance.license, provenance.attribution) == ("CC0-1.0", ("one", "two"))
+    assert provenance.source == "sd1 with the VAE tiny-vae"
+    assert verify(made.root, provider="cpu").ok
+
+
+@pytest.mark.slow
+def test_turbo_takes_no_guidance(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    made = export(Options(source=str(small_pipeline("turbo")), out=tmp_path / "b"))
+    assert made.manifest.defaults.guidance_scale == 0.0
+    assert made.manifest.defaults.sampler == "euler"
+    assert made.manifest.schedule.timestep_spacing == "trailing"
+
+
+@pytest.mark.slow
+def test_half_weights_export_as_float(sd15_shape: Any, tmp_path: Path) -> None:
+    folder = sd15_shape.write_pipeline(tmp_path / "half", "sd1", half=True)
+    made = export(Options(source=str(folder), out=tmp_path / "b", steps=1))
+    assert verify(made.root, provider="cpu").ok
+
+
+def test_the_fixtures_are_small_and_named(sd1: Any) -> None:
+    with np.load(sd1.bundle / "fixtures.npz", allow_pickle=False) as arrays:
+        assert arrays["picture/0"].shape == (64, 64, 3)
+        assert arrays["unet/t261.5/in/timestep"] == np.float32(261.5)
+        assert arrays["unet/t981/out/out_sample"].shape == (1, 4, 8, 8)
+    assert (sd1.bundle / "fixtures.npz").stat().st_size < 1e6
+
+
+def test_nothing_of_this_machine_is_in_the_bundle(sd1: Any) -> None:
+    text = (sd1.bundle / "bundle.json").read_text()
+    assert str(sd1.diffusers.parent) not in text
+    assert json.loads(text)["provenance"]["source"] == "sd1"
+    for name in ("unet.onnx", "text_encoder.onnx", "vae_decoder.onnx"):
+        assert b"/tmp/" not in (sd1.bundle / name).read_bytes()
+        assert b".py" not in (sd1.bundle / name).read_bytes()
