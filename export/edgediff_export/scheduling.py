@@ -1,6 +1,7 @@
 """A diffusers scheduler's config → the bundle's noise schedule, and what to sample with."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -55,10 +56,7 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     name = config.get("_class_name")
     if name not in _SAMPLERS:
         raise ExportError(f"scheduler {name}: expected one of {', '.join(_SAMPLERS)}")
-    with quiet():
-        import diffusers
-
-        full = dict(getattr(diffusers, str(name)).from_config(dict(config)).config)
+    full = {**_class_defaults(str(name)), **config}
     for key, usual in _UNSUPPORTED.items():
         if full.get(key, usual) != usual:
             raise ExportError(
@@ -79,6 +77,15 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         return NoiseSchedule(**known)
     except BundleError as e:
         raise ExportError(f"scheduler {name}: {str(e).rpartition(':')[0]}") from e
+
+
+def _class_defaults(name: str) -> dict[str, Any]:
+    """What a scheduler class assumes where its config is silent."""
+    with quiet():
+        import diffusers
+
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
 
 def choose_sampling(
