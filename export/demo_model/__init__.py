@@ -1,0 +1,1 @@
+"""The recipe of the built-in demo model: a small latent diffusion model of emoji, from scratch."""

@@ -1,0 +1,155 @@
+"""Make the demo model: `python export/demo_model/train.py all --work DIR`.
+
+Every stage picks up where it was stopped, however it was stopped. The result is a diffusers folder
+at DIR/pipeline; DIR/snapshots/latest holds one of about every ten minutes while it trains.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # run as a script: let the package, not its folder, be importable
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from demo_model import autoencoder, captions, checkpoint, dataset, diffusion, tokenizer
+from demo_model.concepts import PROMPTS
+
+STAGES = ("fetch", "render", "tokenizer", "autoencoder", "latents", "diffusion", "decoder", "sheet")
+
+
+def _log(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def encode_latents(work: Path) -> None:
+    """Encode every picture once: work/latents.ckpt holds `raw` (n, 4, 16, 16) and its `std`."""
+    if (work / "latents.ckpt").exists():
+        return
+    images, _ = dataset.load(work / "data")
+    raw = autoencoder.encode(autoencoder.load(work), images)
+    _log(f"latents: mean {raw.mean((0, 2, 3)).tolist()}, std {raw.std((0, 2, 3)).tolist()}")
+    checkpoint.save(work / "latents.ckpt", {"raw": raw, "std": raw.std()})
+
+
+def load_latents(work: Path) -> tuple[Tensor, float]:
+    """Latents (n, 4, 16, 16) float32 of unit deviation, and the factor that made them so."""
+    state = checkpoint.load(work / "latents.ckpt")
+    if state is None:
+        raise FileNotFoundError(f"{work / 'latents.ckpt'}: run the stage `latents` first")
+    factor = round(1 / float(state["std"]), 5)
+    return state["raw"] * factor, factor
+
+
+def write_pipeline(work: Path, folder: Path, networks: diffusion.Networks) -> None:
+    """Write the diffusers folder with these networks and the latest decoder."""
+    vae = autoencoder.load(work)
+    vae.register_to_config(scaling_factor=load_latents(work)[1])
+    diffusion.save_pipeline(folder, networks, vae, tokenizer.load(work / "tokenizer"))
+
+
+def train_diffusion(work: Path, minutes: float, processes: int) -> None:
+    """Train text encoder and UNet, with snapshots, and write the pipeline."""
+    _, concepts = dataset.load(work / "data")
+    tokens = tokenizer.load(work / "tokenizer")
+    latents, _ = load_latents(work)
+
+    def snapshot(networks: diffusion.Networks) -> None:
+        write_pipeline(work, work / "snapshots" / "latest", networks)
+        _log("snapshot written")
+
+    figures = diffusion.train(
+        latents,
+        concepts,
+        tokens,
+        work,
+        minutes=minutes,
+        log=_log,
+        snapshot=snapshot,
+        processes=processes,
+    )
+    (work / "training.json").write_text(json.dumps(figures))
+    write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
+
+
+def draw_sheet(folder: Path, path: Path, *, guidance: float, steps: int, seeds: int) -> None:
+    """The ten promised prompts, a row each, a column per seed, as one PNG."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = []
+    for prompt in PROMPTS:
+        images = pipeline(
+            [prompt] * seeds,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(seeds)],
+        ).images
+        rows.append(np.concatenate([np.asarray(image) for image in images], 1))
+    Image.fromarray(np.concatenate(rows, 0)).save(path)
+
+
+def main() -> None:
+    """Run one stage, or all of them in order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["all", *STAGES])
+    parser.add_argument("--work", type=Path, required=True, help="a folder for everything made")
+    parser.add_argument("--tarballs", type=Path, help="packages fetched before [WORK/tarballs]")
+    parser.add_argument("--autoencoder-minutes", type=float, default=20.0)
+    parser.add_argument("--diffusion-minutes", type=float, default=120.0)
+    parser.add_argument("--decoder-minutes", type=float, default=15.0)
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each [2]")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    tarballs = arguments.tarballs or work / "tarballs"
+    torch.manual_seed(0)
+    for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
+        _log(f"stage {stage}")
+        if stage == "fetch":
+            dataset.fetch(tarballs)
+        elif stage == "render":
+            dataset.build(tarballs, work / "data")
+        elif stage == "tokenizer":
+            if not (work / "tokenizer" / "tokenizer_config.json").exists():
+                _, concepts = dataset.load(work / "data")
+                tokenizer.train(captions.corpus(concepts), work / "tokenizer")
+        elif stage in ("autoencoder", "decoder"):
+            images, _ = dataset.load(work / "data")
+            tuned = stage == "decoder"
+            autoencoder.train(
+                np.array(images),
+                work,
+                minutes=arguments.decoder_minutes if tuned else arguments.autoencoder_minutes,
+                log=_log,
+                processes=arguments.processes,
+                finetune=tuned,
+            )
+            if tuned:
+                tokens = tokenizer.load(work / "tokenizer")
+                write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
+        elif stage == "latents":
+            encode_latents(work)
+        elif stage == "diffusion":
+            train_diffusion(work, arguments.diffusion_minutes, arguments.processes)
+        else:
+            draw_sheet(
+                work / "pipeline",
+                work / "sheet.png",
+                guidance=arguments.guidance,
+                steps=arguments.steps,
+                seeds=4,
+            )
+
+
+if __name__ == "__main__":
+    main()
