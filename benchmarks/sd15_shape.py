@@ -130,7 +130,9 @@ SHAPES: dict[str, Shape] = {
 
 
 def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: bool = False) -> Path:
-    """Write a pipeline of one of SHAPES into `folder`, which is created. half: weights in float16."""
+    """Write a pipeline of one of SHAPES into `folder`, which is created.
+
+    half: weights in float16."""
     import torch
 
     s = SHAPES[shape]

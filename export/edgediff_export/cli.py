@@ -1,32 +1,18 @@
 """The command `edgediff export`. Progress on stderr, the report on stdout."""
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from edgediff.bundle import Precision
+from edgediff.cli import Size
 
 if TYPE_CHECKING:
     from edgediff_export.export import Exported
-
-
-class _Size(click.ParamType):
-    name = "WxH"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d+)[xX×](\d+)", value)
-        if match is None:
-            self.fail(f"{value!r} is not a size: give width x height, such as 512x512", param, ctx)
-        return int(match[1]), int(match[2])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +21,7 @@ class _Size(click.ParamType):
 @click.option(
     "--precision", type=click.Choice(get_args(Precision)), default="fp32", show_default=True
 )
-@click.option("--size", type=_Size(), help="Default size of pictures.  [default: the UNet's own]")
+@click.option("--size", type=Size(), help="Default size of pictures.  [default: the UNet's own]")
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="A folder with another VAE, such as a tiny one."
 )
@@ -44,9 +30,7 @@ class _Size(click.ParamType):
 @click.option("--guidance", type=float, help="Default guidance scale.")
 @click.option("--sampler", help="Default sampler.  [default: the nearest to the pipeline's]")
 @click.option("--license", "license_", metavar="TEXT", help="Licence of the weights.")
-@click.option(
-    "--attribution", metavar="TEXT", multiple=True, help="Whom to credit; repeatable."
-)
+@click.option("--attribution", metavar="TEXT", multiple=True, help="Whom to credit; repeatable.")
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
@@ -101,14 +85,16 @@ def export(
 
 def _describe(exported: "Exported") -> str:
     manifest = exported.manifest
-    rows = [("stage", "precision", "size", "of float", "error")]
+    rows: list[tuple[str, ...]] = [("stage", "precision", "size", "of float", "error")]
     for stage, graph in manifest.graphs.items():
         size, before = exported.size(stage), exported.float_sizes[stage]
         error = manifest.fidelity.stages[stage].error
         rows.append((stage, graph.precision, _mb(size), f"{size / before:.0%}", f"{error:.1e}"))
     total = sum(f.size for f in manifest.files.values())
     before = sum(exported.float_sizes.values())
-    rows.append(("bundle", manifest.quantization.precision, _mb(total), f"{total / before:.0%}", ""))
+    rows.append(
+        ("bundle", manifest.quantization.precision, _mb(total), f"{total / before:.0%}", "")
+    )
     lines = _table(rows)
     if manifest.quantization.precision != "fp32":
         for picture in manifest.fidelity.pictures:

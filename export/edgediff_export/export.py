@@ -23,7 +23,6 @@ from edgediff.bundle import (
     Provenance,
     Quantization,
     StageFidelity,
-    TokenizerSpec,
     describe_files,
     write_manifest,
 )
@@ -121,7 +120,7 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         for stage, traced in stages.items():
             report(f"{stage}: {options.precision}")
             graphs[stage], fidelities[stage], plan[stage] = _lower(
-                stage, traced, options.precision, floats, bundle
+                traced, options.precision, floats, bundle
             )
         manifest = Manifest(
             name=options.name or source.name,
@@ -201,14 +200,14 @@ def _trace_stage(
 
 
 def _lower(
-    stage: str, traced: _Stage, asked: Precision, floats: Path, bundle: Path
+    traced: _Stage, asked: Precision, floats: Path, bundle: Path
 ) -> tuple[GraphSpec, StageFidelity, dict[str, str]]:
     """A float32 stage in the precision asked for, in the bundle; and weight → what it became."""
     source = floats / traced.spec.file
     if asked == "fp32":
         return _as_float(traced, floats, bundle, {})
     lower = precision.to_float16 if asked == "fp16" else quantize.to_int8
-    lowered = lower(stage, source, traced.cases)
+    lowered = lower(source, traced.cases)
     path = bundle / traced.spec.file
     data = write_graph(lowered.model, path)
     spec = replace(
@@ -252,9 +251,7 @@ def _take_pictures(
     complete = replace(
         manifest,
         fixtures=FIXTURES,
-        fidelity=replace(
-            manifest.fidelity, pictures=fidelity.compare(shots, pictures, references)
-        ),
+        fidelity=replace(manifest.fidelity, pictures=fidelity.compare(shots, pictures, references)),
     )
     return _write(bundle, complete)
 
@@ -275,7 +272,9 @@ def _shots(defaults: Defaults, latent: LatentSpec, parameters: int) -> list[Shot
     width, height = (
         (defaults.width, defaults.height)
         if small
-        else (min(side, max(unit, 256 // unit * unit)) for side in (defaults.width, defaults.height))
+        else (
+            min(side, max(unit, 256 // unit * unit)) for side in (defaults.width, defaults.height)
+        )
     )
     steps = defaults.steps if small else min(defaults.steps, 4)
     return [

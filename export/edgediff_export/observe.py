@@ -23,12 +23,12 @@ def magnitudes(source: Path, cases: Sequence[Case]) -> dict[str, float]:
         for value in node.outputs:
             if value.dtype != ir.DataType.FLOAT or value.name is None:
                 continue
-            magnitude = ir.node("Abs", [value], name=f"{value.name}/abs")
+            absolute = ir.node("Abs", [value], name=f"{value.name}/abs")
             largest = ir.node(
-                "ReduceMax", [magnitude.outputs[0]], {"keepdims": 0}, name=f"{value.name}/max"
+                "ReduceMax", [absolute.outputs[0]], {"keepdims": 0}, name=f"{value.name}/max"
             )
             largest.outputs[0].name = f"{value.name}/largest"
-            graph.extend([magnitude, largest])
+            graph.extend([absolute, largest])
             largest.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             largest.outputs[0].shape = ir.Shape([])
             reduced[f"{value.name}/largest"] = value.name
@@ -36,8 +36,8 @@ def magnitudes(source: Path, cases: Sequence[Case]) -> dict[str, float]:
     found: dict[str, float] = {}
     for outputs in _run(model, source, list(reduced), cases):
         for name, array in outputs.items():
-            value = float(array) if np.isfinite(array) else float("inf")
-            found[reduced[name]] = max(value, found.get(reduced[name], 0.0))
+            magnitude = float(array) if np.isfinite(array) else float("inf")
+            found[reduced[name]] = max(magnitude, found.get(reduced[name], 0.0))
     return found
 
 

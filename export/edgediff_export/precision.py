@@ -6,8 +6,10 @@ Inputs and outputs stay float32, so that stages of different precisions fit toge
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgediff.errors import ExportError
@@ -23,7 +25,7 @@ _MARGIN = 4.0
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 
-def to_float16(stage: str, source: Path, cases: Sequence[Case]) -> Lowered:
+def to_float16(source: Path, cases: Sequence[Case]) -> Lowered:
     """The float32 graph at `source` in float16, but for nodes whose values come near its limit on
     the fixtures, and for those that compute the timestep's angles, which need more digits.
 
@@ -31,7 +33,9 @@ def to_float16(stage: str, source: Path, cases: Sequence[Case]) -> Lowered:
     model = ir.load(source)
     graph = model.graph
     if any(a.type == ir.AttributeType.GRAPH for n in graph for a in n.attributes.values()):
-        raise ExportError(f"{stage}: has control flow, which is not converted: export it in fp32")
+        raise ExportError(
+            f"{source.name}: has control flow, which is not converted: export it in fp32"
+        )
     kept = _overflowing(graph, magnitudes(source, cases)) | _angles(graph)
     plan = _convert(graph, kept)
     return Lowered(model=model, precision="fp16", plan=plan)
@@ -121,16 +125,17 @@ def _half_weight(graph: ir.Graph, value: ir.Value) -> ir.Value:
     twin = ir.Value(
         name=tensor.name,
         type=ir.TensorType(ir.DataType.FLOAT16),
-        shape=tensor.shape,
+        shape=ir.Shape(value.const_value.shape.numpy()),
         const_value=tensor,
     )
     graph.register_initializer(twin)
     return twin
 
 
-def _clip(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> np.ndarray:
+def _clip(values: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     """float32 → float16; an attention mask's lowest float32 becomes the lowest float16."""
-    return np.clip(values, -LARGEST, LARGEST).astype(np.float16)
+    clipped: npt.NDArray[np.float16] = np.clip(values, -LARGEST, LARGEST).astype(np.float16)
+    return clipped
 
 
 def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType, before: ir.Node) -> ir.Value:

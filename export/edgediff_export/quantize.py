@@ -10,6 +10,7 @@ that would be faster without being calibrated. Their weights turn float when the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -53,50 +54,56 @@ class Linear:
         return w.T if self.transposed else w
 
 
-def to_int8(stage: str, source: Path, cases: Sequence[Case]) -> Lowered:
+def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
     """The float32 graph at `source` with int8 weights. What stays float says so in the plan."""
     model = ir.load(source)
     graph = model.graph
     plan: dict[str, str] = {}
     kept = _first_and_last_conv(graph)
     errors = activation_errors(source, cases)
-    quantized_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+    quantized_inputs: dict[ir.Value, Sequence[ir.Value]] = {}
     for node in list(graph):
         linear = as_linear(node)
-        if linear is not None:
-            weight = linear.weight
-            if _size(weight) < _SMALL:
-                continue
-            if errors[linear.name] <= ACTIVATION_LIMIT:
-                _quantize_linear(graph, linear, quantized_inputs)
-            else:
-                _quantize_weight(graph, node, 1, axis=0 if linear.transposed else 1)
-        elif node.op_type == "Conv" and node not in kept and is_weight(node.inputs[1]):
-            weight = node.inputs[1]
-            if _size(weight) < _SMALL:
-                continue
-            _quantize_weight(graph, node, 1, axis=0)
-        elif node.op_type == "Gather" and is_weight(node.inputs[0]):
-            weight = node.inputs[0]
-            if _size(weight) < _SMALL or weight.shape is None or len(weight.shape) != 2:
-                continue
-            _quantize_embedding(graph, node)
-        else:
+        weight = _weight_to_quantize(node)
+        if weight is None or node in kept:
             continue
+        if linear is not None and errors[linear.name] <= ACTIVATION_LIMIT:
+            _quantize_linear(graph, linear, quantized_inputs)
+        elif linear is not None:
+            _quantize_weight(graph, node, 1, axis=0 if linear.transposed else 1)
+        elif node.op_type == "Conv":
+            _quantize_weight(graph, node, 1, axis=0)
+        else:
+            _quantize_embedding(graph, node)
         plan[weight.name or ""] = "int8"
-    remove_unused(graph)
+    for name in [k for k, v in graph.initializers.items() if not v.uses()]:
+        del graph.initializers[name]
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT and _size(value) > 1 and not name.endswith(".scale"):
             plan[name] = "fp32"
     return Lowered(model=model, precision="int8", plan=plan, session_config=dict(SESSION_CONFIG))
 
 
+def _weight_to_quantize(node: ir.Node) -> ir.Value | None:
+    """The weight of a linear layer, a convolution or an embedding, where it is worth it."""
+    index = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}.get(node.op_type)
+    weight = None if index is None else node.inputs[index]
+    if not is_weight(weight) or _size(weight) < _SMALL:
+        return None
+    if node.op_type in ("MatMul", "Gemm"):
+        return weight if as_linear(node) is not None else None
+    if node.op_type == "Gather":
+        return weight if len(weight.shape or ()) == 2 else None
+    return weight
+
+
 def activation_errors(source: Path, cases: Sequence[Case]) -> dict[str, float]:
     """Linear layer's weight → what quantizing its activations alone does to its output on the
     fixtures, ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst."""
-    linears = [x for node in ir.load(source).graph if (x := as_linear(node)) is not None]
-    inputs = sorted({x.x.name or "" for x in linears if not x.x.is_graph_input()})
-    errors = dict.fromkeys((x.name for x in linears), 0.0)
+    found = (as_linear(node) for node in ir.load(source).graph)
+    linears = [linear for linear in found if linear is not None]
+    inputs = sorted({v.x.name or "" for v in linears if not v.x.is_graph_input()})
+    errors = {linear.name: 0.0 for linear in linears}
     for case, seen in zip(cases, values(source, inputs, cases), strict=True):
         activations = {**case.inputs, **seen}
         for linear in linears:
@@ -115,7 +122,8 @@ def quantize_activation(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     scale = (high - low) / 255 or 1.0
     zero = np.clip(np.rint(-low / scale), 0, 255)
     q = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
-    return ((q - zero) * scale).astype(np.float32)
+    rounded: npt.NDArray[np.float32] = ((q - zero) * scale).astype(np.float32)
+    return rounded
 
 
 def as_linear(node: ir.Node) -> Linear | None:
@@ -139,16 +147,17 @@ def as_linear(node: ir.Node) -> Linear | None:
     return None
 
 
-def is_weight(value: ir.Value | None) -> bool:
+def is_weight(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether a value is a float32 initializer."""
     return value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT
 
 
 def array(value: ir.Value) -> npt.NDArray[np.float32]:
-    """A weight's values."""
+    """A float32 weight's values."""
     if value.const_value is None:
         raise ValueError(f"{value.name} is no constant")
-    return np.asarray(value.const_value.numpy())
+    values: npt.NDArray[np.float32] = np.asarray(value.const_value.numpy(), np.float32)
+    return values
 
 
 def quantize_weight(
@@ -165,7 +174,7 @@ def quantize_weight(
 def _quantize_linear(
     graph: ir.Graph,
     linear: Linear,
-    quantized_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
+    quantized_inputs: dict[ir.Value, Sequence[ir.Value]],
 ) -> None:
     """DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales (→ Add), which ONNX Runtime
     fuses into one kernel. Layers with one input share its quantization."""
@@ -179,7 +188,7 @@ def _quantize_linear(
             "DynamicQuantizeLinear", [linear.x], num_outputs=3, name=f"{path}/quantize"
         )
         graph.insert_before(node, quantize)
-        quantized_inputs[linear.x] = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
+        quantized_inputs[linear.x] = quantize.outputs
     x, x_scale, x_zero = quantized_inputs[linear.x]
     product = ir.node("MatMulInteger", [x, weight, x_zero], name=f"{path}/product")
     as_float = ir.node(
@@ -246,16 +255,13 @@ def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
 def _initializer(graph: ir.Graph, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
     tensor = ir.tensor(np.ascontiguousarray(values), name=name)
     value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(values.shape),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
-
-
-def remove_unused(graph: ir.Graph) -> None:
-    """Drop initializers that nothing uses any more."""
-    for name in [k for k, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
 
 
 def _first_and_last_conv(graph: ir.Graph) -> list[ir.Node]:

@@ -88,9 +88,7 @@ def _class_defaults(name: str) -> dict[str, Any]:
     return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
 
-def choose_sampling(
-    config: Mapping[str, Any], *, name: str, guidance_embedding: bool
-) -> Sampling:
+def choose_sampling(config: Mapping[str, Any], *, name: str, guidance_embedding: bool) -> Sampling:
     """What to sample with where the user says nothing.
 
     name: the model's; models distilled by adversarial diffusion (Sauer et al. 2023,

@@ -40,7 +40,8 @@ _EXTRA_INPUTS = (
 class Source:
     """An opened pipeline: its configs, and the folders from which components are loaded.
 
-    `description` is the hub id, or the name of the folder or file; `license` is the model card's, where it has one."""
+    `description` is the hub id, or the name of the folder or file; `license` is the model card's,
+    where it has one."""
 
     description: str
     name: str

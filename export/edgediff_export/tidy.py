@@ -43,7 +43,7 @@ def _name_weights(graph: ir.Graph) -> None:
         value = graph.initializers[name]
         if not name.startswith("onnx::"):
             continue
-        uses = value.uses()
+        uses = list(value.uses())
         if len(uses) != 1:  # shared among modules: no one name fits
             continue
         node = uses[0].node

@@ -1,4 +1,4 @@
-"""CLIP's vocabulary and merges → a tokenizer.json that gives the ids of transformers' CLIPTokenizer.
+"""CLIP's vocabulary and merges → a tokenizer.json with the ids of transformers' CLIPTokenizer.
 
 That is the slow, Python one without ftfy, which diffusers' pipelines load: BERT's text cleaning,
 then byte-level BPE (Radford et al. 2021, arXiv:2103.00020, section 2.4; Sennrich et al. 2015,
@@ -65,9 +65,7 @@ def write_tokenizer(folder: Path, out: Path) -> TokenizerSpec:
     )
 
 
-def build(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]], added: dict[int, Any]
-) -> str:
+def build(vocabulary: dict[str, int], merges: list[tuple[str, str]], added: dict[int, Any]) -> str:
     """The JSON of a tokenizer with this vocabulary (token → id) and merges, by priority.
 
     added: id → what is found in the text as it was typed, before all else."""
@@ -108,7 +106,7 @@ def build(
 def _with_special_words(
     vocabulary: dict[str, int], merges: list[tuple[str, str]]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """"<|ENDOFTEXT|>" is no special token as typed, but CLIPTokenizer lowers it to one.
+    """ "<|ENDOFTEXT|>" is no special token as typed, but CLIPTokenizer lowers it to one.
 
     Merges of the lowest priority put the word together. Each joins a sign to letters, which share
     a word nowhere else, so no other text is affected."""

@@ -90,7 +90,10 @@ def trace(module: Any, stage: str, example: Mapping[str, Any], work: Path) -> ir
 def _known_shape(value: ir.Value, unknown: list[int], module: Any, stage: str) -> ir.Shape:
     """Fill in a fixed dimension that the exporter lost: only an output's channels can be."""
     channels = {
-        "text_encoder": lambda: {1: module.config.max_position_embeddings, 2: module.config.hidden_size},
+        "text_encoder": lambda: {
+            1: module.config.max_position_embeddings,
+            2: module.config.hidden_size,
+        },
         "unet": lambda: {1: module.config.out_channels},
         "vae_decoder": lambda: {1: module.config.out_channels},
     }[stage]()
@@ -122,7 +125,7 @@ def _stage_config(config: Any, contract: Contract, example: Mapping[str, Any]) -
         def torch_to_onnx_output_map(self) -> dict[str, str]:
             return {"sample": "out_sample"} if "out_sample" in contract.outputs else {}
 
-        def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+        def generate_dummy_inputs(self, **_: Any) -> dict[str, Any]:
             return dict(example)
 
     return StageConfig(config, task="semantic-segmentation")

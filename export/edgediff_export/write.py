@@ -46,7 +46,7 @@ def write_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
             size = _size(value)
             start = _align(offset, size)
             f.write(b"\0" * (start - offset))
-            f.write(memoryview(np.ascontiguousarray(tensor.numpy())).cast("B"))
+            f.write(np.ascontiguousarray(tensor.numpy()).data)
             value.const_value = ir.ExternalTensor(
                 location=data.name,
                 offset=start,
@@ -92,14 +92,15 @@ def _align(offset: int, size: int) -> int:
 
 @contextlib.contextmanager
 def folder_in_one_piece(out: Path, *, force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside `out` to work in; what lies in its subfolder `bundle` at the
-    end becomes `out`.
+    """Yield an empty folder beside `out` to work in; its subfolder `bundle` becomes `out` at the
+    end.
 
     Whatever happens in between, killing the process included, `out` is either what it was or the
     finished bundle. What a killed export left behind is removed by the next one.
 
-    Raises ExportError where `out` exists (unless `force`), cannot be written, or the disk is full."""
-    out = Path(os.path.abspath(out))  # not resolve(): a link at `out` is replaced, not followed
+    Raises ExportError where `out` exists (unless `force`), cannot be written, or the disk is
+    full."""
+    out = out.parent.resolve() / out.name  # a link at `out` is replaced, not followed
     work = out.with_name(f".{out.name}.partial")
     old = out.with_name(f".{out.name}.replaced")
     try:

@@ -1,5 +1,6 @@
 """Whole exports: each kind of pipeline, each precision, and that the bundle is what it says."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from edgediff_export.export import Exported, Options, export
 
 import edgediff
 from edgediff.bundle import Bundle
 from edgediff.verification import verify
-from edgediff_export.export import Exported, Options, export
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_weights_can_be_mapped(sd1: Any) -> None:
         assert length >= 1024
         ranges.append((offset, offset + length))
     ranges.sort()
-    assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
     assert ranges[-1][1] == (sd1.bundle / "unet.onnx.data").stat().st_size
 
 

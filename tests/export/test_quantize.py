@@ -1,8 +1,9 @@
 """int8: the arithmetic, the form that ONNX Runtime fuses, and what is left in float."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-
 from edgediff_export.fidelity import Case
 from edgediff_export.lowered import Lowered
 from edgediff_export.quantize import (
@@ -102,7 +102,7 @@ def test_a_linear_layer_is_fused(bias: bool, dims: tuple[int, ...], tmp_path: Pa
     layer = torch.nn.Linear(96, 80, bias=bias)
     x = normal(*dims)
     path = save(layer, torch.from_numpy(x), tmp_path / "f.onnx")
-    lowered = to_int8("unet", path, case(x))
+    lowered = to_int8(path, case(x))
     y, ops = run(lowered, x, tmp_path)
     assert error(y, layer(torch.from_numpy(x)).detach().numpy()) < 0.02
     assert ops["DynamicQuantizeMatMul"] == 1
@@ -121,7 +121,7 @@ def test_layers_of_one_input_share_its_quantization(tmp_path: Path) -> None:
 
     x = normal(2, 6, 96)
     path = save(Two(), torch.from_numpy(x), tmp_path / "f.onnx")
-    lowered = to_int8("unet", path, case(x))
+    lowered = to_int8(path, case(x))
     _, ops = run(lowered, x, tmp_path)
     assert ops["DynamicQuantizeLinear"] == 1
     assert ops["MatMulIntegerToFloat"] == 2
@@ -137,9 +137,9 @@ def test_activations_with_outliers_stay_float(tmp_path: Path) -> None:
     (name,) = even
     assert even[name] < 0.012
     assert odd[name] > 0.05
-    lowered = to_int8("unet", path, case(x))
+    lowered = to_int8(path, case(x))
     assert lowered.plan[name] == "int8"
-    y, ops = run(lowered, x, tmp_path)
+    _, ops = run(lowered, x, tmp_path)
     assert "DynamicQuantizeMatMul" not in ops
     assert "DequantizeLinear" not in ops  # folded
     assert "MatMulInteger" not in ops
@@ -150,7 +150,7 @@ def test_convolutions_keep_float_activations(tmp_path: Path) -> None:
     net = torch.nn.Sequential(*(torch.nn.Conv2d(24, 24, 3, padding=1) for _ in range(3)))
     x = normal(1, 24, 8, 8)
     path = save(net, torch.from_numpy(x), tmp_path / "f.onnx")
-    lowered = to_int8("unet", path, case(x))
+    lowered = to_int8(path, case(x))
     assert lowered.plan["0.weight"] == lowered.plan["2.weight"] == "fp32"  # the first and the last
     assert lowered.plan["1.weight"] == "int8"
     y, ops = run(lowered, x, tmp_path)
@@ -163,7 +163,7 @@ def test_embeddings_are_looked_up_as_bytes(tmp_path: Path) -> None:
     table = torch.nn.Embedding(500, 32)
     ids = np.array([[3, 499, 0]], np.int64)
     path = save(table, torch.from_numpy(ids), tmp_path / "f.onnx")
-    lowered = to_int8("text_encoder", path, [Case(name="one", inputs={"x": ids}, outputs={})])
+    lowered = to_int8(path, [Case(name="one", inputs={"x": ids}, outputs={})])
     y, ops = run(lowered, ids, tmp_path)
     assert error(y, table(torch.from_numpy(ids)).detach().numpy()) < 0.01
     assert ops["Gather"] == 2
@@ -171,10 +171,9 @@ def test_embeddings_are_looked_up_as_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "lowered.onnx.data").stat().st_size < 500 * 32 * 1.2
 
 
-def test_no_weight_is_unsigned(small_pipeline: Callable[[str], Path], sd1: object) -> None:
+def test_no_weight_is_unsigned(sd1: Any) -> None:
     """Processors multiply unsigned activations by signed weights fast, and no other pair."""
-    bundle: Path = sd1.bundle  # type: ignore[attr-defined]
-    lowered = to_int8("vae_decoder", bundle / "vae_decoder.onnx", _latents())
+    lowered = to_int8(sd1.bundle / "vae_decoder.onnx", _latents())
     dtypes = {v.dtype for v in lowered.model.graph.initializers.values()}
     assert ir.DataType.INT8 in dtypes
     assert ir.DataType.UINT8 not in dtypes

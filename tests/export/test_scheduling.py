@@ -4,10 +4,10 @@ from typing import Any
 
 import diffusers
 import pytest
+from edgediff_export.scheduling import _SAMPLERS, choose_sampling, read_schedule
 
 from edgediff.errors import ExportError
 from edgediff.schedule import NoiseSchedule, alphas_cumprod
-from edgediff_export.scheduling import _SAMPLERS, choose_sampling, read_schedule
 
 SD: dict[str, Any] = {
     "beta_start": 0.00085,

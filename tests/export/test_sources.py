@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from edgediff_export.sources import find_weights, open_source
 
 from edgediff.errors import ExportError
-from edgediff_export.sources import find_weights, open_source
 
 
 @pytest.fixture
@@ -157,7 +157,9 @@ def test_a_damaged_weights_file(folder: Path, tmp_path: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     source = open_source(str(folder), work=tmp_path)
-    with pytest.raises(ExportError, match="cannot be loaded .*download or save the pipeline again"):
+    with pytest.raises(
+        ExportError, match=r"cannot be loaded .*download or save the pipeline again"
+    ):
         source.load("unet")
 
 
@@ -208,9 +210,7 @@ def test_a_config_that_is_missing_or_damaged(file: str, folder: Path, tmp_path: 
         open_source(str(folder), work=tmp_path)
 
 
-def test_another_vae(
-    folder: Path, small_pipeline: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_another_vae(folder: Path, small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
     tiny = small_pipeline("tiny-vae")
     for path in (tiny, tiny / "vae"):
         source = open_source(str(folder), work=tmp_path, vae=path)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from edgediff_export.tokenizer import write_tokenizer
 
 from edgediff.errors import ExportError
-from edgediff_export.tokenizer import write_tokenizer
 
 
 @pytest.fixture

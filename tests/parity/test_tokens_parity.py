@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from edgediff_export.tokenizer import write_tokenizer
 from transformers import CLIPTokenizer
 
 from edgediff.prompt import Tokenizer
-from edgediff_export.tokenizer import write_tokenizer
 
 CORPUS = """
 El pingüino Wenceslao hizo kilómetros bajo exhaustiva lluvia y frío, añoraba a su querido cachorro.
@@ -102,7 +102,7 @@ PROMPTS = [
     "a" + "\u0301" * 50,
     "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘!͖̬̰̙̗̿̋ͥͥ̂ͣ̐́́͜͞",
     "\\n \\x41 \\u0041 %20 ${var} {{template}}",
-    '"double" \'single\' `back` “curly” ‘curly’ «guillemets» „low“',
+    "\"double\" 'single' `back` “curly” ‘curly’ «guillemets» „low“",
     "a—b–c‒d−e‐f‑g",
     "∑∏∫√∞≠≤≥±×÷ ℝ ℕ ℵ 𝔸 𝒜 𝐀 Ａ ａ １ ！",
     "Ⓐ ⓐ ㋿ ㍿ ™ ℠ № ℡",

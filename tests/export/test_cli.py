@@ -1,0 +1,107 @@
+"""`edgediff export` as a user meets it: exit statuses, what goes where, and no noise."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from edgediff_export.cli import export
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgediff", "export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_shows_every_option() -> None:
+    shown = CliRunner().invoke(export, ["--help"])
+    assert shown.exit_code == 0
+    for option in (
+        "--precision", "--size", "--vae", "--name", "--steps", "--guidance", "--sampler",
+        "--license", "--attribution", "--force", "--json",
+    ):  # fmt: skip
+        assert option in shown.output
+
+
+@pytest.mark.slow
+def test_an_export_is_quiet_and_reports(
+    small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = run(small_pipeline("sd1"), tmp_path / "out", "--steps", 1, "--precision", "int8")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == [
+        "stage", "text_encoder", "unet", "vae_decoder", "bundle",
+    ]  # fmt: skip
+    assert sum(" dB to the float model: " in line for line in lines) == 4
+    assert lines[-1] == str(tmp_path / "out")
+    # Progress alone: seconds, then what is being done; no warning of any library underneath.
+    progress = [line.split(" s  ") for line in done.stderr.splitlines()]
+    assert all(len(parts) == 2 and float(parts[0]) >= 0 for parts in progress)
+    assert [parts[1] for parts in progress][-1] == "done"
+
+
+@pytest.mark.slow
+def test_json(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    done = run(small_pipeline("sd1"), tmp_path / "out", "--steps", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["bundle"] == str(tmp_path / "out")
+    assert set(report["stages"]) == {"text_encoder", "unet", "vae_decoder"}
+    assert report["stages"]["unet"]["bytes"] == report["stages"]["unet"]["float_bytes"]
+    assert report["pictures"][0]["psnr_db"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "Missing argument 'SOURCE'"),
+        (["a/b/c"], 2, "Missing argument 'OUT'"),
+        (["no-such-source", "OUT"], 1, "Error: no-such-source: no such folder or file"),
+        (["SOURCE", "OUT", "--precision", "int4"], 2, "'int4' is not one of 'fp32'"),
+        (["SOURCE", "OUT", "--size", "big"], 2, "'big' is not a size: give width x height"),
+        (["SOURCE", "OUT", "--steps", "x"], 2, "'x' is not a valid integer"),
+        (["SOURCE", "OUT", "--vae", "nowhere"], 1, "--vae nowhere: no VAE there"),
+        (["SOURCE", "OUT/sub"], 1, "no such folder: create it first"),
+        (["SOURCE", "."], 1, "exists already"),
+        (["SOURCE", "OUT", "--frobnicate"], 2, "No such option"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str],
+    status: int,
+    message: str,
+    small_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    places = {"SOURCE": str(small_pipeline("sd1")), ".": str(tmp_path)}
+    given = [places.get(a, a.replace("OUT", str(tmp_path / "out"))) for a in arguments]
+    done = run(*given)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "60x64"], "size is 60x64: both sides must be multiples of 16"),
+        (["--size", "0x0"], "size is 0x0"),
+        (["--steps", "0"], "steps is 0"),
+        (["--sampler", "magic"], "sampler is 'magic': choose one of"),
+        (["--guidance", "nan"], "guidance is nan"),
+    ],
+)
+def test_options_that_do_not_fit_the_pipeline(
+    arguments: list[str], message: str, small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = run(small_pipeline("sd1"), tmp_path / "out", *arguments)
+    assert done.returncode == 2
+    assert f"Error: {message}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
