@@ -1,6 +1,7 @@
 """The command `edgediff export`. Progress on stderr, the report on stdout."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,10 +10,19 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from edgediff.bundle import Precision
-from edgediff.cli import Size
 
 if TYPE_CHECKING:
     from edgediff_export.export import Exported
+
+
+def _parse_size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """WxH in pixels → (width, height)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size: give width x height, such as 512x512")
+    return int(match[1]), int(match[2])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,7 +31,9 @@ if TYPE_CHECKING:
 @click.option(
     "--precision", type=click.Choice(get_args(Precision)), default="fp32", show_default=True
 )
-@click.option("--size", type=Size(), help="Default size of pictures.  [default: the UNet's own]")
+@click.option(
+    "--size", metavar="WxH", callback=_parse_size, help="Default size.  [default: the UNet's own]"
+)
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="A folder with another VAE, such as a tiny one."
 )

@@ -50,13 +50,16 @@ class Sampling:
 
 
 def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """scheduler_config.json → NoiseSchedule; what it leaves out are the diffusers class's defaults.
+    """scheduler_config.json → NoiseSchedule; what it leaves out are the diffusers class's defaults,
+    but for the timestep spacing, which is left to the sampler.
 
     Raises ExportError, naming the value, for what edgediff's samplers cannot do."""
     name = config.get("_class_name")
     if name not in _SAMPLERS:
         raise ExportError(f"scheduler {name}: expected one of {', '.join(_SAMPLERS)}")
     full = {**_class_defaults(str(name)), **config}
+    # Left out, it is up to the sampler: diffusers does the same where a pipeline changes scheduler.
+    full["timestep_spacing"] = config.get("timestep_spacing")
     for key, usual in _UNSUPPORTED.items():
         if full.get(key, usual) != usual:
             raise ExportError(
