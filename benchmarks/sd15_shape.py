@@ -74,7 +74,13 @@ _SMALL = Shape(
     unet=_SMALL_UNET,
     text=_SMALL_TEXT,
     vae=_SMALL_VAE,
-    scheduler={**_SD, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+    scheduler={
+        **_SD,
+        "clip_sample": False,
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    },
 )
 
 
@@ -142,7 +148,6 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
         "text_encoder": lambda: _text_encoder(s, vocabulary),
         "unet": lambda: _diffusers("UNet2DConditionModel", unet),
         "vae": lambda: _vae(s),
-        "scheduler": lambda: _diffusers(s.scheduler_class, s.scheduler),
     }
     for name, make in writers.items():
         torch.manual_seed(seed)
@@ -153,6 +158,10 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
             component.save_pretrained(folder / name)
         del component
         gc.collect()
+    # Not through the class: published configs hold keys of other schedulers, and so do these.
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    scheduler.write_text(json.dumps({"_class_name": s.scheduler_class, **s.scheduler}, indent=2))
     index = {
         "_class_name": "StableDiffusionPipeline",
         "text_encoder": ["transformers", "CLIPTextModel"],

@@ -30,13 +30,13 @@ def test_the_noise_levels_are_the_schedulers(name: str) -> None:
     assert schedule.prediction_type == "epsilon"
 
 
-def test_what_the_config_leaves_out_is_diffusers_default() -> None:
+def test_what_the_config_leaves_out_is_diffusers_default_but_for_the_spacing() -> None:
     assert read_schedule({"_class_name": "PNDMScheduler"}) == NoiseSchedule(
         beta_start=0.0001,
         beta_end=0.02,
         beta_schedule="linear",
         prediction_type="epsilon",
-        timestep_spacing="leading",
+        timestep_spacing=None,
         set_alpha_to_one=False,
     )
     assert read_schedule({"_class_name": "DDIMScheduler"}).clip_sample is True
