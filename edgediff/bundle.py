@@ -65,14 +65,12 @@ class GraphSpec:
 class LatentSpec:
     """The latent space: pixels = decode(latents / scaling_factor + shift_factor).
 
-    A picture of (h, w) pixels has latents (channels, h / downscale, w / downscale), both sides
-    multiples of `multiple`."""
+    A picture of (h, w) pixels has latents (channels, h / downscale, w / downscale)."""
 
     channels: int
     downscale: int
     scaling_factor: float
     shift_factor: float = 0.0
-    multiple: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

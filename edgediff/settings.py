@@ -50,7 +50,7 @@ def resolve(
             raise InputError(f"{name} is {type(text).__name__}, expected text (str)")
     if size is None:
         size = (defaults.width, defaults.height)
-    width, height = _check_size(size, manifest.latent.downscale * manifest.latent.multiple)
+    width, height = _check_size(size, manifest.latent.downscale)
     guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
     if isinstance(guidance, bool) or not isinstance(guidance, int | float):
         raise InputError(f"guidance_scale is {guidance!r}: expected a number")

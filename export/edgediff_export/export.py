@@ -4,7 +4,7 @@ import gc
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,6 @@ def _trace_stage(
         inputs = fidelity.unet_inputs(
             source.unet,
             done["text_encoder"].cases,
-            multiple=latent.multiple,
             guidance_scale=defaults.guidance_scale,
         )
     else:
@@ -180,7 +179,10 @@ def _trace_stage(
     cases = fidelity.run_torch(module, stage, inputs)
     scratch = work / "trace"
     scratch.mkdir()
-    model = trace(module, stage, _example(cases[0].inputs), scratch)
+    example = _example(cases[0].inputs)
+    if stage == "unet":
+        example["sample"] = _odd_latents(source.unet, example["sample"])
+    model = trace(module, stage, example, scratch)
     del module
     gc.collect()
     path = work / "float" / f"{stage}.onnx"
@@ -268,7 +270,7 @@ def _write(folder: Path, manifest: Manifest) -> Manifest:
 def _shots(defaults: Defaults, latent: LatentSpec, parameters: int) -> list[Shot]:
     """Four pictures as the model makes them, or one small, short one where that takes minutes."""
     small = parameters < _SMALL_UNET
-    unit = latent.downscale * latent.multiple
+    unit = latent.downscale
     width, height = (
         (defaults.width, defaults.height)
         if small
@@ -314,6 +316,13 @@ def _example(inputs: fidelity.Named) -> dict[str, Any]:
     }
 
 
+def _odd_latents(config: Mapping[str, Any], sample: Any) -> Any:
+    """Latents like `sample` whose sides the UNet cannot halve evenly. Traced with these, it resizes
+    to the size of each skip connection, and so takes latents of any size."""
+    side = 2 ** (len(config["block_out_channels"]) - 1)
+    return sample.new_zeros((*sample.shape[:2], 2 * side + 1, 2 * side + 3))
+
+
 def _latent_space(source: Source) -> LatentSpec:
     vae = source.vae
     tiny = vae["_class_name"] == "AutoencoderTiny"
@@ -325,7 +334,6 @@ def _latent_space(source: Source) -> LatentSpec:
         downscale=2 ** (depth - 1),
         scaling_factor=float(vae.get("scaling_factor") or (1.0 if tiny else 0.18215)),
         shift_factor=float(vae.get("shift_factor") or 0.0),
-        multiple=2 ** (len(source.unet["block_out_channels"]) - 1),
     )
 
 
@@ -338,7 +346,7 @@ def _defaults(
         name=options.name or source.name,
         guidance_embedding=source.unet.get("time_cond_proj_dim") is not None,
     )
-    unit = latent.downscale * latent.multiple
+    unit = latent.downscale
     if options.size is None:
         size = source.unet.get("sample_size") or 64
         rows, columns = size if isinstance(size, list | tuple) else (size, size)

@@ -68,11 +68,11 @@ def text_encoder_inputs(tokenizer: Tokenizer) -> dict[str, Named]:
 
 
 def unet_inputs(
-    config: Mapping[str, Any], text: Sequence[Case], *, multiple: int, guidance_scale: float
+    config: Mapping[str, Any], text: Sequence[Case], *, guidance_scale: float
 ) -> dict[str, Named]:
     """Noise (1, c, h, w) near both ends of the schedule, each under one prompt of `text`."""
     rng = np.random.default_rng(0)
-    side = _side("unet", sample_side(config), multiple)
+    side = min(sample_side(config), _LATENT_SIDE["unet"])
     cond_dim = config.get("time_cond_proj_dim")
     cases: dict[str, Named] = {}
     for timestep, prompt in zip(_TIMESTEPS, text, strict=True):
@@ -91,7 +91,7 @@ def vae_decoder_inputs(
 ) -> dict[str, Named]:
     """Latents of a real picture's scale: unit variance, over the scaling factor."""
     rng = np.random.default_rng(1)
-    side = _side("vae_decoder", sample_size, 1)
+    side = min(sample_size, _LATENT_SIDE["vae_decoder"])
     shape = (1, config.get("latent_channels", 4), side, side)
     noise = rng.standard_normal(shape, dtype=np.float32)
     coarse = rng.standard_normal((*shape[:2], 2, 2), dtype=np.float32)
@@ -212,8 +212,3 @@ def write_fixtures(
             arrays |= {f"{stage}/{case.name}/out/{k}": v for k, v in case.outputs.items()}
     arrays |= {f"picture/{s.name}": f for s, f in zip(shots, references, strict=True)}
     np.savez_compressed(path, allow_pickle=False, **arrays)
-
-
-def _side(stage: str, sample_size: int, multiple: int) -> int:
-    side = min(sample_size, _LATENT_SIDE[stage])
-    return max(multiple, side // multiple * multiple)
