@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -162,11 +161,13 @@ class Archive:
                 for member in tar
                 if (file := tar.extractfile(member)) is not None
             }
-        stated = self.json("package.json")["license"]
-        if stated != package.licence:
+        stated = {self.json("package.json")["license"]}
+        if "info.json" in self._files:  # an icon set: the licence of its art
+            stated.add(self.json("info.json")["license"]["spdx"])
+        if stated != {package.licence}:
             raise DatasetError(
-                f"{package.name} states the licence {stated!r}, not {package.licence!r}: read it "
-                "before using its pictures"
+                f"{package.name} states the licence {sorted(stated)}, not {package.licence!r}: "
+                "read it before using its pictures"
             )
 
     def json(self, name: str) -> Any:
@@ -300,6 +301,8 @@ def build(tarballs: Path, out: Path) -> None:
     """Render every kept emoji in every style that has it into out/images.npy and concepts.json."""
     if (out / "concepts.json").exists():  # written last
         return
+    import resvg_py  # here, so that reading a rendered dataset needs no renderer
+
     out.mkdir(parents=True, exist_ok=True)
     packages = {package.name: package for package in PACKAGES}
     archives = {package.name: Archive(tarballs, package) for package in PACKAGES}

@@ -21,11 +21,12 @@ from demo_model import captions, checkpoint
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
 
-BATCH = 64
+BATCH = 32
 LR = 1e-3
 WARM_UP = 200  # steps
 P_EMPTY = 0.1  # captions left out, for classifier-free guidance (Ho & Salimans 2022)
 EMA = 0.9995
+EMA_EVERY = 4  # steps
 GAMMA = 5.0
 SAVE_EVERY = 60.0  # seconds
 SNAPSHOT_EVERY = 600.0
@@ -142,8 +143,8 @@ def loss(networks: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def update_average(average: nn.Module, networks: nn.Module, step: int) -> None:
-    """Move the averaged weights towards the current ones; faster at the beginning."""
-    decay = min(EMA, (1 + step) / (10 + step))
+    """Move the averaged weights by EMA_EVERY steps' worth; faster at the beginning."""
+    decay = min(EMA, (1 + step) / (10 + step)) ** EMA_EVERY
     with torch.no_grad():
         torch._foreach_lerp_(  # type: ignore[attr-defined]
             list(average.parameters()), list(networks.parameters()), 1 - decay
@@ -242,7 +243,8 @@ def train(
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step()
         step, seen = step + 1, seen + batch
-        update_average(average, networks, step)
+        if step % EMA_EVERY == 0:
+            update_average(average, networks, step)
         now = time.monotonic()
         spent, last = spent + now - last, now
         average_loss = value if average_loss is None else 0.98 * average_loss + 0.02 * value
