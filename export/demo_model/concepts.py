@@ -115,7 +115,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "♥️": ("heart suit",),
 }  # fmt: skip
 
-WEIGHT_PROMISED = 12.0
-WEIGHT_CORE = 5.0
-WEIGHT_SMILEY = 0.4  # they are many and alike
-WEIGHT_REST = 1.0
+WEIGHT_PROMISED = 20.0
+WEIGHT_CORE = 6.0
+WEIGHT_SMILEY = 0.2  # they are many and alike
+WEIGHT_REST = 0.5

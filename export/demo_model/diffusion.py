@@ -82,6 +82,10 @@ class Networks(nn.Module):
             cross_attention_dim=shape.text_width,
             # In this class it is the number of heads, whatever its name says.
             attention_head_dim=shape.heads,
+            # The pooled text also reaches every residual block with the timestep, as in DeepFloyd
+            # IF: through cross-attention alone, so short a training hardly learns to listen.
+            addition_embed_type="text",
+            addition_embed_type_num_heads=shape.text_heads,
             norm_num_groups=shape.groups,
         ).to(memory_format=torch.channels_last)
 

@@ -26,7 +26,7 @@ FLOAT_LIMIT = 1e-3
 # ‖q − f‖ / ‖f‖ that a device may have even where the export had less: kernels round differently.
 _TOLERANCE_FLOOR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
 # Latents a side in a stage's fixtures: enough for every layer to do what it does, and no more.
-_LATENT_SIDE = {"unet": 32, "vae_decoder": 16}
+_LATENT_SIDE = {"unet": 32, "vae_decoder": 8}
 _TIMESTEPS = (981.0, 261.5)
 PROMPTS = (
     "a red apple on a wooden table",

@@ -8,15 +8,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes import common
 
 from edgediff_export.fidelity import Case
+
+
+def load_typed(source: Path) -> ir.Model:
+    """A graph from disk, with the types of its intermediate values, which the file leaves out."""
+    model = ir.load(source)
+    common.ShapeInferencePass()(model)
+    return model
 
 
 def magnitudes(source: Path, cases: Sequence[Case]) -> dict[str, float]:
     """Name → the largest |value| over the cases, of every float32 value that a node computes.
 
     inf stands for one that is not finite."""
-    model = ir.load(source)
+    model = load_typed(source)
     graph = model.graph
     reduced: dict[str, str] = {}
     for node in list(graph):

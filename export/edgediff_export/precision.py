@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgediff.errors import ExportError
 from edgediff_export.fidelity import Case
 from edgediff_export.lowered import Lowered
-from edgediff_export.observe import magnitudes
+from edgediff_export.observe import load_typed, magnitudes
 
 LARGEST = 65504.0
 """The largest float16."""
@@ -30,7 +30,7 @@ def to_float16(source: Path, cases: Sequence[Case]) -> Lowered:
     the fixtures, and for those that compute the timestep's angles, which need more digits.
 
     Raises ExportError for a graph with control flow."""
-    model = ir.load(source)
+    model = load_typed(source)
     graph = model.graph
     if any(a.type == ir.AttributeType.GRAPH for n in graph for a in n.attributes.values()):
         raise ExportError(
