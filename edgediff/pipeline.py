@@ -122,10 +122,13 @@ def load(
 
 
 def find_bundle(path_or_name: str | PathLike[str]) -> Path:
-    """The folder that a path or the built-in model's name stands for; a path wins."""
-    path = Path(path_or_name)
-    built_in = Path(__file__).parent / "models" / BUILT_IN
-    return built_in if str(path_or_name) == BUILT_IN and not path.exists() else path
+    """The folder of the built-in model for its name, as text; anything else is a path.
+
+    A folder of that name is `./emoji`, or a Path: what lies in the working folder must not change
+    what the default is."""
+    if path_or_name == BUILT_IN:
+        return Path(__file__).parent / "models" / BUILT_IN
+    return Path(path_or_name)
 
 
 def _candidates(bundle: Bundle, provider: str) -> list[str]:

@@ -327,3 +327,14 @@ def test_an_unknown_provider(tiny_bundle: Path) -> None:
 def test_a_name_that_is_no_bundle() -> None:
     with pytest.raises(BundleError, match="no such bundle"):
         edgediff.load("no-such-model")
+
+
+def test_the_built_in_models_name_is_not_taken_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "emoji").mkdir()
+    monkeypatch.chdir(tmp_path)
+    built_in = pipeline_module.find_bundle("emoji")
+    assert built_in.parent.parent == Path(edgediff.__file__).parent
+    assert pipeline_module.find_bundle("./emoji") == Path("emoji")
+    assert pipeline_module.find_bundle(Path("emoji")) == Path("emoji")
