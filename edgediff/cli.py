@@ -282,7 +282,7 @@ def _describe(opened: "Bundle") -> str:
         (
             "latents",
             f"{latent.channels} channels, 1/{latent.downscale} of the picture's size;"
-            f" predicts {schedule.prediction_type}",
+            f" predicts {schedule.prediction_type.removesuffix('_prediction')}",
         ),
     ]
     for name, graph in manifest.graphs.items():

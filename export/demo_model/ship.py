@@ -1,0 +1,55 @@
+"""Export the trained pipeline into the package: `python export/demo_model/ship.py --work DIR`."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from edgediff_export.export import Options, export
+
+OUT = Path(__file__).resolve().parents[2] / "edgediff" / "models" / "emoji"
+MOST_BYTES = 16_000_000
+ATTRIBUTION = (
+    "Noto Emoji and Noto Emoji v1, Google Inc, Apache-2.0 (@iconify-json/noto, noto-v1)",
+    "Fluent Emoji flat and 3D, Microsoft Corporation, MIT"
+    " (@iconify-json/fluent-emoji-flat, @lobehub/fluent-emoji-3d)",
+    "Twemoji, Twitter and contributors, CC-BY-4.0 (@iconify-json/twemoji)",
+    "Firefox OS Emoji, Mozilla, Apache-2.0 (@iconify-json/fxemoji)",
+    "emojilib and unicode-emoji-json, Mu-An Chiou, MIT (names and keywords)",
+)
+
+
+def main() -> None:
+    """Write the int8 bundle; exit 1 where it is too large to ship."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="the folder that train.py used")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        # The bundle says where it is from by the folder's name.
+        source = Path(folder) / "edgediff-demo-model"
+        shutil.copytree(arguments.work / "pipeline", source)
+        arguments.out.parent.mkdir(exist_ok=True)
+        options = Options(
+            source=str(source),
+            out=arguments.out,
+            precision="int8",
+            name="emoji",
+            steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            license="Apache-2.0",
+            attribution=ATTRIBUTION,
+            force=True,
+        )
+        exported = export(options, lambda line: print(line, file=sys.stderr))
+    total = sum(f.stat().st_size for f in exported.root.iterdir())
+    print(f"{exported.root}: {total / 1e6:.2f} MB")
+    if total > MOST_BYTES:
+        sys.exit(f"more than the {MOST_BYTES / 1e6:g} MB that may ship")
+
+
+if __name__ == "__main__":
+    main()
