@@ -33,7 +33,6 @@ from edgediff_export import fidelity, precision, quantize, tokenizer
 from edgediff_export.fidelity import Case, Shot
 from edgediff_export.scheduling import Sampling, choose_sampling, read_schedule
 from edgediff_export.sources import Source, open_source
-from edgediff_export.tidy import compact
 from edgediff_export.trace import trace
 from edgediff_export.write import folder_in_one_piece, tensor_specs, write_graph
 
@@ -212,7 +211,7 @@ def _lower(
     lower = precision.to_float16 if asked == "fp16" else quantize.to_int8
     lowered = lower(source, traced.cases)
     path = bundle / traced.spec.file
-    data = write_graph(compact(lowered.model), path)
+    data = write_graph(lowered.model, path)
     spec = replace(
         _graph_spec(lowered.model, path, data, lowered.precision),
         session_config=lowered.session_config,

@@ -28,7 +28,6 @@ _COMPONENTS = {
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 # Options of UNet2DConditionModel that add an input, which no pipeline of the family feeds.
 _EXTRA_INPUTS = (
-    "addition_embed_type",
     "class_embed_type",
     "num_class_embeds",
     "encoder_hid_dim_type",
@@ -201,6 +200,9 @@ def _check_components(source: Source) -> None:
     for key in _EXTRA_INPUTS:
         if source.unet.get(key) is not None:
             raise ExportError(f"{where}: the UNet has {key} {source.unet[key]!r}; {SUPPORTED}")
+    added = source.unet.get("addition_embed_type")
+    if added not in (None, "text"):  # "text" is made of encoder_hidden_states
+        raise ExportError(f"{where}: the UNet has addition_embed_type {added!r}; {SUPPORTED}")
     channels = source.unet.get("in_channels", 4)
     if channels != source.unet.get("out_channels", 4):
         raise ExportError(

@@ -22,20 +22,6 @@ def tidy(model: ir.Model) -> ir.Model:
     return model
 
 
-def compact(model: ir.Model) -> ir.Model:
-    """Values inside the graph get short names and forget what shape inference found: half of a
-    small model's graph file. Nodes keep the paths of their modules. Changes `model` in place and
-    returns it."""
-    count = 0
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.type = value.shape = None
-                value.name = f"v{count}"
-                count += 1
-    return model
-
-
 def _drop_idle_casts(graph: ir.Graph) -> None:
     """A Cast to the type that a value has already, left over from mixed precision in torch."""
     for node in list(graph):

@@ -97,7 +97,7 @@ def _size(value: ir.Value) -> int:
 
 
 def _align(offset: int, size: int) -> int:
-    unit = 65536 if size >= 1 << 20 else 4096 if size >= 1 << 14 else 64
+    unit = 65536 if size >= 1 << 20 else 4096 if size >= 1 << 16 else 64
     return -(-offset // unit) * unit
 
 

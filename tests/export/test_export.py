@@ -123,7 +123,7 @@ def test_weights_can_be_mapped(sd1: Any) -> None:
         if not entries:
             continue
         offset, length = int(entries["offset"]), int(entries["length"])
-        unit = 65536 if length >= 1 << 20 else 4096 if length >= 1 << 14 else 64
+        unit = 65536 if length >= 1 << 20 else 4096 if length >= 1 << 16 else 64
         assert offset % unit == 0
         assert length >= 1024
         ranges.append((offset, offset + length))

@@ -197,6 +197,13 @@ def test_what_the_runtime_could_not_run(
         open_source(str(folder), work=tmp_path)
 
 
+def test_a_text_embedding_added_to_the_timestep_needs_no_input(
+    folder: Path, tmp_path: Path
+) -> None:
+    change(folder / "unet" / "config.json", addition_embed_type="text")
+    open_source(str(folder), work=tmp_path)
+
+
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
 def test_a_config_that_is_missing_or_damaged(file: str, folder: Path, tmp_path: Path) -> None:
     (folder / file).write_text("{")
