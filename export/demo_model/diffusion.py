@@ -25,7 +25,7 @@ BATCH = 32
 LR = 1e-3
 WARM_UP = 200  # steps
 P_EMPTY = 0.1  # captions left out, for classifier-free guidance (Ho & Salimans 2022)
-EMA = 0.9995
+EMA = 0.996
 EMA_EVERY = 4  # steps
 GAMMA = 5.0
 SAVE_EVERY = 60.0  # seconds
@@ -186,15 +186,20 @@ def train(
     shape: Shape | None = None,
     batch: int = BATCH,
     processes: int = 2,
+    name: str = "diffusion",
+    start: Networks | None = None,
 ) -> Mapping[str, float]:
-    """Train for so many minutes of wall clock in all, resuming folder/diffusion.ckpt.
+    """Train for so many minutes of wall clock in all, resuming folder/NAME.ckpt or, where there is
+    none yet, going on from the weights of `start`.
 
     latents (n, 4, h, w) float32 of about unit variance. `snapshot` is called with the averaged
     networks every ten minutes. Returns the step count, samples seen and seconds spent.
     """
-    path = folder / "diffusion.ckpt"
+    path = folder / f"{name}.ckpt"
     shape = shape or Shape()
     networks, average = Networks(shape, tokenizer), Networks(shape, tokenizer)
+    if start is not None:
+        networks.load_state_dict(start.state_dict())
     average.load_state_dict(networks.state_dict())
     average.requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
@@ -253,7 +258,7 @@ def train(
         spent, last = spent + now - last, now
         average_loss = value if average_loss is None else 0.98 * average_loss + 0.02 * value
         if step % 25 == 0:
-            log(f"diffusion step {step} loss {average_loss:.4f} rate {rate:.1e} {spent:.0f} s")
+            log(f"{name} step {step} loss {average_loss:.4f} rate {rate:.1e} {spent:.0f} s")
         if now - saved > SAVE_EVERY:
             save()
             saved = now
@@ -268,8 +273,8 @@ def train(
 
 
 def load_average(folder: Path, tokenizer: CLIPTokenizer, shape: Shape | None = None) -> Networks:
-    """The averaged networks of folder/diffusion.ckpt."""
-    state = checkpoint.load(folder / "diffusion.ckpt")
+    """The averaged networks of folder/focus.ckpt or, before that stage, of diffusion.ckpt."""
+    state = checkpoint.load(folder / "focus.ckpt") or checkpoint.load(folder / "diffusion.ckpt")
     if state is None:
         raise FileNotFoundError(f"{folder / 'diffusion.ckpt'}: train the diffusion model first")
     networks = Networks(shape or Shape(), tokenizer)

@@ -19,9 +19,19 @@ from PIL import Image
 from torch import Tensor
 
 from demo_model import autoencoder, captions, checkpoint, dataset, diffusion, tokenizer
-from demo_model.concepts import PROMPTS
+from demo_model.concepts import PROMPTS, WEIGHT_CORE
 
-STAGES = ("fetch", "render", "tokenizer", "autoencoder", "latents", "diffusion", "decoder", "sheet")
+STAGES = (
+    "fetch",
+    "render",
+    "tokenizer",
+    "autoencoder",
+    "latents",
+    "diffusion",
+    "focus",
+    "decoder",
+    "sheet",
+)
 
 
 def _log(line: str) -> None:
@@ -54,9 +64,14 @@ def write_pipeline(work: Path, folder: Path, networks: diffusion.Networks) -> No
     diffusion.save_pipeline(folder, networks, vae, tokenizer.load(work / "tokenizer"))
 
 
-def train_diffusion(work: Path, minutes: float, processes: int) -> None:
-    """Train text encoder and UNet, with snapshots, and write the pipeline."""
+def train_diffusion(work: Path, minutes: float, processes: int, *, focus: bool) -> None:
+    """Train text encoder and UNet, with snapshots, and write the pipeline.
+
+    With `focus`, go on from there with the everyday nouns alone: what little training there is
+    goes to what people ask for."""
     _, concepts = dataset.load(work / "data")
+    if focus:
+        concepts = [c for c in concepts if c.weight >= WEIGHT_CORE]
     tokens = tokenizer.load(work / "tokenizer")
     latents, _ = load_latents(work)
 
@@ -73,8 +88,11 @@ def train_diffusion(work: Path, minutes: float, processes: int) -> None:
         log=_log,
         snapshot=snapshot,
         processes=processes,
+        name="focus" if focus else "diffusion",
+        start=diffusion.load_average(work, tokens) if focus else None,
     )
-    (work / "training.json").write_text(json.dumps(figures))
+    name = "focus.json" if focus else "diffusion.json"
+    (work / name).write_text(json.dumps(figures))
     write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
 
 
@@ -104,6 +122,7 @@ def main() -> None:
     parser.add_argument("--tarballs", type=Path, help="packages fetched before [WORK/tarballs]")
     parser.add_argument("--autoencoder-minutes", type=float, default=20.0)
     parser.add_argument("--diffusion-minutes", type=float, default=120.0)
+    parser.add_argument("--focus-minutes", type=float, default=40.0)
     parser.add_argument("--decoder-minutes", type=float, default=15.0)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each [2]")
     parser.add_argument("--guidance", type=float, default=5.0)
@@ -139,8 +158,10 @@ def main() -> None:
                 write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
         elif stage == "latents":
             encode_latents(work)
-        elif stage == "diffusion":
-            train_diffusion(work, arguments.diffusion_minutes, arguments.processes)
+        elif stage in ("diffusion", "focus"):
+            focus = stage == "focus"
+            minutes = arguments.focus_minutes if focus else arguments.diffusion_minutes
+            train_diffusion(work, minutes, arguments.processes, focus=focus)
         else:
             draw_sheet(
                 work / "pipeline",
