@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         ExportError,
         InputError,
         ProviderError,
-        VerifyError,
     )
     from edgediff.pipeline import Pipeline, PromptReport, Result, Timings, load
     from edgediff.samplers import Step
@@ -35,7 +34,6 @@ _HOMES = {
     "Result": "pipeline",
     "Step": "samplers",
     "Timings": "pipeline",
-    "VerifyError": "errors",
     "load": "pipeline",
     "verify": "verification",
 }
@@ -51,7 +49,6 @@ __all__ = [
     "Result",
     "Step",
     "Timings",
-    "VerifyError",
     "__version__",
     "load",
     "verify",

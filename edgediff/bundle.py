@@ -72,6 +72,11 @@ class LatentSpec:
     scaling_factor: float
     shift_factor: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require(self.channels >= 1, "latent: channels", self.channels, "1 or more")
+        _require(1 <= self.downscale <= 64, "latent: downscale", self.downscale, "from 1 to 64")
+        _require(self.scaling_factor > 0, "latent: scaling_factor", self.scaling_factor, "positive")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
@@ -83,6 +88,12 @@ class TokenizerSpec:
     eos_token_id: int
     pad_token_id: int
 
+    def __post_init__(self) -> None:
+        _require(self.max_length >= 3, "tokenizer: max_length", self.max_length, "3 or more")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            _require(value >= 0, f"tokenizer: {name}", value, "0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -93,6 +104,11 @@ class Defaults:
     guidance_scale: float
     width: int
     height: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "height"):
+            value = getattr(self, name)
+            _require(value >= 1, f"defaults: {name}", value, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +206,11 @@ class Bundle:
 
         Contents are not read: `check_hashes` does that. Raises BundleError."""
         root = Path(path)
-        if not root.exists():
+        try:
+            exists = root.exists()
+        except (OSError, ValueError) as e:
+            raise BundleError(f"{path}: is no path to a bundle ({e})") from e
+        if not exists:
             raise BundleError(f"{root}: no such bundle: give a folder that `edgediff export` wrote")
         if not root.is_dir():
             raise BundleError(f"{root}: is a file: give the bundle's folder, not a file in it")
@@ -231,7 +251,12 @@ class Bundle:
     def check_hash(self, name: str) -> None:
         """Compare a file's SHA-256 with the manifest's, reading all of it. Raises BundleError."""
         expected = self.manifest.files[name].sha256
-        actual = hash_file(self.path(name))
+        try:
+            actual = hash_file(self.path(name))
+        except OSError as e:
+            raise BundleError(
+                f"{name}: cannot be read ({e.strerror}): check its permissions"
+            ) from e
         if actual != expected:
             raise BundleError(
                 f"{name}: sha256 {actual[:8]}… but bundle.json says {expected[:8]}…:"
@@ -242,7 +267,7 @@ class Bundle:
 def parse_manifest(text: str) -> Manifest:
     """Parse and check the text of bundle.json. Raises BundleError, naming the place and value."""
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as e:
         raise BundleError(f"{MANIFEST}: not JSON ({e}): copy or export the bundle again") from e
     if not isinstance(raw, dict):
@@ -284,6 +309,15 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _require(ok: bool, where: str, value: object, expected: str) -> None:
+    if not ok:
+        raise BundleError(f"{where} is {value!r}, expected {expected}: export the bundle again")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _read_manifest(path: Path) -> str:

@@ -48,6 +48,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         status = 1
+    except OSError as e:
+        click.echo(f"Error: the answer cannot be written ({e.strerror or e})", err=True)
+        status = 1
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -172,6 +175,8 @@ def generate(
         provider_options=provider_options,
     )
     loaded = time.perf_counter() - started
+    for reason in pipe.passed_over:
+        click.echo(f"Passed over: {reason}", err=True)
     click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
     total = pipe.defaults.steps if steps is None else steps
     with _progress(total) as on_step:
@@ -231,7 +236,7 @@ def _report(result: "Result", paths: list[Path], loaded: float, as_json: bool) -
             "prompt": dataclasses.asdict(result.prompt),
             "seconds": {"load": loaded, **dataclasses.asdict(timings)},
         }
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(answer, indent=2))
         return
     for path in paths:
         click.echo(path)
@@ -257,7 +262,7 @@ def info(bundle: str, as_json: bool) -> None:
     opened = Bundle.open(find_bundle(bundle))
     if as_json:
         manifest = dataclasses.asdict(opened.manifest)
-        click.echo(json.dumps({"id": opened.id, **manifest}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"id": opened.id, **manifest}, indent=2))
         return
     click.echo(_describe(opened))
 
@@ -333,12 +338,13 @@ def verify(
     )
     if as_json:
         answer = {"ok": outcome.ok, **dataclasses.asdict(outcome)}
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(answer, indent=2))
     else:
         click.echo(_table([_check_row(check) for check in outcome.checks]))
         failed = sum(not check.ok for check in outcome.checks)
         verdict = f"{failed} of {len(outcome.checks)} checks failed" if failed else "all checks ok"
-        click.echo(f"{outcome.model} on {outcome.provider}: {verdict}")
+        where = f" on {outcome.provider}" if outcome.provider else ""
+        click.echo(f"{outcome.model}{where}: {verdict}")
     if not outcome.ok:
         raise click.exceptions.Exit(1)
 
@@ -346,7 +352,8 @@ def verify(
 def _check_row(check: "Check") -> tuple[str, str, str]:
     if check.unit == "dB":
         measured = "equal" if check.measured is None else f"{check.measured:.1f} dB"
-        detail = f"{measured} (at least {check.limit:.1f})" if check.ok or check.measured else ""
+        ran = check.ok or check.measured is not None
+        detail = f"{measured} (at least {check.limit:.1f})" if ran else ""
     elif check.unit and check.measured is not None:
         detail = f"{check.measured:.1e} from float (at most {check.limit:.1e})"
     else:

@@ -4,8 +4,7 @@
     ├── BundleError      the bundle on disk is missing, damaged, or not what it says it is
     ├── InputError       an argument of a call is out of range (also a ValueError)
     ├── ProviderError    an execution provider that was asked for cannot run
-    ├── ExportError      a pipeline cannot be exported
-    └── VerifyError      a stage differs from its float reference, or is not finite
+    └── ExportError      a pipeline cannot be exported
 
 Each message names the value, what was expected, and the remedy.
 """
@@ -29,7 +28,3 @@ class ProviderError(EdgediffError):
 
 class ExportError(EdgediffError):
     """The source cannot be turned into a bundle."""
-
-
-class VerifyError(EdgediffError):
-    """A stage's output is not finite or too far from the float model's."""

@@ -1,5 +1,6 @@
 """Decoded pixels to pictures, and pictures to PNG files that say how they were made."""
 
+import contextlib
 import json
 import os
 import threading
@@ -32,6 +33,12 @@ def check_output(path: Path) -> None:
     """Raise InputError, before any work is done, where a PNG cannot be written to `path`."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: edgediff writes PNG: give a path that ends in .png")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: is no path for a picture ({e})") from e
     if path.is_dir():
         raise InputError(f"{path}: is a folder: give a file's path, such as {path / 'picture.png'}")
     folder = path.parent
@@ -51,7 +58,7 @@ def save_png(
     info = PngInfo()
     info.add_itxt("parameters", parameters)
     info.add_itxt("edgediff", json.dumps(record, ensure_ascii=False))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with temporary.open("wb") as f:
             picture.save(f, format="PNG", pnginfo=info)
@@ -59,7 +66,8 @@ def save_png(
     except OSError as e:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 # How AUTOMATIC1111's web UI, and the tools that read its PNGs, name the samplers.

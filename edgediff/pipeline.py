@@ -70,8 +70,9 @@ class Result:
         """Write PNGs that carry their settings. Several go to NAME-SEED.png. Returns the paths.
 
         Raises InputError where a path cannot be written."""
-        target = Path(path)
-        paths = output_paths(target, self.seeds)
+        paths = output_paths(Path(path), self.seeds)
+        for p in paths:
+            image.check_output(p)
         for picture, seed, p in zip(self.images, self.seeds, paths, strict=True):
             record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
             image.save_png(picture, p, parameters=image.parameters(record), record=record)
@@ -79,10 +80,17 @@ class Result:
 
 
 def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:
-    """Where the pictures of `seeds` go: `path`, or NAME-SEED.png each where there are several."""
+    """Where the pictures of `seeds` go: `path`, or NAME-SEED.png each where there are several.
+
+    A seed that comes again gets NAME-SEED-2.png, and so on."""
     if len(seeds) == 1:
         return [path]
-    return [path.with_name(f"{path.stem}-{seed}{path.suffix}") for seed in seeds]
+    paths: list[Path] = []
+    for k, seed in enumerate(seeds):
+        before = list(seeds[:k]).count(seed)
+        name = f"{path.stem}-{seed}-{before + 1}" if before else f"{path.stem}-{seed}"
+        paths.append(path.with_name(name + path.suffix))
+    return paths
 
 
 def load(
@@ -103,11 +111,12 @@ def load(
     provider_options: handed to the provider as they are.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
 
+    Where `auto` passed over a provider that is installed, `Pipeline.passed_over` says why.
+
     Raises BundleError, ProviderError, InputError."""
     bundle = Bundle.open(find_bundle(path_or_name))
-    names = _candidates(bundle, provider)
     refusals: list[str] = []
-    for name in names:
+    for name in _candidates(bundle, provider):
         options = SessionOptions(
             provider=name,
             threads=threads,
@@ -115,9 +124,12 @@ def load(
             provider_options=provider_options or {},
         )
         try:
-            return Pipeline(bundle, options, check_hashes=check_hashes)
+            pipe = Pipeline(bundle, options, check_hashes=check_hashes)
         except ProviderError as e:
             refusals.append(str(e))
+        else:
+            pipe.passed_over = tuple(refusals)
+            return pipe
     raise ProviderError("; ".join(refusals))
 
 
@@ -151,6 +163,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, options: SessionOptions, *, check_hashes: bool) -> None:
         self.bundle = bundle
         self.provider = options.provider
+        self.passed_over: tuple[str, ...] = ()
         self._options = options
         self._sessions: dict[tuple[object, ...], Session] = {}
         manifest = bundle.manifest
@@ -286,6 +299,11 @@ class Pipeline:
         provider gives values that are not finite."""
         space = self.bundle.manifest.latent
         graph = self.bundle.manifest.graphs["vae_decoder"]
+        if not np.isfinite(latents).all():
+            raise ProviderError(
+                f"the latents are not finite on {self.provider}: run `edgediff verify` to see"
+                " whether a stage is at fault, or ask for less guidance"
+            )
         scaled = (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
         pictures: list[Image.Image] = []
         for one in scaled[:, None]:

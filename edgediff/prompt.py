@@ -41,10 +41,6 @@ class Tokenizer:
         """Ids of begin of text, as much of `text` as fits, end of text, padding."""
         if not isinstance(text, str):
             raise InputError(f"the prompt is {type(text).__name__}, expected text (str)")
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8
-            raise InputError(f"the prompt is not valid text ({e.reason}): pass it as UTF-8") from e
         spec = self._spec
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         limit = spec.max_length - 2

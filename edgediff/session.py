@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from edgediff.bundle import GraphSpec, TensorSpec
-from edgediff.errors import InputError, ProviderError
+from edgediff.errors import BundleError, InputError, ProviderError
 
 # Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
 # imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
+
+ort.set_default_logger_severity(4)  # what loading reports comes back as exceptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -82,6 +84,9 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
+        if self.provider == "cpu" and self.provider_options:
+            names = ", ".join(self.provider_options)
+            raise InputError(f"provider options {names}: the provider cpu takes none")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise InputError(f"threads is {self.threads!r}: expected a whole number from 1 up")
 
@@ -113,8 +118,8 @@ def why_missing(name: str) -> str | None:
 class Session:
     """One graph, loaded on one provider.
 
-    Raises ProviderError where the provider is absent, refuses the graph, or would leave all of it
-    to the CPU."""
+    Raises ProviderError where the provider is absent, refuses the graph, or takes no node of it;
+    BundleError where the graph is not the one that the GraphSpec describes."""
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class Session:
         self._session = _create(path, spec, options, dimensions or {})
         found = {i.name for i in self._session.get_inputs()}
         if found != set(self._inputs):
-            raise ProviderError(
+            raise BundleError(
                 f"{spec.file}: takes {sorted(found)}, but bundle.json says {sorted(self._inputs)}:"
                 " the files of two bundles were mixed: copy or export the bundle again"
             )
@@ -179,12 +184,17 @@ def _create(
 ) -> ort.InferenceSession:
     provider = PROVIDERS[options.provider]
     session_options = ort.SessionOptions()
-    session_options.log_severity_level = 3  # errors; they come back as exceptions too
+    session_options.log_severity_level = 4  # errors come back as exceptions
     session_options.intra_op_num_threads = options.threads or 0
     for key, value in spec.session_config.items():
         session_options.add_session_config_entry(key, value)
     for name, size in dimensions.items():
         session_options.add_free_dimension_override_by_name(name, size)
+    asks_placement = options.provider != "cpu" and hasattr(
+        ort.InferenceSession, "get_provider_graph_assignment_info"
+    )
+    if asks_placement:
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     provider_options = _default_provider_options(options) | dict(options.provider_options)
     try:
         if provider.plugin is not None and not _built_in(provider):
@@ -204,6 +214,13 @@ def _create(
             f"{spec.file}: provider {options.provider!r} did not start (onnxruntime fell back to"
             f" {', '.join(session.get_providers())}): check its driver, or {provider.install}"
         )
+    if asks_placement:
+        placed = session.get_provider_graph_assignment_info()
+        if all(part.ep_name != provider.onnxruntime_name for part in placed):
+            raise ProviderError(
+                f"{spec.file}: provider {options.provider!r} takes no node of this graph: use"
+                " another provider, or a bundle that was made for it"
+            )
     return session
 
 

@@ -1,16 +1,22 @@
 """What a call of `generate` asks for: defaults filled in, values checked."""
 
+import numbers
+import operator
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgediff.bundle import Bundle
-from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError
 from edgediff.schedule import make_plan
 
 MAX_SIDE = 4096
 """Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
+
+MAX_GUIDANCE = 1000.0
+"""Beyond any use, and below what makes float32 latents overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,52 +51,68 @@ def resolve(
     Raises InputError."""
     manifest = bundle.manifest
     defaults = manifest.defaults
-    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt or "")):
-        if not isinstance(text, str):
-            raise InputError(f"{name} is {type(text).__name__}, expected text (str)")
+    check_text("prompt", prompt)
+    if negative_prompt is not None:
+        check_text("negative_prompt", negative_prompt)
     if size is None:
         size = (defaults.width, defaults.height)
-    width, height = _check_size(size, manifest.latent.downscale)
+    width, height = check_size(size, manifest.latent.downscale)
     guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
+    if isinstance(guidance, bool | np.bool_) or not isinstance(
+        guidance, numbers.Real | np.floating
+    ):
         raise InputError(f"guidance_scale is {guidance!r}: expected a number")
-    needs_negative(guidance)  # refuses what is not finite
-    settings = Settings(
+    if not abs(guidance) <= MAX_GUIDANCE:  # nan too
+        raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
+    plan = make_plan(
+        manifest.schedule,
+        defaults.sampler if sampler is None else sampler,
+        defaults.steps if steps is None else steps,
+    )
+    return Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
-        steps=defaults.steps if steps is None else steps,
+        steps=len(plan.steps),
         guidance_scale=float(guidance),
-        sampler=defaults.sampler if sampler is None else sampler,
+        sampler=plan.sampler,
         width=width,
         height=height,
         model=manifest.name,
         bundle=bundle.id,
         provider=provider,
     )
-    make_plan(manifest.schedule, settings.sampler, settings.steps)
-    return settings
 
 
-def _check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+def check_text(name: str, text: object) -> None:
+    """Raise InputError unless `text` is a str that UTF-8 can hold; `name` says what it is."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is {type(text).__name__}, expected text (str)")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8
+        raise InputError(f"{name} is not valid text ({e.reason}): pass it as UTF-8") from e
+
+
+def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(width, height), or one side of a square, in pixels → (width, height).
+
+    Raises InputError unless both are multiples of `multiple` from that to MAX_SIDE."""
+    try:
+        sides = [operator.index(side) for side in (size if np.iterable(size) else (size, size))]
+    except TypeError as e:
+        raise InputError(f"size is {size!r}: expected whole numbers of pixels") from e
     if len(sides) != 2:
         raise InputError(f"size is {size!r}: expected (width, height) in pixels")
     width, height = sides
-    for side in sides:
-        if type(side) is int and side > MAX_SIDE:
-            raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
-        if type(side) is not int:
-            raise InputError(f"size is {size!r}: expected whole numbers of pixels")
-        if side < 1 or side % multiple:
-            raise InputError(
-                f"size {width}x{height}: both sides must be multiples of {multiple} from"
-                f" {multiple} up; {_nearest(width, multiple)}x{_nearest(height, multiple)} is near"
-            )
+    if max(sides) > MAX_SIDE:
+        raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
+    if min(sides) < 1 or width % multiple or height % multiple:
+        near = "x".join(str(max(multiple, round(s / multiple) * multiple)) for s in sides)
+        raise InputError(
+            f"size {width}x{height}: both sides must be multiples of {multiple} from {multiple}"
+            f" up; {near} is near"
+        )
     return width, height
-
-
-def _nearest(side: int, multiple: int) -> int:
-    return max(multiple, round(side / multiple) * multiple)
 
 
 def resolve_seeds(seed: int | Iterable[int] | None) -> list[int]:
@@ -100,4 +122,7 @@ def resolve_seeds(seed: int | Iterable[int] | None) -> list[int]:
     seeds = list(seed) if isinstance(seed, Iterable) else [seed]
     if not seeds:
         raise InputError("seed is an empty list: give one seed for each picture")
-    return seeds
+    try:
+        return [operator.index(s) for s in seeds]
+    except TypeError as e:
+        raise InputError(f"seed is {seed!r}: expected whole numbers") from e

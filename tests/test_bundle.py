@@ -104,6 +104,11 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str, message: str) -> Non
         (lambda m: m["tokenizers"].clear(), "tokenizers: text_encoder is missing"),
         (lambda m: m["files"].pop("unet.onnx"), r"unet\.onnx' is not listed under files"),
         (lambda m: m["schedule"].update(beta_schedule="wavy"), "beta_schedule"),
+        (lambda m: m["latent"].update(downscale=0), "latent: downscale is 0"),
+        (lambda m: m["latent"].update(scaling_factor=0), "latent: scaling_factor is 0"),
+        (lambda m: m["latent"].update(shift_factor=float("nan")), "NaN is not a JSON number"),
+        (lambda m: m["defaults"].update(steps=0), "defaults: steps is 0"),
+        (lambda m: m["tokenizers"]["text_encoder"].update(max_length=-1), "max_length is -1"),
         (lambda m: m["schedule"].update(num_train_timesteps=0), "num_train_timesteps"),
     ],
 )
@@ -153,6 +158,22 @@ def test_a_file_altered_by_one_byte(bundle: Path) -> None:
     opened = Bundle.open(bundle)  # sizes are right
     with pytest.raises(BundleError, match=r"unet\.onnx: sha256 .* but bundle\.json says"):
         opened.check_hash("unet.onnx")
+
+
+def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    opened = Bundle.open(bundle)
+    monkeypatch.setattr(Path, "open", refuse)  # root may read anything
+    with pytest.raises(BundleError, match=r"unet\.onnx: cannot be read \(Permission denied\)"):
+        opened.check_hash("unet.onnx")
+
+
+def test_a_path_that_is_none() -> None:
+    for path in ("x" * 300, "a\0b"):
+        with pytest.raises(BundleError, match=r"is no path to a bundle|no such bundle"):
+            Bundle.open(path)
 
 
 def test_two_files_swapped(bundle: Path) -> None:

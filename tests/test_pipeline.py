@@ -184,19 +184,25 @@ def test_sizes(pipe: Pipeline, size: int | tuple[int, int]) -> None:
         ({"prompt": b"fox"}, "prompt is bytes"),
         ({"prompt": "\ud800"}, "not valid text"),
         ({"negative_prompt": 7}, "negative_prompt is int"),
+        ({"negative_prompt": 0}, "negative_prompt is int"),
+        ({"negative_prompt": "\udcff", "guidance_scale": 1}, "negative_prompt is not valid text"),
         ({"size": (63, 64)}, "multiples of"),
         ({"size": (0, 64)}, "multiples of"),
         ({"size": (-64, 64)}, "multiples of"),
         ({"size": (10**9, 64)}, "at most 4096"),
         ({"size": (64.0, 64)}, "whole numbers"),
         ({"size": (64,)}, "expected .width, height."),
-        ({"size": "64x64"}, "expected .width, height.|whole numbers"),
+        ({"size": (64, None)}, "whole numbers"),
+        ({"size": 64.0}, "whole numbers"),
+        ({"size": "64x64"}, "whole numbers"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": -1}, "steps is -1"),
         ({"steps": 2.5}, "steps is 2.5"),
         ({"steps": 1001}, "steps is 1001"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"guidance_scale": "7"}, "guidance_scale is '7'"),
+        ({"guidance_scale": 1e300}, "guidance_scale is 1e.300: at most 1000"),
+        ({"guidance_scale": 10**400}, "at most 1000"),
         ({"sampler": "magic"}, "'magic': choose one of euler"),
         ({"seed": []}, "seed is an empty list"),
         ({"seed": 2**64}, "seed is"),
@@ -243,6 +249,47 @@ def test_results_are_saved_with_their_settings(pipe: Pipeline, tmp_path: Path) -
         assert (pixels(again.images[0]) == pixels(picture)).all()
 
 
+def test_numpy_numbers_are_numbers(pipe: Pipeline, tmp_path: Path) -> None:
+    result = pipe.generate(
+        "a fox",
+        seed=np.arange(2),
+        steps=np.int64(2),
+        size=(np.int64(64), np.int32(64)),
+        guidance_scale=np.float32(2),
+    )
+    assert [p.name for p in result.save(tmp_path / "a.png")] == ["a-0.png", "a-1.png"]
+
+
+def test_a_seed_that_comes_again_overwrites_nothing(pipe: Pipeline, tmp_path: Path) -> None:
+    paths = pipe.generate("a fox", seed=[1, 1, 1], steps=1).save(tmp_path / "a.png")
+    assert [p.name for p in paths] == ["a-1.png", "a-1-2.png", "a-1-3.png"]
+    assert all(p.exists() for p in paths)
+
+
+def test_only_png_is_written(pipe: Pipeline, tmp_path: Path) -> None:
+    result = pipe.generate("a fox", seed=0, steps=1)
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        result.save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="is no path"):
+        result.save("a\0.png")
+
+
+def test_auto_says_what_it_passed_over(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_providers(damaged, ["cuda", "cpu"])
+    real = pipeline_module.Pipeline
+
+    def refuse(bundle: Any, options: Any, *, check_hashes: bool) -> Pipeline:
+        if options.provider == "cuda":
+            raise ProviderError("provider 'cuda' did not start")
+        return real(bundle, options, check_hashes=check_hashes)
+
+    monkeypatch.setattr(pipeline_module, "why_missing", lambda _: None)
+    monkeypatch.setattr(pipeline_module, "Pipeline", refuse)
+    pipe = edgediff.load(damaged)
+    assert pipe.provider == "cpu"
+    assert pipe.passed_over == ("provider 'cuda' did not start",)
+
+
 def test_close_frees_and_the_next_call_loads_again(tiny_bundle: Path) -> None:
     with edgediff.load(tiny_bundle, threads=1) as pipe:
         before = pixels(pipe.generate("a fox", seed=0, steps=1).images[0])
@@ -272,7 +319,7 @@ def test_files_of_two_bundles_swapped(damaged: Path) -> None:
     (damaged / "unet.onnx").rename(damaged / "other")
     (damaged / "vae_decoder.onnx").rename(damaged / "unet.onnx")
     (damaged / "other").rename(damaged / "vae_decoder.onnx")
-    with pytest.raises(ProviderError, match="the files of two bundles were mixed"):
+    with pytest.raises(BundleError, match="the files of two bundles were mixed"):
         edgediff.load(damaged)
 
 

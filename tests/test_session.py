@@ -10,7 +10,7 @@ import pytest
 
 from edgediff import session as session_module
 from edgediff.bundle import Bundle, GraphSpec
-from edgediff.errors import InputError, ProviderError
+from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.session import PROVIDERS, Session, SessionOptions, free_dimensions, why_missing
 
 
@@ -60,7 +60,7 @@ def test_fixed_dimensions_give_the_same_values(tiny_bundle: Path, spec: GraphSpe
 
 
 def test_a_graph_of_another_stage_is_refused(tiny_bundle: Path, spec: GraphSpec) -> None:
-    with pytest.raises(ProviderError, match="the files of two bundles were mixed"):
+    with pytest.raises(BundleError, match="the files of two bundles were mixed"):
         Session(tiny_bundle / "text_encoder.onnx", spec, SessionOptions())
 
 
@@ -110,6 +110,31 @@ def test_a_silent_fallback_is_an_error(
     )
     with pytest.raises(ProviderError, match=r"did not start .onnxruntime fell back to CPU"):
         Session(tiny_bundle / spec.file, spec, SessionOptions(provider="cuda"))
+
+
+def test_a_provider_that_takes_no_node_is_an_error(
+    tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CoreML or TensorRT with operators that it does not know: listed, and all on the CPU."""
+    names = ["CoreMLExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    real = ort.InferenceSession
+
+    class Idle(real):  # type: ignore[misc, valid-type]
+        def __init__(self, path: Path, options: object, providers: object) -> None:  # noqa: ARG002
+            super().__init__(path, options, providers=names[1:])
+
+        def get_providers(self) -> list[str]:
+            return names
+
+    monkeypatch.setattr(ort, "InferenceSession", Idle)
+    with pytest.raises(ProviderError, match="takes no node of this graph"):
+        Session(tiny_bundle / spec.file, spec, SessionOptions(provider="coreml"))
+
+
+def test_the_cpu_takes_no_options() -> None:
+    with pytest.raises(InputError, match="provider options speed: the provider cpu takes none"):
+        SessionOptions(provider_options={"speed": "high"})
 
 
 def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-FORBIDDEN = ("edgediff_export", "torch", "onnx", "optimum", "transformers", "diffusers")
+FORBIDDEN = (
+    *("edgediff_export", "torch", "onnx", "onnx_ir", "optimum", "transformers"),
+    *("diffusers", "safetensors"),
+)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

