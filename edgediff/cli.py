@@ -60,7 +60,7 @@ def edgediff() -> None:
     """Text-to-image diffusion on the edge: export a pipeline once, make pictures anywhere."""
 
 
-def _parse_size(
+def parse_size(
     _context: click.Context, _flag: click.Parameter, value: str | None
 ) -> tuple[int, int] | None:
     """WxH in pixels → (width, height)."""
@@ -119,7 +119,7 @@ _json_flag = click.option("--json", "as_json", is_flag=True, help="Print the res
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="Repeat for more pictures.")
 @click.option(
-    "--size", metavar="WxH", callback=_parse_size, help="Width x height in pixels, such as 512x512."
+    "--size", metavar="WxH", callback=parse_size, help="Width x height in pixels, such as 512x512."
 )
 @click.option("--guidance", type=float, help="Classifier-free guidance scale.")
 @click.option("--negative", metavar="TEXT", help="What to steer away from.")
@@ -278,7 +278,7 @@ def _describe(opened: "Bundle") -> str:
         ("licence", manifest.provenance.license or "not stated"),
         *(("", line) for line in manifest.provenance.attribution),
         ("made for", f"{manifest.target}; providers {', '.join(manifest.providers)}"),
-        ("size", _megabytes(total)),
+        ("size", megabytes(total)),
         (
             "defaults",
             f"{defaults.width}x{defaults.height}, {defaults.steps} steps of {defaults.sampler},"
@@ -294,7 +294,7 @@ def _describe(opened: "Bundle") -> str:
         size = sum(manifest.files[f].size for f in (graph.file, *graph.data))
         fidelity = manifest.fidelity.stages.get(name)
         error = f", {fidelity.error:.1e} from float" if fidelity else ""
-        rows.append((name, f"{graph.precision}, {_megabytes(size)}{error}"))
+        rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))
     psnrs = [p.psnr_db for p in manifest.fidelity.pictures]
     if psnrs:
         worst = min((p for p in psnrs if p is not None), default=None)
@@ -302,17 +302,17 @@ def _describe(opened: "Bundle") -> str:
         rows.append(("pictures", f"{len(psnrs)} against the float model: {text}"))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.provenance.versions.items())
     rows.append(("made with", versions))
-    return _table(rows)
+    return table(rows)
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Left-aligned columns, two spaces apart."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
@@ -340,7 +340,7 @@ def verify(
         answer = {"ok": outcome.ok, **dataclasses.asdict(outcome)}
         click.echo(json.dumps(answer, indent=2))
     else:
-        click.echo(_table([_check_row(check) for check in outcome.checks]))
+        click.echo(table([_check_row(check) for check in outcome.checks]))
         failed = sum(not check.ok for check in outcome.checks)
         verdict = f"{failed} of {len(outcome.checks)} checks failed" if failed else "all checks ok"
         where = f" on {outcome.provider}" if outcome.provider else ""
@@ -381,7 +381,7 @@ def providers(as_json: bool) -> None:
         click.echo(json.dumps(answer, indent=2))
         return
     rows = [(name, "yes" if r is None else "no", r or "") for name, r in missing.items()]
-    click.echo(_table(rows))
+    click.echo(table(rows))
 
 
 @edgediff.command(

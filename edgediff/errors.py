@@ -28,3 +28,9 @@ class ProviderError(EdgediffError):
 
 class ExportError(EdgediffError):
     """The source cannot be turned into a bundle."""
+
+
+def first_line(e: BaseException) -> str:
+    """What another library's exception says, in a line that fits into one of ours."""
+    lines = str(e).strip().splitlines()
+    return lines[0][:200] if lines else type(e).__name__

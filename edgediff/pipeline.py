@@ -297,16 +297,14 @@ class Pipeline:
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where the
         provider gives values that are not finite."""
-        space = self.bundle.manifest.latent
         graph = self.bundle.manifest.graphs["vae_decoder"]
         if not np.isfinite(latents).all():
             raise ProviderError(
                 f"the latents are not finite on {self.provider}: run `edgediff verify` to see"
                 " whether a stage is at fault, or ask for less guidance"
             )
-        scaled = (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
         pictures: list[Image.Image] = []
-        for one in scaled[:, None]:
+        for one in self.decoder_input(latents)[:, None]:
             outputs = self.run_stage("vae_decoder", {graph.inputs[0].name: one})
             decoded = outputs[graph.outputs[0].name]
             if not np.isfinite(decoded).all():
@@ -316,6 +314,11 @@ class Pipeline:
                 )
             pictures += image.to_pictures(decoded)
         return pictures
+
+    def decoder_input(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents as the UNet has them → as the VAE has them, of the same shape and dtype."""
+        space = self.bundle.manifest.latent
+        return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
 
     def encode_prompt(self, prompt: str) -> tuple[EncodedPrompt, NDArray[np.float32]]:
         """A prompt → its tokens and encoder_hidden_states (1, tokens, width) float32."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgediff.bundle import GraphSpec, TensorSpec
-from edgediff.errors import BundleError, InputError, ProviderError
+from edgediff.errors import BundleError, InputError, ProviderError, first_line
 
 # Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
 # imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
@@ -151,7 +151,7 @@ class Session:
         try:
             outputs = self._session.run(self._output_names, inputs)
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
-            raise ProviderError(f"{self.spec.file}: the run failed: {_first_line(e)}") from e
+            raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}") from e
         return dict(zip(self._output_names, outputs, strict=True))
 
     def _check(self, inputs: Mapping[str, Array]) -> None:
@@ -206,7 +206,7 @@ def _create(
             )
     except Exception as e:  # onnxruntime raises a dozen unrelated classes
         raise ProviderError(
-            f"{spec.file}: provider {options.provider!r} refused it: {_first_line(e)}"
+            f"{spec.file}: provider {options.provider!r} refused it: {first_line(e)}"
         ) from e
     # ONNX Runtime falls back to the CPU without a word.
     if provider.onnxruntime_name not in session.get_providers():
@@ -257,8 +257,3 @@ def _plugin_devices(provider: Provider) -> list[Any]:
     devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.onnxruntime_name]
     cpus = [d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU]
     return (cpus or devices)[:1]
-
-
-def _first_line(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return lines[0] if lines else type(e).__name__

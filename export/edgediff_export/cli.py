@@ -1,7 +1,6 @@
 """The command `edgediff export`. Progress on stderr, the report on stdout."""
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -10,19 +9,10 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from edgediff.bundle import Precision
+from edgediff.cli import megabytes, parse_size, table
 
 if TYPE_CHECKING:
     from edgediff_export.export import Exported
-
-
-def _parse_size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """WxH in pixels → (width, height)."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+)[xX×](\d+)", value)
-    if match is None:
-        raise click.BadParameter(f"{value!r} is not a size: give width x height, such as 512x512")
-    return int(match[1]), int(match[2])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,7 +22,7 @@ def _parse_size(_: click.Context, __: click.Parameter, value: str | None) -> tup
     "--precision", type=click.Choice(get_args(Precision)), default="fp32", show_default=True
 )
 @click.option(
-    "--size", metavar="WxH", callback=_parse_size, help="Default size.  [default: the UNet's own]"
+    "--size", metavar="WxH", callback=parse_size, help="Default size.  [default: the UNet's own]"
 )
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="A folder with another VAE, such as a tiny one."
@@ -101,13 +91,15 @@ def _describe(exported: "Exported") -> str:
     for stage, graph in manifest.graphs.items():
         size, before = exported.size(stage), exported.float_sizes[stage]
         error = manifest.fidelity.stages[stage].error
-        rows.append((stage, graph.precision, _mb(size), f"{size / before:.0%}", f"{error:.1e}"))
+        rows.append(
+            (stage, graph.precision, megabytes(size), f"{size / before:.0%}", f"{error:.1e}")
+        )
     total = sum(f.size for f in manifest.files.values())
     before = sum(exported.float_sizes.values())
     rows.append(
-        ("bundle", manifest.quantization.precision, _mb(total), f"{total / before:.0%}", "")
+        ("bundle", manifest.quantization.precision, megabytes(total), f"{total / before:.0%}", "")
     )
-    lines = _table(rows)
+    lines = [table(rows)]
     if manifest.quantization.precision != "fp32":
         for picture in manifest.fidelity.pictures:
             psnr = "equal" if picture.psnr_db is None else f"{picture.psnr_db:.1f} dB"
@@ -117,17 +109,6 @@ def _describe(exported: "Exported") -> str:
             )
     lines.append(str(exported.root))
     return "\n".join(lines)
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _as_json(exported: "Exported") -> str:
@@ -152,8 +133,4 @@ def _as_json(exported: "Exported") -> str:
             {"prompt": p.prompt, "seed": p.seed, "psnr_db": p.psnr_db} for p in fidelity.pictures
         ],
     }
-    return json.dumps(answer, indent=2, ensure_ascii=False)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+    return json.dumps(answer, indent=2)

@@ -117,25 +117,19 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
             stages[stage] = _trace_stage(
                 stage, source, Tokenizer(bundle / spec.file, spec), latent, defaults, stages, work
             )
-        graphs, fidelities, plan = {}, {}, {}
-        for stage, traced in stages.items():
-            report(f"{stage}: {options.precision}")
-            graphs[stage], fidelities[stage], plan[stage] = _lower(
-                traced, options.precision, floats, bundle
-            )
         manifest = Manifest(
             name=options.name or source.name,
             pipeline=source.pipeline,
             target="gpu" if options.precision == "fp16" else "cpu",
             providers=_PROVIDERS[options.precision],
             files={},
-            graphs=graphs,
+            graphs={stage: traced.spec for stage, traced in stages.items()},
             tokenizers={"text_encoder": spec},
             latent=latent,
             schedule=schedule,
             defaults=defaults,
-            quantization=Quantization(precision=options.precision, tensors=plan),
-            fidelity=Fidelity(stages=fidelities),
+            quantization=Quantization(precision=options.precision),
+            fidelity=Fidelity(stages={}),
             provenance=Provenance(
                 source=source.description,
                 license=options.license or source.license,
@@ -143,8 +137,40 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                 versions=_versions(),
             ),
         )
-        report("pictures")
-        manifest = _take_pictures(manifest, stages, floats, bundle)
+        report("pictures of the float model")
+        _write(floats, manifest)
+        shots = _shots(defaults, latent, stages["unet"].parameters)
+        references = fidelity.take_pictures(floats, shots)
+        graphs, fidelities, plan = {}, {}, {}
+        for stage, traced in stages.items():
+            report(f"{stage}: {options.precision}")
+            # What a decoder does to made-up latents says little of what it does to a picture's.
+            real = [p.decoding for p in references] if stage == "vae_decoder" else []
+            graphs[stage], fidelities[stage], plan[stage] = _lower(
+                traced, [*traced.cases, *real], options.precision, floats, bundle
+            )
+        manifest = replace(
+            manifest,
+            graphs=graphs,
+            quantization=Quantization(precision=options.precision, tensors=plan),
+            fidelity=Fidelity(stages=fidelities),
+        )
+        pictures = references
+        if options.precision != "fp32":
+            report(f"pictures in {options.precision}")
+            _write(bundle, manifest)
+            pictures = fidelity.take_pictures(bundle, shots)
+        cases = {k: s.cases for k, s in stages.items()}
+        fidelity.write_fixtures(bundle / FIXTURES, cases, shots, references)
+        compared = fidelity.compare(shots, pictures, references)
+        manifest = _write(
+            bundle,
+            replace(
+                manifest,
+                fixtures=FIXTURES,
+                fidelity=replace(manifest.fidelity, pictures=compared),
+            ),
+        )
         float_sizes = {
             k: sum((floats / f).stat().st_size for f in (t.spec.file, *t.spec.data))
             for k, t in stages.items()
@@ -203,21 +229,21 @@ def _trace_stage(
 
 
 def _lower(
-    traced: _Stage, asked: Precision, floats: Path, bundle: Path
+    traced: _Stage, cases: list[Case], asked: Precision, floats: Path, bundle: Path
 ) -> tuple[GraphSpec, StageFidelity, dict[str, str]]:
     """A float32 stage in the precision asked for, in the bundle; and weight → what it became."""
     source = floats / traced.spec.file
     if asked == "fp32":
         return _as_float(traced, floats, bundle, {})
     lower = precision.to_float16 if asked == "fp16" else quantize.to_int8
-    lowered = lower(source, traced.cases)
+    lowered = lower(source, cases)
     path = bundle / traced.spec.file
     data = write_graph(lowered.model, path)
     spec = replace(
         _graph_spec(lowered.model, path, data, lowered.precision),
         session_config=lowered.session_config,
     )
-    error, max_abs_error = fidelity.measure(path, spec, traced.cases)
+    error, max_abs_error = fidelity.measure(path, spec, cases)
     if not error <= _LIMITS[asked]:
         for name in (path.name, *data):
             (bundle / name).unlink()
@@ -235,29 +261,6 @@ def _as_float(
         except OSError:  # a file system without hard links
             shutil.copy(floats / name, bundle / name)
     return traced.spec, traced.fidelity, plan
-
-
-def _take_pictures(
-    manifest: Manifest, stages: dict[str, _Stage], floats: Path, bundle: Path
-) -> Manifest:
-    """Write both manifests, make the pictures with both bundles, and complete the bundle's."""
-    shots = _shots(manifest.defaults, manifest.latent, stages["unet"].parameters)
-    cases = {k: s.cases for k, s in stages.items()}
-    graphs = {k: s.spec for k, s in stages.items()}
-    _write(floats, replace(manifest, graphs=graphs, fidelity=Fidelity(stages={})))
-    references = fidelity.take_pictures(floats, shots)
-    if manifest.quantization.precision == "fp32":
-        pictures = references
-    else:
-        _write(bundle, manifest)
-        pictures = fidelity.take_pictures(bundle, shots)
-    fidelity.write_fixtures(bundle / FIXTURES, cases, shots, references)
-    complete = replace(
-        manifest,
-        fixtures=FIXTURES,
-        fidelity=replace(manifest.fidelity, pictures=fidelity.compare(shots, pictures, references)),
-    )
-    return _write(bundle, complete)
 
 
 def _write(folder: Path, manifest: Manifest) -> Manifest:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgediff.bundle import GraphSpec, PictureFidelity, Precision, StageFidelity
 from edgediff.denoiser import guidance_embedding
 from edgediff.errors import ExportError
-from edgediff.image import psnr
+from edgediff.image import psnr, to_pictures
 from edgediff.prompt import Tokenizer
 from edgediff.session import Session, SessionOptions
 from edgediff.verification import relative_error
@@ -57,6 +57,14 @@ class Shot:
     sampler: str
     width: int
     height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A finished picture: pixels (h, w, 3), and the decoder's evaluation that gave them."""
+
+    pixels: npt.NDArray[np.uint8]
+    decoding: Case
 
 
 def text_encoder_inputs(tokenizer: Tokenizer) -> dict[str, Named]:
@@ -154,32 +162,35 @@ def judge(error: float, max_abs_error: float, precision: Precision) -> StageFide
     return StageFidelity(error=error, max_abs_error=max_abs_error, tolerance=tolerance)
 
 
-def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[npt.NDArray[np.uint8]]:
-    """The pictures (h, w, 3) that a bundle makes on the CPU."""
+def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
+    """The pictures that a bundle makes on the CPU."""
     import edgediff
 
+    pictures = []
     with edgediff.load(bundle, provider="cpu", check_hashes=False) as pipe:
-        pictures = [
-            np.asarray(
-                pipe.generate(
-                    s.prompt,
-                    seed=s.seed,
-                    steps=s.steps,
-                    guidance_scale=s.guidance_scale,
-                    sampler=s.sampler,
-                    size=(s.width, s.height),
-                ).images[0]
+        for s in shots:
+            steps = pipe.stream(
+                s.prompt,
+                seed=s.seed,
+                steps=s.steps,
+                guidance_scale=s.guidance_scale,
+                sampler=s.sampler,
+                size=(s.width, s.height),
             )
-            for s in shots
-        ]
+            *_, last = steps
+            inputs = {"latent_sample": pipe.decoder_input(last.latents)}
+            outputs = pipe.run_stage("vae_decoder", inputs)
+            pixels = np.asarray(to_pictures(outputs["sample"])[0])
+            decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
+            pictures.append(Picture(pixels=pixels, decoding=decoding))
     gc.collect()
     return pictures
 
 
 def compare(
     shots: Sequence[Shot],
-    pictures: Sequence[npt.NDArray[np.uint8]],
-    references: Sequence[npt.NDArray[np.uint8]],
+    pictures: Sequence[Picture],
+    references: Sequence[Picture],
 ) -> tuple[PictureFidelity, ...]:
     """PSNR of each picture against the float model's."""
     return tuple(
@@ -192,7 +203,7 @@ def compare(
             sampler=s.sampler,
             width=s.width,
             height=s.height,
-            psnr_db=psnr(q, f),
+            psnr_db=psnr(q.pixels, f.pixels),
         )
         for s, q, f in zip(shots, pictures, references, strict=True)
     )
@@ -202,7 +213,7 @@ def write_fixtures(
     path: Path,
     stages: Mapping[str, Sequence[Case]],
     shots: Sequence[Shot],
-    references: Sequence[npt.NDArray[np.uint8]],
+    references: Sequence[Picture],
 ) -> None:
     """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>` and `picture/<name>`."""
     arrays: dict[str, Array] = {}
@@ -210,5 +221,5 @@ def write_fixtures(
         for case in cases:
             arrays |= {f"{stage}/{case.name}/in/{k}": v for k, v in case.inputs.items()}
             arrays |= {f"{stage}/{case.name}/out/{k}": v for k, v in case.outputs.items()}
-    arrays |= {f"picture/{s.name}": f for s, f in zip(shots, references, strict=True)}
+    arrays |= {f"picture/{s.name}": f.pixels for s, f in zip(shots, references, strict=True)}
     np.savez_compressed(path, allow_pickle=False, **arrays)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgediff.errors import ExportError
+from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
 
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
@@ -82,7 +82,7 @@ class Source:
                 )
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
                 raise ExportError(
-                    f"{folder}: the weights cannot be loaded ({_first_line(e)}):"
+                    f"{folder}: the weights cannot be loaded ({first_line(e)}):"
                     " download or save the pipeline again"
                 ) from e
         missing = sorted(report["missing_keys"])
@@ -146,7 +146,7 @@ def read_config(path: Path) -> dict[str, Any]:
             " pipeline.save_pretrained(folder) writes"
         ) from e
     except (OSError, ValueError) as e:
-        raise ExportError(f"{path}: cannot be read ({_first_line(e)})") from e
+        raise ExportError(f"{path}: cannot be read ({first_line(e)})") from e
     if not isinstance(raw, dict):
         raise ExportError(f"{path}: expected a JSON object")
     return raw
@@ -247,7 +247,7 @@ def _unpack(path: Path, folder: Path) -> Path:
         try:
             pipeline = StableDiffusionPipeline.from_single_file(path)
         except Exception as e:  # diffusers raises anything for a file of another kind
-            raise ExportError(f"{path}: cannot be loaded ({_first_line(e)}); {SUPPORTED}") from e
+            raise ExportError(f"{path}: cannot be loaded ({first_line(e)}); {SUPPORTED}") from e
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
@@ -263,7 +263,7 @@ def _download(hub_id: str) -> Path:
             )
         except Exception as e:  # the hub's client raises a dozen unrelated classes
             raise ExportError(
-                f"{hub_id}: neither a folder here nor to be had from the hub ({_first_line(e)}):"
+                f"{hub_id}: neither a folder here nor to be had from the hub ({first_line(e)}):"
                 " check the name and the connection, or give a local diffusers folder"
             ) from e
     return Path(folder)
@@ -278,8 +278,3 @@ def _license(card: Path) -> str | None:
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     found = re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE) if front else None
     return found[1] if found else None
-
-
-def _first_line(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return lines[0][:200] if lines else type(e).__name__

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgediff.errors import ExportError
+from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
 from edgediff_export.tidy import tidy
 
@@ -70,8 +70,7 @@ def trace(module: Any, stage: str, example: Mapping[str, Any], work: Path) -> ir
         except OSError:
             raise
         except Exception as e:  # the exporter and torch raise anything
-            line = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise ExportError(f"{stage}: cannot be traced ({line})") from e
+            raise ExportError(f"{stage}: cannot be traced ({first_line(e)})") from e
     model = ir.load(path)
     for value in (*model.graph.inputs, *model.graph.outputs):
         free = {**contract.inputs, **contract.outputs}[value.name or ""]
