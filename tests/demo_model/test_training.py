@@ -1,6 +1,6 @@
 """Every stage trains, resumes from what it wrote, and leaves a folder that diffusers reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,15 @@ def _tiny_autoencoder() -> AutoencoderTiny:
         num_encoder_blocks=(1, 1, 1, 1),
         num_decoder_blocks=(1, 1, 1, 1),
     )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks as small as these spend their time waiting for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +178,12 @@ def test_two_replicas_give_the_gradients_of_one(tokens: CLIPTokenizer) -> None:
         v,
         np.ones(4, np.float32),
     )
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for processes in (1, 2):
-            replicas = Replicas(networks, diffusion.loss, processes, seed=0)
-            value = replicas.backward(batch)
-            replicas.close()
-            results.append((value, [p.grad.clone() for p in networks.parameters()]))
-    finally:
-        torch.set_num_threads(threads)
+    for processes in (1, 2):
+        replicas = Replicas(networks, diffusion.loss, processes, seed=0)
+        value = replicas.backward(batch)
+        replicas.close()
+        results.append((value, [p.grad.clone() for p in networks.parameters()]))
     (one, alone), (two, together) = results
     assert two == pytest.approx(one, rel=1e-2)  # bfloat16
     flat_alone, flat_together = (torch.cat([g.flatten() for g in gs]) for gs in (alone, together))
