@@ -3,7 +3,7 @@
     python benchmarks/contact_sheet.py -o docs/contact_sheet.png [-m BUNDLE] [PROMPT[@SEED] ...]
 
 Pictures are at the bundle's own size and defaults. A prompt may end in @SEED; without one its seed
-is 0. The seeds are printed below the pictures.
+is 1. The seeds are printed below the pictures.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def sheet(pipe: edgediff.Pipeline, requests: list[tuple[str, int]], columns: int
 def parse(request: str) -> tuple[str, int]:
     """PROMPT or PROMPT@SEED → (prompt, seed)."""
     prompt, at, seed = request.rpartition("@")
-    return (prompt, int(seed)) if at else (request, 0)
+    return (prompt, int(seed)) if at else (request, 1)
 
 
 def main() -> None:
