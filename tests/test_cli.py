@@ -111,8 +111,9 @@ def test_a_bundle_that_is_damaged(tiny_bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")
 def test_ctrl_c_leaves_no_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "a", "-m", tiny_bundle, "-o", "a.png"]
     process = subprocess.Popen(
-        [*COMMAND, "generate", "a", "-m", tiny_bundle, "-o", "a.png", "--steps", "500"],
+        [*COMMAND, *arguments, "--steps", "500", "--size", "512x512"],  # tens of seconds
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

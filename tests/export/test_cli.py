@@ -62,7 +62,7 @@ def test_json(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
         (["a/b/c"], 2, "Missing argument 'OUT'"),
         (["no-such-source", "OUT"], 1, "Error: no-such-source: no such folder or file"),
         (["SOURCE", "OUT", "--precision", "int4"], 2, "'int4' is not one of 'fp32'"),
-        (["SOURCE", "OUT", "--size", "big"], 2, "'big' is not a size: give width x height"),
+        (["SOURCE", "OUT", "--size", "big"], 2, "'big': give width x height"),
         (["SOURCE", "OUT", "--steps", "x"], 2, "'x' is not a valid integer"),
         (["SOURCE", "OUT", "--vae", "nowhere"], 1, "--vae nowhere: no VAE there"),
         (["SOURCE", "OUT/sub"], 1, "no such folder: create it first"),
