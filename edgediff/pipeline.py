@@ -231,16 +231,7 @@ class Pipeline:
 
         Arguments left None take the bundle's defaults. Raises InputError, ProviderError."""
         started = time.perf_counter()
-        settings = resolve(
-            self.bundle,
-            prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            size=size,
-            sampler=sampler,
-            provider=self.provider,
-        )
+        settings = self._resolve(prompt, negative_prompt, steps, guidance_scale, size, sampler)
         seeds = resolve_seeds(seed)
         report, trajectory = self._start(settings, seeds)
         before = encoded = time.perf_counter()
@@ -281,18 +272,8 @@ class Pipeline:
 
         The last step's latents are the result, and `decode` turns any step's latents or x0 into
         pictures. Arguments are checked at the call, before the first step is asked for."""
-        settings = resolve(
-            self.bundle,
-            prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            size=size,
-            sampler=sampler,
-            provider=self.provider,
-        )
-        seeds = resolve_seeds(seed)
-        return self._start(settings, seeds)[1]
+        settings = self._resolve(prompt, negative_prompt, steps, guidance_scale, size, sampler)
+        return self._start(settings, resolve_seeds(seed))[1]
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where the
@@ -345,6 +326,26 @@ class Pipeline:
                 self.bundle.path(graph.file), graph, self._options, dimensions
             )
         return self._sessions[key]
+
+    def _resolve(
+        self,
+        prompt: str,
+        negative_prompt: str | None,
+        steps: int | None,
+        guidance_scale: float | None,
+        size: int | tuple[int, int] | None,
+        sampler: str | None,
+    ) -> Settings:
+        return resolve(
+            self.bundle,
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            sampler=sampler,
+            provider=self.provider,
+        )
 
     def _start(self, settings: Settings, seeds: list[int]) -> tuple[PromptReport, Iterator[Step]]:
         """Encode the prompts and hand back the trajectory, its first step not yet taken."""
