@@ -112,8 +112,22 @@ def test_a_bundle_that_is_damaged(tiny_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")
 def test_ctrl_c_leaves_no_picture(tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ["generate", "a", "-m", tiny_bundle, "-o", "a.png"]
+    # A shell's background jobs ignore the signal and hand that down to the tests: undo it.
+    listening = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from edgediff.cli import main; main()"
+    )
     process = subprocess.Popen(
-        [*COMMAND, *arguments, "--steps", "500", "--size", "512x512"],  # tens of seconds
+        [
+            sys.executable,
+            "-c",
+            listening,
+            *arguments,
+            "--steps",
+            "500",
+            "--size",
+            "512x512",
+        ],  # tens of seconds
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
