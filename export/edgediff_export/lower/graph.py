@@ -20,7 +20,6 @@ class Builder:
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self._graph, self._node = graph, node
         self._path = node.name or node.outputs[0].name or node.op_type
-        self._count = 0
 
     def op(
         self,
@@ -43,14 +42,14 @@ class Builder:
         domain: str = "",
     ) -> Sequence[ir.Value]:
         """Add a node and return its outputs."""
-        self._count += 1
+        count = self._graph.meta["nodes built"] = self._graph.meta.get("nodes built", 0) + 1
         node = ir.node(
             op_type,
             inputs,
             attributes or {},
             domain=domain,
             num_outputs=outputs,
-            name=f"{self._path}/{op_type}.{self._count}",
+            name=f"{self._path}/{op_type}.{count}",
         )
         self._graph.insert_before(self._node, node)
         return node.outputs
