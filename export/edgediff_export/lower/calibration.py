@@ -1,75 +1,121 @@
-"""What each layer sees and gives: the ranges of a restructured graph on example inputs."""
+"""What each layer sees and gives: a restructured graph watched on example inputs."""
 
-import tempfile
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from edgediff_export.fidelity import Case
-from edgediff_export.lower.dense import Range
+from edgediff_export.lower.dense import Layer
 from edgediff_export.lower.graph import Builder
+from edgediff_export.lower.group_norm import DOMAIN
 from edgediff_export.lower.passes import Choices, layers, restructure, write_out
 
 
-def calibrate(source: Path, cases: Sequence[Case], names: Collection[str]) -> dict[str, Range]:
-    """Ranges of the named layers of the float32 graph at `source`, over all cases."""
-    if not names:
-        return {}
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A layer on the examples.
+
+    low, high: its input's extremes. channels: max |x| of each input channel, (c) float32.
+    output: max |y − bias| of each output channel, (n) float32.
+    error: ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst, Q rounding to bytes as DynamicQuantizeLinear does."""
+
+    low: float
+    high: float
+    channels: npt.NDArray[np.float32]
+    output: npt.NDArray[np.float32]
+    error: float
+
+
+def calibrate(
+    source: Path, cases: Sequence[Case], names: Collection[str] | None = None
+) -> dict[str, Seen]:
+    """Watch the named layers, or all, of the float32 graph at `source`."""
     model = ir.load(source)
     restructure(model)
-    watched = [layer for layer in layers(model) if layer.name in names]
-    outputs: list[ir.Value] = []
-    for layer in watched:
-        y = layer.node.outputs[0]
-        after = [use.node for use in y.uses()]
-        if not after:
-            continue
-        # Before the first reader, which comes after the layer itself.
-        builder = Builder(model.graph, min(after, key=_position(model.graph)))
-        rank = len(layer.x.shape or ())
-        without = y if layer.bias is None else builder.op("Sub", [y, layer.bias])
-        axes = builder.constant(list(range(rank - 1)), np.int64)
-        seen = (
-            builder.op("ReduceMin", [layer.x], {"keepdims": 0}),
-            builder.op("ReduceMax", [layer.x], {"keepdims": 0}),
-            builder.op("ReduceMax", [builder.op("Abs", [without]), axes], {"keepdims": 0}),
-        )
-        for kind, value in zip(("low", "high", "output"), seen, strict=True):
-            value.name = f"{layer.name}:{kind}"
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-            outputs.append(value)
+    watched = [
+        layer
+        for layer in layers(model)
+        if (names is None or layer.name in names) and layer.node.outputs[0].uses()
+    ]
+    if not watched:
+        return {}
+    order = {node: k for k, node in enumerate(model.graph)}
+    outputs = [value for layer in watched for value in _watch(model.graph, layer, order)]
     model.graph.outputs.extend(outputs)
     write_out(model, Choices())
+    found: dict[str, npt.NDArray[np.float32]] = {}
     names_out = [v.name or "" for v in outputs]
-    session = _session(model, source)
-    found: dict[str, np.ndarray] = {}
-    for case in cases:
-        for name, value in zip(names_out, session.run(names_out, dict(case.inputs)), strict=True):
-            smaller = np.minimum if name.endswith(":low") else np.maximum
-            found[name] = smaller(found.get(name, value), value)
+    with session(model, source) as running:
+        for case in cases:
+            values = running.run(names_out, dict(case.inputs))
+            for name, value in zip(names_out, values, strict=True):
+                smaller = np.minimum if name.endswith(":low") else np.maximum
+                found[name] = smaller(found.get(name, value), value)
     return {
-        layer.name: Range(
+        layer.name: Seen(
             low=float(found[f"{layer.name}:low"]),
             high=float(found[f"{layer.name}:high"]),
-            output=np.asarray(found[f"{layer.name}:output"], np.float32),
+            channels=np.asarray(found[f"{layer.name}:channels"]),
+            output=np.asarray(found[f"{layer.name}:output"]),
+            error=float(found[f"{layer.name}:error"]),
         )
         for layer in watched
-        if f"{layer.name}:low" in found
     }
 
 
-def _position(graph: ir.Graph):  # type: ignore[no-untyped-def]
-    order = {node: i for i, node in enumerate(graph)}
-    return order.__getitem__
+def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.Value]:
+    """Add what measures a layer; returns low, high, channels, output and error as outputs."""
+    y = layer.node.outputs[0]
+    # Before the first reader, which comes after the layer itself.
+    builder = Builder(graph, min((use.node for use in y.uses()), key=order.__getitem__))
+    rank = len(layer.x.shape or ())
+    but_last = builder.constant(list(range(rank - 1)), np.int64)
+
+    def largest(value: ir.Value) -> ir.Value:
+        return builder.op(
+            "ReduceMax", [builder.op("Abs", [value]), but_last], {"keepdims": 0}
+        )
+
+    def norm(value: ir.Value) -> ir.Value:
+        return builder.op("Sqrt", [builder.op("ReduceSumSquare", [value], {"keepdims": 0})])
+
+    product = y if layer.bias is None else builder.op("Sub", [y, layer.bias])
+    rounded = builder.op(
+        "DequantizeLinear", builder.ops("DynamicQuantizeLinear", [layer.x], outputs=3)
+    )
+    difference = builder.op("Sub", [rounded, layer.x])
+    difference.type, difference.shape = layer.x.type, layer.x.shape
+    off = builder.op(
+        "Dense", [difference, layer.node.inputs[1]], dict(layer.node.attributes), domain=DOMAIN
+    )
+    tiny = builder.constant(1e-20, np.float32)
+    seen = {
+        "low": builder.op("ReduceMin", [layer.x], {"keepdims": 0}),
+        "high": builder.op("ReduceMax", [layer.x], {"keepdims": 0}),
+        "channels": largest(layer.x),
+        "output": largest(product),
+        "error": builder.op("Div", [norm(off), builder.op("Add", [norm(product), tiny])]),
+    }
+    for kind, value in seen.items():
+        value.name = f"{layer.name}:{kind}"
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    return list(seen.values())
 
 
-def _session(model: ir.Model, source: Path) -> ort.InferenceSession:
+@contextlib.contextmanager
+def session(model: ir.Model, source: Path) -> Iterator[ort.InferenceSession]:
     """A session of a changed graph, whose large weights still lie beside `source`."""
-    with tempfile.NamedTemporaryFile(dir=source.parent, suffix=".onnx") as file:
-        ir.save(model, file.name)
+    path = source.with_name(f"{source.stem}.observed.onnx")
+    ir.save(model, path)
+    try:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+        yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink()

@@ -97,7 +97,7 @@ class Range:
     output: npt.NDArray[np.float32]
 
 
-MARGIN = 1.15
+MARGIN = 1.3
 """How much wider than in calibration an output channel's range is: what lies beyond is clipped."""
 
 
@@ -154,7 +154,10 @@ class Writer:
         tokens = len(layer.x.shape or ()) == 3
         if tokens:
             x = builder.op("Unsqueeze", [x, builder.constant([1], np.int64)])
-        one = builder.constant(1.0, np.float32)
+        # An input that goes beyond what calibration saw widens the output's range as much.
+        known = max(seen.high / (255 - zero), -seen.low / zero, 1e-12)
+        beyond = builder.op("Mul", [x_scale, builder.constant(1 / known, np.float32)])
+        y_scale = builder.op("Max", [beyond, builder.constant(1.0, np.float32)])
         half = builder.constant(128, np.uint8)
         y = builder.op(
             "QLinearConv",
@@ -165,7 +168,7 @@ class Writer:
                 initializer(self._graph, f"{layer.name}.int8", q),
                 initializer(self._graph, f"{layer.name}.scale", scale / step),
                 builder.constant(np.zeros(len(step)), np.int8, f"zeros.{len(step)}"),
-                one,
+                y_scale,
                 half,
             ],
             {
@@ -178,7 +181,7 @@ class Writer:
         )
         if tokens:
             y = builder.op("Squeeze", [y, builder.constant([1], np.int64)])
-        raw = builder.op("DequantizeLinear", [y, one, half])
+        raw = builder.op("DequantizeLinear", [y, y_scale, half])
         steps = initializer(self._graph, f"{layer.name}.step", step)
         shift = layer.bias
         result = builder.op("Mul", [raw, steps])

@@ -56,7 +56,7 @@ class Builder:
 
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike, name: str = "") -> ir.Value:
         """A constant; without a name, one that equal constants share."""
-        array = np.ascontiguousarray(np.asarray(values, dtype))
+        array = np.array(values, dtype, order="C")  # ascontiguousarray makes scalars vectors
         if not name:
             text = ",".join(map(str, array.reshape(-1).tolist()))
             name = f"constant.{array.dtype}{list(array.shape)}:{text}"
