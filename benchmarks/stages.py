@@ -52,7 +52,7 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
     result = pipe.generate("a red apple", **arguments)
     first = time.perf_counter() - started
     memory = peak_megabytes()
-    for session in pipe._sessions.values():  # the benchmark looks inside on purpose
+    for session in pipe._stages._sessions.values():  # the benchmark looks inside on purpose
         session._session = TimedSession(session._session)
     pictures = []
     for _ in range(repeats):

@@ -101,6 +101,11 @@ def _provider_flags(command: Any) -> Any:
             callback=_parse_pairs,
             help="Handed to the provider as it is; repeatable.",
         ),
+        click.option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Memory to aim for, such as 1.4GB: stages are loaded and released one by one.",
+        ),
     ]
     for flag in reversed(flags):
         command = flag(command)
@@ -144,6 +149,7 @@ def generate(
     provider: str,
     threads: int | None,
     provider_options: dict[str, str],
+    max_memory: str | None,
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -173,6 +179,7 @@ def generate(
         threads=threads,
         cache_dir=cache_dir,
         provider_options=provider_options,
+        max_memory=max_memory,
     )
     loaded = time.perf_counter() - started
     for reason in pipe.passed_over:
@@ -325,6 +332,7 @@ def verify(
     provider: str,
     threads: int | None,
     provider_options: dict[str, str],
+    max_memory: str | None,
     as_json: bool,
 ) -> None:
     """Check a bundle's files, and replay its fixtures on this device against the float model.
@@ -334,7 +342,11 @@ def verify(
     from edgediff.verification import verify as run_verify
 
     outcome = run_verify(
-        bundle, provider=provider, threads=threads, provider_options=provider_options
+        bundle,
+        provider=provider,
+        threads=threads,
+        provider_options=provider_options,
+        max_memory=max_memory,
     )
     if as_json:
         answer = {"ok": outcome.ok, **dataclasses.asdict(outcome)}

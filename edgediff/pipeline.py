@@ -23,13 +23,13 @@ from edgediff.samplers import Step, initial_latents, sample
 from edgediff.schedule import make_plan
 from edgediff.session import (
     PROVIDERS,
-    Session,
     SessionOptions,
     check_provider_name,
     free_dimensions,
     why_missing,
 )
 from edgediff.settings import Settings, resolve, resolve_seeds
+from edgediff.stages import Stages, memory_limit
 
 BUILT_IN = "emoji"
 
@@ -100,6 +100,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     provider_options: dict[str, str] | None = None,
+    max_memory: int | str | None = None,
     check_hashes: bool = True,
 ) -> "Pipeline":
     """Load a bundle's folder, or the built-in model by its name.
@@ -109,12 +110,20 @@ def load(
     threads: CPU threads within an operator, None = one per core.
     cache_dir: where a provider that compiles keeps its result between runs.
     provider_options: handed to the provider as they are.
+    max_memory: bytes, or text such as "1.4GB" or "1GiB", that the stages may take together. None
+        loads them all at once; with a limit, the text encoder is loaded now, each other stage when
+        it is first needed, and before that those used longest ago are released until it fits. A
+        picture is the same, and takes longer by what loads again. It is a target, not a guarantee:
+        a stage is taken to need its files (weights as float32 at worst) and an allowance for one
+        picture of the default size, so larger pictures, several seeds at once, several threads, and
+        Python with its libraries (70 MB) come on top.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
 
     Where `auto` passed over a provider that is installed, `Pipeline.passed_over` says why.
 
     Raises BundleError, ProviderError, InputError."""
     bundle = Bundle.open(find_bundle(path_or_name))
+    limit = memory_limit(bundle.manifest, max_memory)
     refusals: list[str] = []
     for name in _candidates(bundle, provider):
         options = SessionOptions(
@@ -124,7 +133,7 @@ def load(
             provider_options=provider_options or {},
         )
         try:
-            pipe = Pipeline(bundle, options, check_hashes=check_hashes)
+            pipe = Pipeline(bundle, options, check_hashes=check_hashes, max_memory=limit)
         except ProviderError as e:
             refusals.append(str(e))
         else:
@@ -160,12 +169,18 @@ class Pipeline:
     """A loaded bundle. `generate` and `stream` keep no state between calls and may be called from
     several threads. A context manager; `close` frees the sessions."""
 
-    def __init__(self, bundle: Bundle, options: SessionOptions, *, check_hashes: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: SessionOptions,
+        *,
+        check_hashes: bool,
+        max_memory: int | None = None,
+    ) -> None:
         self.bundle = bundle
         self.provider = options.provider
         self.passed_over: tuple[str, ...] = ()
-        self._options = options
-        self._sessions: dict[tuple[object, ...], Session] = {}
+        self._stages = Stages(bundle, options, max_memory)
         manifest = bundle.manifest
         with ThreadPoolExecutor(max_workers=1) as pool:
             hashes = pool.submit(_check_hashes, bundle) if check_hashes else None
@@ -177,8 +192,9 @@ class Pipeline:
                     raise ProviderError(f"provider {options.provider!r}: {missing}")
                 # A provider that compiles does so when the size is known.
                 if not PROVIDERS[options.provider].static_shapes:
-                    for stage in manifest.graphs:
-                        self._session(stage, {})
+                    # The text encoder comes first in every call, and shows a provider that fails.
+                    for stage in manifest.graphs if max_memory is None else ["text_encoder"]:
+                        self._stages.session(stage, {})
             except (BundleError, ProviderError):
                 _raise_first(hashes)  # a damaged file explains whatever followed from it
                 raise
@@ -188,6 +204,12 @@ class Pipeline:
     def name(self) -> str:
         """The model's name, as bundle.json has it."""
         return self.bundle.manifest.name
+
+    @property
+    def loaded_stages(self) -> tuple[str, ...]:
+        """The stages that are in memory now, least recently used first: all, unless max_memory or
+        a provider that compiles for each size puts it off."""
+        return self._stages.loaded
 
     @property
     def defaults(self) -> Defaults:
@@ -207,7 +229,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the sessions; the next call loads them again."""
-        self._sessions.clear()
+        self._stages.close()
 
     def generate(
         self,
@@ -315,17 +337,7 @@ class Pipeline:
             specs = {i.name: i for i in self.bundle.manifest.graphs[stage].inputs}
             for name, array in inputs.items():
                 dimensions |= free_dimensions(specs[name], array.shape)
-        return self._session(stage, dimensions).run(**inputs)
-
-    def _session(self, stage: str, dimensions: dict[str, int]) -> Session:
-        """The stage's session; a provider that compiles gets one for each set of shapes."""
-        key = (stage, *sorted(dimensions.items()))
-        if key not in self._sessions:
-            graph = self.bundle.manifest.graphs[stage]
-            self._sessions[key] = Session(
-                self.bundle.path(graph.file), graph, self._options, dimensions
-            )
-        return self._sessions[key]
+        return self._stages.session(stage, dimensions).run(**inputs)
 
     def _resolve(
         self,

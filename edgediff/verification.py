@@ -10,6 +10,7 @@ from edgediff.bundle import Bundle
 from edgediff.errors import BundleError, EdgediffError
 from edgediff.image import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load
+from edgediff.stages import memory_limit
 
 PICTURE_MARGIN_DB = 6.0
 """How far below the PSNR of the export a device's picture may fall: rounding differs by provider,
@@ -54,12 +55,15 @@ def verify(
     provider: str = "auto",
     threads: int | None = None,
     provider_options: dict[str, str] | None = None,
+    max_memory: int | str | None = None,
 ) -> Verification:
     """Check every file's hash, then replay the fixtures of each stage and whole pictures.
 
-    Raises BundleError where there is no bundle to check, ProviderError where the provider does
-    not start; what the bundle itself fails is in the result."""
+    Arguments as in `load`. Raises BundleError where there is no bundle to check, ProviderError
+    where the provider does not start, InputError for a max_memory that is no size or too small;
+    what the bundle itself fails is in the result."""
     bundle = Bundle.open(find_bundle(path_or_name))
+    limit = memory_limit(bundle.manifest, max_memory)  # before minutes of hashing
     checks = [_check_hash(bundle, name) for name in bundle.manifest.files]
     if not all(check.ok for check in checks):
         return Verification(model=bundle.manifest.name, provider=None, checks=tuple(checks))
@@ -68,6 +72,7 @@ def verify(
         provider=provider,
         threads=threads,
         provider_options=provider_options,
+        max_memory=limit,
         check_hashes=False,
     ) as pipe:
         fixtures = _read_fixtures(bundle)

@@ -54,6 +54,23 @@ def test_every_flag_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
         assert picture.size == (128, 64)
 
 
+def test_max_memory_changes_no_pixel(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = ["-m", tiny_bundle, "--seed", 7, "--steps", 2]
+    pictures = []
+    for name, limit in (("a.png", []), ("b.png", ["--max-memory", "40MB"])):
+        done = run("generate", "a fox", "-o", tmp_path / name, *flags, *limit)
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / name) as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] == pictures[1]
+    done = run("verify", tiny_bundle, "--max-memory", "40MB")
+    assert done.returncode == 0, done.stderr
+    assert "all checks ok" in done.stdout
+    done = run("verify", tiny_bundle, "--max-memory", "1MB")
+    assert done.returncode == 2
+    assert "the largest stage, unet" in done.stderr
+
+
 def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
     done = run("generate", "a fox " * 99, "-m", tiny_bundle, "-o", tmp_path / "a.png", "--steps", 1)
     assert done.returncode == 0
@@ -80,6 +97,9 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--seed", "99999999999999999999"], 2, "seed is 99999999999999999999"),
         (["--guidance", "nan"], 2, "guidance_scale is nan"),
         (["--provider-option", "x"], 2, "give KEY=VALUE"),
+        (["--max-memory", "lots"], 2, "such as 1.4GB, 900MB or 1GiB"),
+        (["--max-memory", "0"], 2, "max_memory is '0': expected bytes"),
+        (["--max-memory", "1MB"], 2, "the largest stage, unet, takes about"),
         (["--unknown"], 2, "No such option"),
         (["-m", "absent"], 1, "no such bundle"),
         (["-o", "a.jpg"], 2, "ends in .png"),

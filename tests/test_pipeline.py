@@ -278,10 +278,10 @@ def test_auto_says_what_it_passed_over(damaged: Path, monkeypatch: pytest.Monkey
     set_providers(damaged, ["cuda", "cpu"])
     real = pipeline_module.Pipeline
 
-    def refuse(bundle: Any, options: Any, *, check_hashes: bool) -> Pipeline:
+    def refuse(bundle: Any, options: Any, **arguments: Any) -> Pipeline:
         if options.provider == "cuda":
             raise ProviderError("provider 'cuda' did not start")
-        return real(bundle, options, check_hashes=check_hashes)
+        return real(bundle, options, **arguments)
 
     monkeypatch.setattr(pipeline_module, "why_missing", lambda _: None)
     monkeypatch.setattr(pipeline_module, "Pipeline", refuse)

@@ -30,6 +30,12 @@ def test_runs_by_name(decoder: Session) -> None:
     assert outputs["sample"].dtype == np.float32
 
 
+def test_outputs_keep_nothing_of_the_session(decoder: Session) -> None:
+    outputs = decoder.run(latent_sample=np.zeros((1, 4, 8, 8), np.float32))
+    assert outputs["sample"].flags.owndata
+    assert outputs["sample"].flags.writeable
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

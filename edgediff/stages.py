@@ -1,0 +1,163 @@
+"""The sessions of a bundle's stages: loaded, and released again where memory is limited."""
+
+import ctypes
+import functools
+import math
+import operator
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edgediff.bundle import Bundle, Manifest
+from edgediff.denoiser import needs_negative
+from edgediff.errors import InputError
+from edgediff.session import Session, SessionOptions
+
+UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+
+WIDENED = {"fp32": 1, "fp16": 2, "int8": 4}
+"""Bytes that a byte of stored weights takes once loaded, at most: where a provider has no kernel of
+the precision, as onnxruntime's CPU has none for most, the weights become float32 while loading."""
+
+WORK_BYTES_PER_PIXEL = 4608
+"""What a run takes beside the weights for each pixel of the picture: 1.2 GB at 512×512, measured on
+the UNet and on the decoder of Stable Diffusion 1.5's shape, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMemory:
+    """An estimate of what a stage takes, in bytes: `weights` once loaded, `work` while it runs."""
+
+    weights: int
+    work: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.work
+
+
+def estimate(manifest: Manifest) -> dict[str, StageMemory]:
+    """Stage → what it takes: its graph, its weight files as float32 at worst, and for the stages
+    that work on pictures an allowance for one of the default size (two rows under guidance)."""
+    defaults = manifest.defaults
+    picture = defaults.width * defaults.height * WORK_BYTES_PER_PIXEL
+    embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
+    rows = 2 if needs_negative(defaults.guidance_scale) and not embeds_guidance else 1
+    works = {"text_encoder": 0, "unet": rows * picture}
+    return {
+        stage: StageMemory(
+            weights=manifest.files[graph.file].size
+            + sum(manifest.files[name].size for name in graph.data) * WIDENED[graph.precision],
+            work=works.get(stage, picture),
+        )
+        for stage, graph in manifest.graphs.items()
+    }
+
+
+def memory_limit(manifest: Manifest, max_memory: int | str | None) -> int | None:
+    """A limit as `load` takes it → bytes, None where there is none.
+
+    Raises InputError where it is no size, or where a stage alone takes more."""
+    if max_memory is None:
+        return None
+    limit = parse_memory(max_memory)
+    stages = estimate(manifest)
+    largest = max(stages, key=lambda stage: stages[stage].peak)
+    if stages[largest].peak > limit:
+        raise InputError(
+            f"max_memory is {max_memory}: the largest stage, {largest}, takes about"
+            f" {math.ceil(stages[largest].peak / 1e6)}MB: give that or more, or a smaller bundle"
+        )
+    return limit
+
+
+def parse_memory(size: int | str) -> int:
+    """A number of bytes, or text such as "1.4GB" (10⁹ bytes) or "1GiB" (2³⁰) → bytes.
+
+    Raises InputError."""
+    try:
+        if isinstance(size, str):
+            match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([a-z]*)\s*", size.lower())
+            amount = int(float(match[1]) * UNITS[match[2]]) if match else 0
+        else:
+            amount = 0 if isinstance(size, bool) else operator.index(size)
+    except (KeyError, TypeError):  # no such unit; a float or another type
+        amount = 0
+    if amount < 1:
+        raise InputError(
+            f"max_memory is {size!r}: expected bytes as a whole number from 1 up, or text such as"
+            " 1.4GB, 900MB or 1GiB"
+        )
+    return amount
+
+
+class Stages:
+    """A bundle's sessions; may be called from several threads.
+
+    With `max_memory` (bytes), the stages used longest ago are released before one that would not
+    fit beside them. A session that another thread is running lives on until that run ends."""
+
+    def __init__(self, bundle: Bundle, options: SessionOptions, max_memory: int | None) -> None:
+        self._bundle = bundle
+        self._options = options
+        self._max_memory = max_memory
+        self._memory = estimate(bundle.manifest)
+        self._lock = threading.Lock()
+        # Least recently used first. A provider that compiles has one for each set of shapes.
+        self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Session] = {}
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The stages that are in memory now, least recently used first."""
+        with self._lock:
+            return tuple(dict.fromkeys(stage for stage, _ in self._sessions))
+
+    def session(self, stage: str, dimensions: Mapping[str, int]) -> Session:
+        """The stage's session, loaded where it is not. Raises BundleError, ProviderError."""
+        key = (stage, tuple(sorted(dimensions.items())))
+        with self._lock:
+            session = self._sessions.pop(key, None)
+            # Also where it is loaded: its run may take more than that of the stage before.
+            if self._max_memory is not None:
+                self._release_down_to(self._max_memory - self._memory[stage].peak)
+            if session is None:
+                graph = self._bundle.manifest.graphs[stage]
+                path = self._bundle.path(graph.file)
+                session = Session(path, graph, self._options, dimensions)
+            self._sessions[key] = session
+            return session
+
+    def close(self) -> None:
+        """Release all; the next `session` loads again."""
+        with self._lock:
+            self._release_down_to(0)
+
+    def _release_down_to(self, limit: int) -> None:
+        """Release sessions, least recently used first, until the weights of the rest fit."""
+        taken = sum(self._memory[stage].weights for stage, _ in self._sessions)
+        if taken <= limit:
+            return
+        while taken > limit:
+            key = next(iter(self._sessions))
+            del self._sessions[key]
+            taken -= self._memory[key[0]].weights
+        trim = _malloc_trim()
+        if trim is not None:
+            trim(ctypes.c_size_t(0))
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[ctypes.c_size_t], int] | None:
+    """glibc's malloc_trim: without it, a third of a freed UNet's weights stays with the process.
+
+    None elsewhere: other allocators give back on their own."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library None
+        return None
