@@ -90,7 +90,8 @@ def _provider_flags(command: Any) -> Any:
             "--provider",
             default="auto",
             show_default=True,
-            help="auto, cpu, cuda, tensorrt, coreml or openvino.",
+            help="auto (the first that runs of those in the bundle's list), cpu, cuda, tensorrt,"
+            " coreml or openvino.",
         ),
         click.option("--threads", type=int, help="CPU threads.  [default: one per core]"),
         click.option(
@@ -128,8 +129,9 @@ _json_flag = click.option("--json", "as_json", is_flag=True, help="Print the res
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where a compiling provider keeps its result.",
+    help="Where a compiling provider keeps its result.  [default: in the user's cache]",
 )
+@click.option("--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
 @_json_flag
 def generate(
     prompt: str,
@@ -145,6 +147,7 @@ def generate(
     threads: int | None,
     provider_options: dict[str, str],
     cache_dir: Path | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Make a picture of PROMPT.
@@ -171,7 +174,7 @@ def generate(
         model,
         provider=provider,
         threads=threads,
-        cache_dir=cache_dir,
+        cache_dir=False if no_cache else cache_dir,
         provider_options=provider_options,
     )
     loaded = time.perf_counter() - started
