@@ -167,7 +167,8 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`bundle.json`, whole."""
+    """`bundle.json`, whole. `providers`: what it was made for, fastest first; `auto` takes the
+    first that runs."""
 
     format_version: int = FORMAT_VERSION
     name: str

@@ -90,7 +90,8 @@ def _provider_flags(command: Any) -> Any:
             "--provider",
             default="auto",
             show_default=True,
-            help="auto, cpu, cuda, tensorrt, coreml or openvino.",
+            help="auto (the first that runs of those in the bundle's list), cpu, cuda, tensorrt,"
+            " coreml or openvino.",
         ),
         click.option("--threads", type=int, help="CPU threads.  [default: one per core]"),
         click.option(
@@ -133,8 +134,9 @@ _json_flag = click.option("--json", "as_json", is_flag=True, help="Print the res
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where a compiling provider keeps its result.",
+    help="Where a compiling provider keeps its result.  [default: in the user's cache]",
 )
+@click.option("--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
 @_json_flag
 def generate(
     prompt: str,
@@ -151,6 +153,7 @@ def generate(
     provider_options: dict[str, str],
     max_memory: str | None,
     cache_dir: Path | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Make a picture of PROMPT.
@@ -177,7 +180,7 @@ def generate(
         model,
         provider=provider,
         threads=threads,
-        cache_dir=cache_dir,
+        cache_dir=False if no_cache else cache_dir,
         provider_options=provider_options,
         max_memory=max_memory,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from edgediff.session import (
     PROVIDERS,
     SessionOptions,
     check_provider_name,
+    default_cache_dir,
     free_dimensions,
+    is_installed,
     why_missing,
 )
 from edgediff.settings import Settings, resolve, resolve_seeds
@@ -98,17 +100,20 @@ def load(
     *,
     provider: str = "auto",
     threads: int | None = None,
-    cache_dir: str | PathLike[str] | None = None,
+    cache_dir: str | PathLike[str] | Literal[False] | None = None,
     provider_options: dict[str, str] | None = None,
     max_memory: int | str | None = None,
     check_hashes: bool = True,
 ) -> "Pipeline":
     """Load a bundle's folder, or the built-in model by its name.
 
-    provider: auto (the first one installed of those that the bundle was made for), cpu, cuda,
-        tensorrt, coreml or openvino.
+    provider: auto (the first that runs here of those that the bundle was made for, which
+        bundle.json lists fastest first), cpu, cuda, tensorrt, coreml or openvino.
     threads: CPU threads within an operator, None = one per core.
-    cache_dir: where a provider that compiles keeps its result between runs.
+    cache_dir: where a provider that compiles (tensorrt, coreml, openvino) keeps its result between
+        runs. None = `edgediff/<bundle's id>` in the user's cache (`~/.cache` or $XDG_CACHE_HOME,
+        `~/Library/Caches`, `%LOCALAPPDATA%`), made when such a provider first runs. False =
+        nowhere.
     provider_options: handed to the provider as they are.
     max_memory: bytes, or text such as "1.4GB" or "1GiB", that the stages may take together. None
         loads them all at once; with a limit, the text encoder is loaded now, each other stage when
@@ -126,10 +131,14 @@ def load(
     limit = memory_limit(bundle.manifest, max_memory)
     refusals: list[str] = []
     for name in _candidates(bundle, provider):
+        missing = why_missing(name) if provider == "auto" else None
+        if missing is not None:
+            refusals.append(f"provider {name!r}: {missing}")
+            continue
         options = SessionOptions(
             provider=name,
             threads=threads,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
+            cache_dir=_cache_dir(bundle, name, cache_dir),
             provider_options=provider_options or {},
         )
         try:
@@ -140,6 +149,14 @@ def load(
             pipe.passed_over = tuple(refusals)
             return pipe
     raise ProviderError("; ".join(refusals))
+
+
+def _cache_dir(
+    bundle: Bundle, provider: str, asked: str | PathLike[str] | Literal[False] | None
+) -> Path | None:
+    if asked is None and PROVIDERS[provider].static_shapes:
+        return default_cache_dir(bundle.id)
+    return None if asked is None or asked is False else Path(asked)
 
 
 def find_bundle(path_or_name: str | PathLike[str]) -> Path:
@@ -153,12 +170,13 @@ def find_bundle(path_or_name: str | PathLike[str]) -> Path:
 
 
 def _candidates(bundle: Bundle, provider: str) -> list[str]:
-    """The providers to try, in order: the one asked for, or for `auto` those that are installed."""
+    """The providers to try, in order: the one asked for, or for `auto` those that are installed,
+    of which one may yet find no device."""
     if provider != "auto":
         check_provider_name(provider)
         return [provider]
     made_for = [p for p in bundle.manifest.providers if p in PROVIDERS]
-    installed = [p for p in made_for if why_missing(p) is None]
+    installed = [p for p in made_for if is_installed(p)]
     if not installed:
         reasons = "; ".join(f"{p}: {why_missing(p)}" for p in made_for)
         raise ProviderError(f"no provider that {bundle.manifest.name} was made for: {reasons}")

@@ -6,8 +6,11 @@ raises; inputs are checked by name, dtype and shape before every run.
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
+import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +36,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Provider:
     """An execution provider: ONNX Runtime's name for it and how a user gets it.
 
-    `plugin` is the package of a provider that installs beside the stock onnxruntime;
-    `static_shapes` says that it compiles the graph and needs every dimension fixed for that."""
+    `plugin` is the package of a provider that installs beside the stock onnxruntime, and `upgrade`
+    what brings the two to versions that fit; `static_shapes` says that it compiles the graph and
+    needs every dimension fixed for that."""
 
     onnxruntime_name: str
     install: str
     plugin: str | None = None
+    upgrade: str = ""
     static_shapes: bool = False
 
 
@@ -63,8 +68,9 @@ PROVIDERS = {
     ),
     "openvino": Provider(
         onnxruntime_name="OpenVINOExecutionProvider",
-        install="pip install onnxruntime-ep-openvino",
+        install='pip install "edgediff[openvino]"',
         plugin="onnxruntime_ep_openvino",
+        upgrade="pip install --upgrade onnxruntime onnxruntime-ep-openvino",
         static_shapes=True,
     ),
 }
@@ -74,8 +80,9 @@ PROVIDERS = {
 class SessionOptions:
     """How sessions run. `threads`: intra-op CPU threads, None = one per core.
 
-    `cache_dir`: where a provider that compiles keeps its result. `provider_options` are handed to
-    the provider as they are, and override what edgediff would set."""
+    `cache_dir`: where a provider that compiles keeps its result, made when the first session is;
+    None = nowhere. `provider_options` are handed to the provider as they are, and override what
+    edgediff would set."""
 
     provider: str = "cpu"
     threads: int | None = None
@@ -99,20 +106,63 @@ def check_provider_name(name: str) -> None:
         )
 
 
+def is_installed(name: str) -> bool:
+    """Whether the provider's package is there; `why_missing` says whether it also works."""
+    provider = PROVIDERS[name]
+    return _built_in(provider) or (
+        provider.plugin is not None and importlib.util.find_spec(provider.plugin) is not None
+    )
+
+
 def why_missing(name: str) -> str | None:
     """Why the provider `name` cannot be used here and what to install; None where it can."""
     provider = PROVIDERS[name]
-    if provider.onnxruntime_name in ort.get_available_providers():
+    if _built_in(provider):
         return None
     if provider.plugin is None:
         return f"this onnxruntime ({ort.__version__}) was built without it: {provider.install}"
-    if importlib.util.find_spec(provider.plugin) is None:
+    if not is_installed(name):
         return f"not installed: {provider.install}"
     try:
         devices = _plugin_devices(provider)
     except Exception as e:  # the plug-in's own loader may raise anything
-        return f"its plug-in does not load ({e}): {provider.install} --upgrade"
+        return (
+            f"its plug-in {_version(provider.plugin)} does not load in onnxruntime"
+            f" {ort.__version__} ({first_line(e)}): {provider.upgrade}"
+        )
     return None if devices else "installed, but it finds no device here that it supports"
+
+
+def _version(package: str) -> str:
+    """A package's name on the index and its version."""
+    name = package.replace("_", "-")
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:  # on the path without having been installed
+        return f"{name} (of unknown version)"
+
+
+def default_cache_dir(bundle_id: str) -> Path | None:
+    """Where what a provider compiles of a bundle is kept unless told otherwise: a folder of the
+    bundle's own in the user's cache. None where that could not be written. Creates nothing."""
+    try:
+        folder = _user_cache() / "edgediff" / bundle_id[:16]
+        existing = next(f for f in (folder, *folder.parents) if f.exists())
+    except (RuntimeError, OSError):  # a user without a home, or one that may not be looked into
+        return None
+    return folder if existing.is_dir() and os.access(existing, os.W_OK) else None
+
+
+def _user_cache() -> Path:
+    """The platform's folder for what can be made again."""
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return Path(local) if local else Path.home() / "AppData" / "Local"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    # The XDG base directory specification: a relative path is to be ignored.
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return xdg if xdg.is_absolute() else Path.home() / ".cache"
 
 
 class Session:
@@ -204,10 +254,14 @@ def _create(
     )
     if asks_placement:
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    provider_options = _default_provider_options(options) | dict(options.provider_options)
+    if options.cache_dir is not None and provider.static_shapes:
+        _make_cache_dir(options.cache_dir)
+    devices = [] if _built_in(provider) else _plugin_devices(provider)
+    device = devices[0].device.type.name if devices else "CPU"
+    provider_options = _default_provider_options(options, device) | dict(options.provider_options)
     try:
-        if provider.plugin is not None and not _built_in(provider):
-            session_options.add_provider_for_devices(_plugin_devices(provider), provider_options)
+        if devices:
+            session_options.add_provider_for_devices(devices, provider_options)
             session = ort.InferenceSession(path, session_options)
         else:
             session = ort.InferenceSession(
@@ -233,8 +287,21 @@ def _create(
     return session
 
 
-def _default_provider_options(options: SessionOptions) -> dict[str, str]:
-    """What a provider needs to keep its compiled graphs between runs."""
+def _make_cache_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            f"cache_dir {folder}: cannot be made ({e.strerror}): give a folder that can be"
+            " written, or cache_dir=False (--no-cache) to keep nothing"
+        ) from e
+
+
+def _default_provider_options(options: SessionOptions, device: str) -> dict[str, str]:
+    """What a provider needs to keep its compiled graphs between runs, and to keep to `threads`
+    where ONNX Runtime's own setting does not reach it."""
+    if options.provider == "openvino":
+        return _openvino_options(options, device)
     if options.cache_dir is None:
         return {}
     cache = os.fspath(options.cache_dir)
@@ -246,8 +313,21 @@ def _default_provider_options(options: SessionOptions) -> dict[str, str]:
             "trt_timing_cache_path": cache,
         },
         "coreml": {"ModelFormat": "MLProgram", "ModelCacheDirectory": cache},
-        "openvino": {"cache_dir": cache},
     }.get(options.provider, {})
+
+
+def _openvino_options(options: SessionOptions, device: str) -> dict[str, str]:
+    """OpenVINO's own properties of a device ("CPU", "GPU", "NPU"), as JSON: the plug-in ignores
+    `cache_dir` and `num_of_threads`, which the provider took before it was a plug-in.
+
+    INFERENCE_PRECISION_HINT stays unset: OpenVINO computes in bfloat16 by itself where the
+    processor has instructions for it, and in float32 elsewhere."""
+    properties: dict[str, str] = {}
+    if options.cache_dir is not None:
+        properties["CACHE_DIR"] = os.fspath(options.cache_dir)
+    if options.threads is not None and device == "CPU":
+        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    return {"load_config": json.dumps({device: properties})} if properties else {}
 
 
 def _built_in(provider: Provider) -> bool:

@@ -14,7 +14,8 @@ from PIL import Image
 
 import edgediff
 from edgediff import pipeline as pipeline_module
-from edgediff.bundle import MANIFEST
+from edgediff import session as session_module
+from edgediff.bundle import MANIFEST, Bundle
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.pipeline import Pipeline
 from edgediff.samplers import SAMPLERS
@@ -283,11 +284,69 @@ def test_auto_says_what_it_passed_over(damaged: Path, monkeypatch: pytest.Monkey
             raise ProviderError("provider 'cuda' did not start")
         return real(bundle, options, **arguments)
 
+    monkeypatch.setattr(pipeline_module, "is_installed", lambda _: True)
     monkeypatch.setattr(pipeline_module, "why_missing", lambda _: None)
     monkeypatch.setattr(pipeline_module, "Pipeline", refuse)
     pipe = edgediff.load(damaged)
     assert pipe.provider == "cpu"
     assert pipe.passed_over == ("provider 'cuda' did not start",)
+
+
+def test_auto_passes_over_a_plug_in_without_a_device(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An OpenVINO bundle on a processor that the plug-in does not take."""
+    set_providers(damaged, ["openvino", "cpu"])
+    monkeypatch.setattr(session_module, "_register", lambda _: None)
+    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
+    pipe = edgediff.load(damaged)
+    assert pipe.provider == "cpu"
+    (reason,) = pipe.passed_over
+    assert reason.startswith("provider 'openvino': installed, but it finds no device")
+
+
+def test_auto_does_not_look_beyond_the_one_that_runs(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in's library is large: it is not loaded where an earlier provider will do."""
+    set_providers(damaged, ["cpu", "openvino"])
+    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(session_module, "_register", lambda _: pytest.fail("loaded"))
+    pipe = edgediff.load(damaged)
+    assert (pipe.provider, pipe.passed_over) == ("cpu", ())
+
+
+def test_what_is_not_installed_is_not_mentioned(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_providers(damaged, ["openvino", "cpu"])
+    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
+    assert edgediff.load(damaged).passed_over == ()
+
+
+@pytest.mark.parametrize("asked", [None, False, "there"])
+def test_where_compiled_graphs_are_kept(
+    asked: Any, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_providers(damaged, ["openvino"])
+    default = tmp_path / "cache" / "edgediff"
+    seen: list[Path | None] = []
+
+    def record(_bundle: Any, options: Any, *, check_hashes: bool) -> Any:  # noqa: ARG001
+        seen.append(options.cache_dir)
+        raise ProviderError("enough")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(session_module.sys, "platform", "linux")
+    monkeypatch.setattr(pipeline_module, "Pipeline", record)
+    with pytest.raises(ProviderError, match="enough"):
+        edgediff.load(damaged, provider="openvino", cache_dir=asked)
+    with pytest.raises(ProviderError, match="enough"):
+        edgediff.load(damaged, provider="cpu")
+    bundle_id = Bundle.open(damaged).id
+    expected = {None: default / bundle_id[:16], False: None, "there": Path("there")}[asked]
+    assert seen == [expected, None]
+    assert not default.exists()
 
 
 def test_close_frees_and_the_next_call_loads_again(tiny_bundle: Path) -> None:

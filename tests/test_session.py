@@ -1,5 +1,8 @@
 """Sessions: what goes in is checked, and a provider that was asked for runs or says why not."""
 
+import importlib.metadata
+import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,14 @@ import pytest
 from edgediff import session as session_module
 from edgediff.bundle import Bundle, GraphSpec
 from edgediff.errors import BundleError, InputError, ProviderError
-from edgediff.session import PROVIDERS, Session, SessionOptions, free_dimensions, why_missing
+from edgediff.session import (
+    PROVIDERS,
+    Session,
+    SessionOptions,
+    default_cache_dir,
+    free_dimensions,
+    why_missing,
+)
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +157,159 @@ def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
     def broken() -> str:
         raise FileNotFoundError("plugin.so")
 
-    fake = SimpleNamespace(get_library_path=broken, __spec__=SimpleNamespace())
+    install_plugin(monkeypatch, get_library_path=broken)
+    assert why_missing("openvino") == (
+        f"its plug-in onnxruntime-ep-openvino (of unknown version) does not load in onnxruntime"
+        f" {ort.__version__} (plugin.so):"
+        " pip install --upgrade onnxruntime onnxruntime-ep-openvino"
+    )
+
+
+def install_plugin(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
+    """A package of the plug-in's name, beside an onnxruntime without OpenVINO built in."""
+    fake = SimpleNamespace(__spec__=SimpleNamespace(), **contents)
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", fake)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     session_module._register.cache_clear()
-    reason = why_missing("openvino")
-    assert reason is not None
-    assert "does not load (plugin.so)" in reason
-    assert "--upgrade" in reason
+
+
+@pytest.mark.parametrize("api", ["missing", "refuses"])
+def test_a_plug_in_of_another_time_than_onnxruntime_names_both_versions(
+    api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_name: str, _path: str) -> None:
+        raise RuntimeError("ONNX Runtime version '1.22.1' is below the minimum supported\nat ...")
+
+    install_plugin(monkeypatch, get_library_path=lambda: "plugin.so")
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda n: "1.8.1" if "openvino" in n else real(n)
+    )
+    monkeypatch.setattr(ort, "__version__", "1.22.1")
+    if api == "missing":  # before 1.23
+        monkeypatch.delattr(ort, "register_execution_provider_library")
+    else:
+        monkeypatch.setattr(ort, "register_execution_provider_library", refuse)
+    reason = why_missing("openvino") or ""
+    assert reason.startswith(
+        "its plug-in onnxruntime-ep-openvino 1.8.1 does not load in onnxruntime 1.22.1 ("
+    )
+    assert "\n" not in reason
+    assert reason.endswith("): pip install --upgrade onnxruntime onnxruntime-ep-openvino")
+
+
+def test_a_plug_in_that_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
+    assert why_missing("openvino") == 'not installed: pip install "edgediff[openvino]"'
+
+
+class OptionsOfASession:
+    """Takes what edgediff sets, and records what it hands to the plug-in's device."""
+
+    given: tuple[object, dict[str, str]]
+
+    def __getattr__(self, _name: str) -> object:
+        return lambda *_: None
+
+    def add_provider_for_devices(self, devices: object, options: dict[str, str]) -> None:
+        type(self).given = (devices, options)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("CPU", {"INFERENCE_NUM_THREADS": "2"}), ("GPU", {})],
+)
+def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
+    device: str,
+    expected: dict[str, str],
+    tiny_bundle: Path,
+    spec: GraphSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plug-in ignores `cache_dir` and `num_of_threads`, with no more than a line in a log."""
+    kind = getattr(ort.OrtHardwareDeviceType, device)
+    found = SimpleNamespace(ep_name="OpenVINOExecutionProvider", device=SimpleNamespace(type=kind))
+    install_plugin(monkeypatch, get_library_path=lambda: "plugin.so")
+    monkeypatch.setattr(ort, "register_execution_provider_library", lambda *_: None)
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: [found])
+    monkeypatch.setattr(ort, "SessionOptions", OptionsOfASession)
+    cache = tmp_path / "new" / "cache"
+    options = SessionOptions(provider="openvino", threads=2, cache_dir=cache)
+    assert not cache.exists()
+    with pytest.raises(ProviderError, match="refused it"):
+        Session(tiny_bundle / spec.file, spec, options)
+    devices, given = OptionsOfASession.given
+    assert devices == [found]
+    assert json.loads(given["load_config"]) == {device: {**expected, "CACHE_DIR": str(cache)}}
+    assert cache.is_dir()
+
+
+def test_openvino_is_told_nothing_where_nothing_is_asked() -> None:
+    options = SessionOptions(provider="openvino")
+    assert session_module._default_provider_options(options, "CPU") == {}
+
+
+def test_a_cache_that_cannot_be_made_is_named(
+    tiny_bundle: Path, spec: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    options = SessionOptions(provider="tensorrt", cache_dir=tmp_path / "file" / "cache")
+    with pytest.raises(InputError, match=r"file/cache: cannot be made .*cache_dir=False"):
+        Session(tiny_bundle / spec.file, spec, options)
+
+
+def test_the_cpu_makes_no_cache(tiny_bundle: Path, spec: GraphSpec, tmp_path: Path) -> None:
+    Session(tiny_bundle / spec.file, spec, SessionOptions(cache_dir=tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "expected"),
+    [
+        ("linux", {}, "home/.cache"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "home/.cache"),
+        ("linux", {"XDG_CACHE_HOME": "{}/xdg"}, "xdg"),
+        ("darwin", {"XDG_CACHE_HOME": "{}/xdg"}, "home/Library/Caches"),
+        ("win32", {"LOCALAPPDATA": "{}/local"}, "local"),
+        ("win32", {}, "home/AppData/Local"),
+    ],
+)
+def test_the_default_cache_is_the_platforms(
+    platform: str,
+    environment: dict[str, str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(sys, "platform", platform)
+    folder = tmp_path / expected / "edgediff" / "0123456789abcdef"
+    assert default_cache_dir("0123456789abcdef" * 4) == folder
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_default_cache_where_none_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert default_cache_dir("0" * 64) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache_dir("0" * 64) is None
 
 
 def test_a_plug_in_without_a_device_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

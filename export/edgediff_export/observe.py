@@ -24,29 +24,52 @@ def magnitudes(source: Path, cases: Sequence[Case]) -> dict[str, float]:
     """Name → the largest |value| over the cases, of every float32 value that a node computes.
 
     inf stands for one that is not finite."""
-    model = load_typed(source)
+    names = [
+        value.name
+        for node in load_typed(source).graph
+        for value in node.outputs
+        if value.dtype == ir.DataType.FLOAT and value.name is not None
+    ]
+    largest = {k: max(-low, high) for k, (low, high) in extremes(source, names, cases).items()}
+    return {k: v if np.isfinite(v) else float("inf") for k, v in largest.items()}
+
+
+def extremes(
+    source: Path, names: Sequence[str], cases: Sequence[Case]
+) -> dict[str, tuple[float, float]]:
+    """Name → the smallest and the largest over the cases, of float32 inputs and values that nodes
+    compute. Not finite where one of the values is not."""
+    if not names:  # which onnxruntime would take for all
+        return {}
+    model = ir.load(source)
     graph = model.graph
-    reduced: dict[str, str] = {}
-    for node in list(graph):
-        for value in node.outputs:
-            if value.dtype != ir.DataType.FLOAT or value.name is None:
-                continue
-            absolute = ir.node("Abs", [value], name=f"{value.name}/abs")
-            largest = ir.node(
-                "ReduceMax", [absolute.outputs[0]], {"keepdims": 0}, name=f"{value.name}/max"
+    known = {v.name: v for v in (*graph.inputs, *(o for node in graph for o in node.outputs))}
+    outputs = []
+    for name in names:
+        for op in ("ReduceMin", "ReduceMax"):
+            node = ir.node(op, [known[name]], {"keepdims": 0}, name=f"{name}/{op}")
+            outputs.append(add_output(graph, node))
+    found = dict.fromkeys(names, (np.inf, -np.inf))
+    for seen in run(model, source, outputs, cases):
+        for name in names:
+            low, high = found[name]
+            # np.minimum keeps a nan, which min() may lose.
+            found[name] = (
+                float(np.minimum(low, seen[f"{name}/ReduceMin"])),
+                float(np.maximum(high, seen[f"{name}/ReduceMax"])),
             )
-            largest.outputs[0].name = f"{value.name}/largest"
-            graph.extend([absolute, largest])
-            largest.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-            largest.outputs[0].shape = ir.Shape([])
-            reduced[f"{value.name}/largest"] = value.name
-            graph.outputs.append(largest.outputs[0])
-    found: dict[str, float] = {}
-    for outputs in _run(model, source, list(reduced), cases):
-        for name, array in outputs.items():
-            magnitude = float(array) if np.isfinite(array) else float("inf")
-            found[reduced[name]] = max(magnitude, found.get(reduced[name], 0.0))
     return found
+
+
+def add_output(graph: ir.Graph, node: ir.Node) -> str:
+    """Append a node that computes a float32 scalar, and give that out under the node's name."""
+    value = node.outputs[0]
+    value.name = node.name
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    value.shape = ir.Shape([])
+    graph.append(node)
+    graph.outputs.append(value)
+    return node.name or ""
 
 
 def values(
@@ -64,13 +87,14 @@ def values(
         if name not in present:
             value.type = ir.TensorType(ir.DataType.FLOAT)
             graph.outputs.append(value)
-    return _run(model, source, names, cases)
+    return run(model, source, names, cases)
 
 
-def _run(
+def run(
     model: ir.Model, source: Path, names: Sequence[str], cases: Sequence[Case]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """Run a changed copy of the graph at `source`; it must lie beside the weights it shares."""
+    """Named values of a changed copy of the graph at `source`, one case at a time."""
+    # It must lie beside the weights that it shares with `source`.
     path = source.with_name(f"{source.stem}.observed.onnx")
     ir.save(model, path)
     try:

@@ -59,32 +59,37 @@ def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
     model = ir.load(source)
     graph = model.graph
     plan: dict[str, str] = {}
-    kept = _first_and_last_conv(graph)
+    kept = first_and_last_conv(graph)
     errors = activation_errors(source, cases)
     quantized_inputs: dict[ir.Value, Sequence[ir.Value]] = {}
     for node in list(graph):
         linear = as_linear(node)
-        weight = _weight_to_quantize(node)
+        weight = weight_to_quantize(node)
         if weight is None or node in kept:
             continue
         if linear is not None and errors[linear.name] <= ACTIVATION_LIMIT:
             _quantize_linear(graph, linear, quantized_inputs)
         elif linear is not None:
-            _quantize_weight(graph, node, 1, axis=0 if linear.transposed else 1)
+            dequantize_weight(graph, node, 1, axis=0 if linear.transposed else 1)
         elif node.op_type == "Conv":
-            _quantize_weight(graph, node, 1, axis=0)
+            dequantize_weight(graph, node, 1, axis=0)
         else:
-            _quantize_embedding(graph, node)
+            quantize_embedding(graph, node)
         plan[weight.name or ""] = "int8"
+    settle(graph, plan)
+    return Lowered(model=model, precision="int8", plan=plan, session_config=dict(SESSION_CONFIG))
+
+
+def settle(graph: ir.Graph, plan: dict[str, str]) -> None:
+    """Drop the weights that were replaced, and enter in the plan those that stay float."""
     for name in [k for k, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT and _size(value) > 1 and not name.endswith(".scale"):
             plan[name] = "fp32"
-    return Lowered(model=model, precision="int8", plan=plan, session_config=dict(SESSION_CONFIG))
 
 
-def _weight_to_quantize(node: ir.Node) -> ir.Value | None:
+def weight_to_quantize(node: ir.Node) -> ir.Value | None:
     """The weight of a linear layer, a convolution or an embedding, where it is worth it."""
     index = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}.get(node.op_type)
     weight = None if index is None else node.inputs[index]
@@ -131,12 +136,17 @@ def activation_errors(source: Path, cases: Sequence[Case]) -> dict[str, float]:
 def quantize_activation(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """x as DynamicQuantizeLinear rounds it: to 256 levels from its smallest value to its largest,
     zero among them."""
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    scale = (high - low) / 255 or 1.0
-    zero = np.clip(np.rint(-low / scale), 0, 255)
+    scale, zero = activation_scale(float(x.min()), float(x.max()))
     q = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
     rounded: npt.NDArray[np.float32] = ((q - zero) * scale).astype(np.float32)
     return rounded
+
+
+def activation_scale(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of the 256 levels from `low` to `high`, zero among them."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255 or 1.0
+    return scale, round(min(max(-low / scale, 0.0), 255.0))
 
 
 def as_linear(node: ir.Node) -> Linear | None:
@@ -193,8 +203,8 @@ def _quantize_linear(
     fuses into one kernel. Layers with one input share its quantization."""
     node, name = linear.node, linear.name
     q, scale = quantize_weight(linear.matrix(), axis=1)
-    weight = _initializer(graph, f"{name}.int8", q)
-    scales = _initializer(graph, f"{name}.scale", scale)
+    weight = initializer(graph, f"{name}.int8", q)
+    scales = initializer(graph, f"{name}.scale", scale)
     path = node.name or name
     if linear.x not in quantized_inputs:
         quantize = ir.node(
@@ -215,7 +225,7 @@ def _quantize_linear(
     _replace(graph, node, nodes)
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, index: int, *, axis: int) -> None:
+def dequantize_weight(graph: ir.Graph, node: ir.Node, index: int, *, axis: int) -> None:
     """A node's weight comes out of DequantizeLinear, a constant that is folded when loaded.
 
     axis: of the weight, its output channels."""
@@ -226,8 +236,11 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, index: int, *, axis: int) -
     dequantize = ir.node(
         "DequantizeLinear",
         [
-            _initializer(graph, f"{weight.name}.int8", q),
-            _initializer(graph, f"{weight.name}.scale", scale),
+            initializer(graph, f"{weight.name}.int8", q),
+            initializer(graph, f"{weight.name}.scale", scale),
+            # Zeros, which is also what leaving it out means; but there ONNX Runtime puts a single
+            # one when it makes signed bytes unsigned, and then refuses it beside many scales.
+            initializer(graph, f"{weight.name}.zero", np.zeros(len(scale), np.int8)),
         ],
         {"axis": axis},
         name=f"{node.name}/dequantize",
@@ -236,7 +249,7 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, index: int, *, axis: int) -
     node.replace_input_with(index, dequantize.outputs[0])
 
 
-def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
+def quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
     """Rows of bytes with a scale each; only the rows that are looked up are ever turned float."""
     weight, ids = node.inputs[0], node.inputs[1]
     if weight is None or ids is None:
@@ -244,10 +257,10 @@ def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
     q, scale = quantize_weight(array(weight), axis=0)
     path = node.name
     rows = ir.node(
-        "Gather", [_initializer(graph, f"{weight.name}.int8", q), ids], name=f"{path}/rows"
+        "Gather", [initializer(graph, f"{weight.name}.int8", q), ids], name=f"{path}/rows"
     )
     as_float = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{path}/float")
-    scales = _initializer(graph, f"{weight.name}.scale", scale[:, None])
+    scales = initializer(graph, f"{weight.name}.scale", scale[:, None])
     scale_rows = ir.node("Gather", [scales, ids], name=f"{path}/scales")
     scaled = ir.node("Mul", [as_float.outputs[0], scale_rows.outputs[0]], name=f"{path}/scaled")
     _replace(graph, node, [rows, as_float, scale_rows, scaled])
@@ -265,7 +278,8 @@ def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
         new.name = name
 
 
-def _initializer(graph: ir.Graph, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
+    """A new weight of the graph."""
     tensor = ir.tensor(np.ascontiguousarray(values), name=name)
     value = ir.Value(
         name=name,
@@ -277,7 +291,7 @@ def _initializer(graph: ir.Graph, name: str, values: npt.NDArray[np.generic]) ->
     return value
 
 
-def _first_and_last_conv(graph: ir.Graph) -> list[ir.Node]:
+def first_and_last_conv(graph: ir.Graph) -> list[ir.Node]:
     """The layers that read the input and write the output: few weights, and the most sensitive."""
     convs = [node for node in graph if node.op_type == "Conv"]
     return [convs[0], convs[-1]] if convs else []
