@@ -106,9 +106,9 @@ def quantize_embeddings(graph: ir.Graph) -> list[str]:
     """Turn the rows of every embedding into bytes; returns the names of their weights."""
     changed = []
     for node in list(graph):
-        weight = _weight_to_quantize(node) if node.op_type == "Gather" else None
+        weight = weight_to_quantize(node) if node.op_type == "Gather" else None
         if weight is not None:
-            _quantize_embedding(graph, node)
+            quantize_embedding(graph, node)
             changed.append(weight.name or "")
     for name in [k for k, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]

@@ -14,7 +14,7 @@ from edgediff_export.fidelity import Case
 from edgediff_export.lower.dense import Layer
 from edgediff_export.lower.graph import Builder
 from edgediff_export.lower.group_norm import DOMAIN
-from edgediff_export.lower.passes import Choices, layers, restructure, write_out
+from edgediff_export.lower.passes import Choices, layers, write_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,15 @@ class Seen:
 
 
 def calibrate(
-    source: Path, cases: Sequence[Case], names: Collection[str] | None = None
+    restructured: ir.Model,
+    source: Path,
+    cases: Sequence[Case],
+    names: Collection[str] | None = None,
 ) -> dict[str, Seen]:
-    """Watch the named layers, or all, of the float32 graph at `source`."""
-    model = ir.load(source)
-    restructure(model)
+    """Watch the named layers, or all, of a restructured graph, which is left as it is.
+
+    source: the file that it was read from, beside which its weights lie."""
+    model = restructured.clone()
     watched = [
         layer
         for layer in layers(model)
