@@ -148,11 +148,29 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanSearch:
+    """A budget that the plan was searched for, and the PSNR in dB of the median picture against
+    the float model's: on the pictures that the search used, and on others. None: equal, or no
+    such limit."""
+
+    min_psnr_db: float | None
+    max_bytes: int | None
+    calibration_psnr_db: float | None
+    unseen_psnr_db: float | None
+    unseen_lowest_db: float | None
+    unseen_pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The precision asked for and, graph by graph and weight by weight, what each became."""
+    """The precision asked for and, graph by graph and weight by weight, what each became.
+
+    averaged_attention: whether keys and values are averaged at the highest resolution."""
 
     precision: Precision
     tensors: dict[str, dict[str, str]] = field(default_factory=dict)
+    averaged_attention: bool = False
+    search: PlanSearch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

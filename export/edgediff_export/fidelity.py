@@ -1,11 +1,12 @@
 """What an export costs: each stage against torch on fixed inputs, and whole pictures against the
 float model's."""
 
+import contextlib
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from edgediff.prompt import Tokenizer
 from edgediff.session import Session, SessionOptions
 from edgediff.verification import relative_error
 
+if TYPE_CHECKING:
+    from edgediff.pipeline import Pipeline
+    from edgediff.samplers import Step
+
 Array = npt.NDArray[Any]
 Named = Mapping[str, Array]
 
@@ -25,6 +30,8 @@ FLOAT_LIMIT = 1e-3
 """The largest ‖onnx − torch‖ / ‖torch‖ of a float32 graph; beyond it the trace is wrong."""
 # ‖q − f‖ / ‖f‖ that a device may have even where the export had less: kernels round differently.
 _TOLERANCE_FLOOR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
+# What bfloat16 adds: 8 bits of mantissa, through some fifty layers.
+_BFLOAT16 = 5e-2
 # Latents a side in a stage's fixtures: enough for every layer to do what it does, and no more.
 _LATENT_SIDE = {"unet": 32, "vae_decoder": 8}
 _TIMESTEPS = (981.0, 261.5)
@@ -61,10 +68,12 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A finished picture: pixels (h, w, 3), and the decoder's evaluation that gave them."""
+    """A finished picture: pixels (h, w, 3), and the evaluations of stages that gave them."""
 
     pixels: npt.NDArray[np.uint8]
     decoding: Case
+    denoising: tuple[Case, ...]
+    encoding: tuple[Case, ...]
 
 
 def text_encoder_inputs(tokenizer: Tokenizer) -> dict[str, Named]:
@@ -155,10 +164,13 @@ def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, 
     return error, max_abs_error
 
 
-def judge(error: float, max_abs_error: float, precision: Precision) -> StageFidelity:
+def judge(
+    error: float, max_abs_error: float, precision: Precision, *, bfloat16: bool = False
+) -> StageFidelity:
     """The tolerance of `edgediff verify`: twice what the export measured, or what any device's
-    rounding may cost at this precision."""
-    tolerance = max(_TOLERANCE_FLOOR[precision], 2 * error)
+    rounding may cost at this precision. bfloat16: the device may compute in it."""
+    floor = _TOLERANCE_FLOOR[precision] + (_BFLOAT16 if bfloat16 else 0.0)
+    tolerance = max(floor, 2 * error)
     return StageFidelity(error=error, max_abs_error=max_abs_error, tolerance=tolerance)
 
 
@@ -169,22 +181,61 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
     pictures = []
     with edgediff.load(bundle, provider="cpu", check_hashes=False) as pipe:
         for s in shots:
-            steps = pipe.stream(
-                s.prompt,
-                seed=s.seed,
-                steps=s.steps,
-                guidance_scale=s.guidance_scale,
-                sampler=s.sampler,
-                size=(s.width, s.height),
-            )
-            *_, last = steps
+            seen: dict[str, list[Case]] = {"text_encoder": [], "unet": []}
+            with intercepted(pipe, _recorder(pipe.run_stage, seen)):
+                *_, last = trajectory(pipe, s)
             inputs = {"latent_sample": pipe.decoder_input(last.latents)}
             outputs = pipe.run_stage("vae_decoder", inputs)
             pixels = np.asarray(to_pictures(outputs["sample"])[0])
             decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
-            pictures.append(Picture(pixels=pixels, decoding=decoding))
+            pictures.append(
+                Picture(
+                    pixels=pixels,
+                    decoding=decoding,
+                    denoising=tuple(seen["unet"]),
+                    encoding=tuple(seen["text_encoder"]),
+                )
+            )
     gc.collect()
     return pictures
+
+
+def trajectory(pipe: "Pipeline", shot: Shot) -> Iterator["Step"]:
+    """The denoising steps of a shot."""
+    return pipe.stream(
+        shot.prompt,
+        seed=shot.seed,
+        steps=shot.steps,
+        guidance_scale=shot.guidance_scale,
+        sampler=shot.sampler,
+        size=(shot.width, shot.height),
+    )
+
+
+RunStage = Callable[[str, dict[str, Array]], dict[str, Array]]
+
+
+@contextlib.contextmanager
+def intercepted(pipe: "Pipeline", run_stage: RunStage) -> Iterator[None]:
+    """Let `pipe` run its stages through another function."""
+    pipe.run_stage = run_stage  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del pipe.run_stage  # the class's own shows again
+
+
+def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
+    """`run_stage` that also keeps what goes in and comes out."""
+
+    def run(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        outputs = run_stage(stage, inputs)
+        if stage in seen:
+            name = f"{stage}{len(seen[stage])}"
+            seen[stage].append(Case(name=name, inputs=dict(inputs), outputs=outputs))
+        return outputs
+
+    return run
 
 
 def compare(

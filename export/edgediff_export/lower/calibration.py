@@ -1,7 +1,7 @@
 """What each layer sees and gives: a restructured graph watched on example inputs."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ class Seen:
     """A layer on the examples.
 
     low, high: its input's extremes. channels: max |x| of each input channel, (c) float32.
-    output: max |y − bias| of each output channel, (n) float32.
+    output: max |y − bias| of each output channel, (n) float32. rows: how many vectors of channels
+    the input has at most, which says how much work the layer is.
     error: ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst, Q rounding to bytes as DynamicQuantizeLinear does."""
 
     low: float
@@ -30,6 +31,7 @@ class Seen:
     channels: npt.NDArray[np.float32]
     output: npt.NDArray[np.float32]
     error: float
+    rows: int
 
 
 def calibrate(
@@ -68,6 +70,7 @@ def calibrate(
             channels=np.asarray(found[f"{layer.name}:channels"]),
             output=np.asarray(found[f"{layer.name}:output"]),
             error=float(found[f"{layer.name}:error"]),
+            rows=round(float(found[f"{layer.name}:rows"])),
         )
         for layer in watched
     }
@@ -104,6 +107,13 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.
         "high": builder.op("ReduceMax", [layer.x], {"keepdims": 0}),
         "channels": largest(layer.x),
         "output": largest(product),
+        "rows": builder.op(
+            "Div",
+            [
+                builder.op("Cast", [builder.op("Size", [layer.x])], {"to": ir.DataType.FLOAT}),
+                builder.constant(layer.channels[0], np.float32),
+            ],
+        ),
         "error": builder.op("Div", [norm(off), builder.op("Add", [norm(product), tiny])]),
     }
     for kind, value in seen.items():
@@ -113,13 +123,17 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.
 
 
 @contextlib.contextmanager
-def session(model: ir.Model, source: Path) -> Iterator[ort.InferenceSession]:
+def session(
+    model: ir.Model, source: Path, config: Mapping[str, str] | None = None
+) -> Iterator[ort.InferenceSession]:
     """A session of a changed graph, whose large weights still lie beside `source`."""
     path = source.with_name(f"{source.stem}.observed.onnx")
     ir.save(model, path)
     try:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
         yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     finally:
         path.unlink()

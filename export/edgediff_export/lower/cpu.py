@@ -1,11 +1,13 @@
 """The CPU target: a traced float32 graph → one for ONNX Runtime's CPU provider, in int8."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from edgediff_export.fidelity import Case
+from edgediff_export.lower.averaged import average_keys_and_values
 from edgediff_export.lower.calibration import Seen, calibrate
 from edgediff_export.lower.dense import Format, Kernel, Layer, Range
 from edgediff_export.lower.passes import Choices, layers, restructure, write_out
@@ -18,56 +20,89 @@ SMALL = 4096
 FEW = 8
 """Channels; the layers that read the input and write the output have few weights, and are the most
 sensitive."""
-ACTIVATION_LIMIT = 0.01
+ACTIVATION_LIMIT = 0.012
 """`Seen.error` beyond which a layer's activations stay float. Evenly spread values give 0.004 to
 0.01; a few large ones, which the scale must cover, give more."""
 SMOOTH_ABOVE = 0.007
 """`Seen.error` from which smoothing is tried."""
 
 
-def to_int8(
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A stage that was restructured, smoothed and watched; `write` makes a graph of it, any number
+    of times."""
+
+    model: ir.Model
+    source: Path
+    layers: tuple[Layer, ...]
+    seen: Mapping[str, Seen]
+    kernel: Kernel
+
+    def write(self, plan: Mapping[str, Format] | None = None) -> Lowered:
+        """The stage in a plan, weight → format; without one, in plain int8.
+
+        Raises ExportError where the plan names other layers than there are."""
+        plan = self.plain_plan() if plan is None else plan
+        model = self.model.clone()
+        direct = {y.name for y in self.layers if self.kernel == "direct" and not y.pointwise}
+        ranges = {
+            name: Range(low=s.low, high=s.high, output=s.output)
+            for name, s in self.seen.items()
+            if name in direct
+        }
+        write_out(
+            model,
+            Choices(
+                formats=plan,
+                kernel=lambda layer: "direct" if layer.name in direct else "gather",
+                ranges=ranges,
+            ),
+        )
+        stored: dict[str, str] = {y.name: plan.get(y.name, "fp32") for y in self.layers}
+        stored |= dict.fromkeys(quantize_embeddings(model.graph), "int8")
+        return Lowered(
+            model=model, precision="int8", plan=stored, session_config=dict(SESSION_CONFIG)
+        )
+
+    def plain_plan(self) -> dict[str, Format]:
+        """Int8 for every layer of some size, but for activations that do not bear it."""
+        return {layer.name: self._plain(layer) for layer in self.layers}
+
+    def _plain(self, layer: Layer) -> Format:
+        if not quantizable(layer):
+            return "fp32"
+        seen = self.seen.get(layer.name)
+        return "int8-weights" if seen and seen.error > ACTIVATION_LIMIT else "int8"
+
+
+def prepare(
     source: Path,
     cases: Sequence[Case],
     *,
     kernel: Kernel | None = None,
-    plan: Mapping[str, Format] | None = None,
-) -> Lowered:
-    """The float32 graph at `source`, lowered.
+    average: bool = False,
+) -> Prepared:
+    """The float32 graph at `source` through the passes that change no result.
 
-    kernel: what convolutions of more than one pixel run on; see `default_kernel`. plan: weight →
-    format, which is otherwise int8 wherever the activations bear it, after smoothing."""
-    model = restructured(source, cases)
-    found = layers(model)
-    kernel = kernel or default_kernel(model)
-    direct = {layer.name for layer in found if kernel == "direct" and not layer.pointwise}
-    wanted = None if plan is None else {k for k in direct if plan.get(k) == "int8"}
-    seen = calibrate(model, source, cases, wanted)
-    formats = plan_int8(found, seen) if plan is None else dict(plan)
-    ranges = {
-        k: Range(low=s.low, high=s.high, output=s.output) for k, s in seen.items() if k in direct
-    }
-    write_out(
-        model,
-        Choices(
-            formats=formats,
-            kernel=lambda layer: "direct" if layer.name in direct else "gather",
-            ranges=ranges,
-        ),
-    )
-    stored: dict[str, str] = {layer.name: formats.get(layer.name, "fp32") for layer in found}
-    stored |= dict.fromkeys(quantize_embeddings(model.graph), "int8")
-    return Lowered(
-        model=model, precision="int8", plan=stored, session_config=dict(SESSION_CONFIG)
-    )
-
-
-def restructured(source: Path, cases: Sequence[Case]) -> ir.Model:
-    """The float32 graph at `source` after the passes that change no result, smoothed."""
+    cases: examples of what it will see, for calibration. kernel: what convolutions of more than
+    one pixel run on; see `default_kernel`. average: average keys and values, which does change
+    results."""
     model = ir.load(source)
     restructure(model)
+    if average:
+        average_keys_and_values(model)
+    kernel = kernel or default_kernel(model)
     seen = calibrate(model, source, cases)
-    smooth(model, seen, {k for k, s in seen.items() if s.error > SMOOTH_ABOVE})
-    return model
+    if smooth(model, seen, {k for k, s in seen.items() if s.error > SMOOTH_ABOVE}):
+        seen = calibrate(model, source, cases)
+    return Prepared(
+        model=model, source=source, layers=tuple(layers(model)), seen=seen, kernel=kernel
+    )
+
+
+def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
+    """The float32 graph at `source` in plain int8."""
+    return prepare(source, cases).write()
 
 
 def default_kernel(model: ir.Model) -> Kernel:
@@ -79,19 +114,6 @@ def default_kernel(model: ir.Model) -> Kernel:
     decodes = any(v.name == "latent_sample" for v in model.graph.inputs)
     normalized = any(node.op_type == "GroupNorm" for node in model.graph)
     return "direct" if decodes and normalized else "gather"
-
-
-def plan_int8(found: Sequence[Layer], seen: Mapping[str, Seen]) -> dict[str, Format]:
-    """Plain int8: every layer of some size, but for activations that do not bear it."""
-    plan: dict[str, Format] = {}
-    for layer in found:
-        if not quantizable(layer):
-            plan[layer.name] = "fp32"
-        elif layer.name in seen and seen[layer.name].error > ACTIVATION_LIMIT:
-            plan[layer.name] = "int8-weights"
-        else:
-            plan[layer.name] = "int8"
-    return plan
 
 
 def quantizable(layer: Layer) -> bool:

@@ -1,0 +1,167 @@
+"""The search for a plan, on a whole pipeline: what `budget.search` decides on is measured here."""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+import edgediff
+from edgediff.bundle import Manifest, PlanSearch, describe_files, write_manifest
+from edgediff.image import psnr
+from edgediff_export import budget, fidelity
+from edgediff_export.budget import Budget, Measured, Plan
+from edgediff_export.fidelity import Picture, Shot
+from edgediff_export.lower.cpu import Prepared, quantizable
+from edgediff_export.lower.probe import Probe, make_probe, mean_square
+from edgediff_export.write import write_graph
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """Plans of a pipeline, tried on pictures.
+
+    floats: the float bundle. prepared: its stages. calibration, unseen: what to compare on.
+    scratch: a folder to write in."""
+
+    floats: Path
+    manifest: Manifest
+    prepared: Mapping[str, Prepared]
+    calibration: list[Shot]
+    unseen: list[Shot]
+    scratch: Path
+    _references: dict[bool, list[Picture]] = field(default_factory=dict)
+
+    def find_plan(
+        self, wanted: Budget, report: Callable[[str], None]
+    ) -> tuple[dict[str, Plan], PlanSearch]:
+        """The plan that keeps a budget, and what was measured. Raises ExportError."""
+        report("sensitivity of each layer")
+        start = {stage: p.plain_plan() for stage, p in self.prepared.items()}
+        plans, calibration, unseen = budget.search(
+            {stage: p.layers for stage, p in self.prepared.items()},
+            start,
+            self._costs(),
+            wanted,
+            self._measure,
+            self._size,
+            report,
+        )
+        return plans, PlanSearch(
+            min_psnr_db=wanted.min_psnr,
+            max_bytes=wanted.max_size,
+            calibration_psnr_db=_finite(calibration.median),
+            unseen_psnr_db=_finite(unseen.median),
+            unseen_lowest_db=_finite(unseen.lowest),
+            unseen_pictures=len(self.unseen),
+        )
+
+    def _measure(self, plans: Mapping[str, Plan], unseen: bool) -> Measured:
+        shots = self.unseen if unseen else self.calibration
+        if unseen not in self._references:
+            self._references[unseen] = fidelity.take_pictures(self.floats, shots)
+        folder = self.scratch / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._write(folder, plans)
+        pictures = fidelity.take_pictures(folder, shots)
+        shutil.rmtree(folder)
+        pairs = zip(pictures, self._references[unseen], strict=True)
+        return Measured.of([psnr(p.pixels, r.pixels) for p, r in pairs])
+
+    def _write(self, folder: Path, plans: Mapping[str, Plan]) -> None:
+        graphs = {}
+        for stage, prepared in self.prepared.items():
+            lowered = prepared.write(plans[stage])
+            spec = self.manifest.graphs[stage]
+            data = write_graph(lowered.model, folder / spec.file)
+            graphs[stage] = replace(
+                spec, data=data, precision="int8", session_config=lowered.session_config
+            )
+        for tokenizer in self.manifest.tokenizers.values():
+            shutil.copy(self.floats / tokenizer.file, folder / tokenizer.file)
+        names = [n for g in graphs.values() for n in (g.file, *g.data)]
+        names += [t.file for t in self.manifest.tokenizers.values()]
+        manifest = replace(self.manifest, graphs=graphs, files=describe_files(folder, names))
+        write_manifest(folder, manifest)
+
+    def _size(self, plans: Mapping[str, Plan]) -> int:
+        """Bytes of the weights in these plans, and of all else at what it is in float."""
+        saved = sum(
+            budget.stored_bytes(layer, "fp32")
+            - budget.stored_bytes(layer, plans[stage].get(layer.name, "fp32"))
+            for stage, prepared in self.prepared.items()
+            for layer in prepared.layers
+        )
+        embeddings = 0  # stored as int8 rows whatever the plan
+        for prepared in self.prepared.values():
+            known = {layer.name for layer in prepared.layers}
+            for name, value in prepared.model.graph.initializers.items():
+                rows = value.const_value
+                if name not in known and rows is not None and rows.nbytes > 1 << 16:
+                    gathers = any(use.node.op_type == "Gather" for use in value.uses())
+                    embeddings += rows.nbytes * 3 // 4 if gathers else 0
+        return sum(f.size for f in self.manifest.files.values()) - saved - embeddings
+
+    def _costs(self) -> dict[str, float]:
+        """stage/weight → mean square error of the pictures, as far as latents tell, for each
+        multiplication in bytes."""
+        probes = {s: make_probe(p.model, p.source) for s, p in self.prepared.items()}
+        shots = [replace(s, steps=min(s.steps, 4)) for s in self.calibration[:2]]
+        costs: dict[str, float] = {}
+        with edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe:
+            with fidelity.intercepted(pipe, lambda stage, inputs: probes[stage].run(inputs)):
+
+                def latents() -> list[fidelity.Array]:
+                    return [list(fidelity.trajectory(pipe, s))[-1].latents for s in shots]
+
+                def pixels(of: list[fidelity.Array]) -> list[fidelity.Array]:
+                    return [
+                        pipe.run_stage("vae_decoder", {"latent_sample": pipe.decoder_input(x)})[
+                            "sample"
+                        ]
+                        for x in of
+                    ]
+
+                exact = latents()
+                shown = pixels(exact)
+                # What an error of the latents is in pixels: from all of the UNet's at once.
+                _switch(probes["unet"], *probes["unet"].names)
+                far = latents()
+                ratio = _error(pixels(far), shown) / max(_error(far, exact), 1e-30)
+                _switch(probes["unet"])
+                for stage, probe in probes.items():
+                    for name in probe.names:
+                        _switch(probe, name)
+                        if stage == "vae_decoder":
+                            error = _error(pixels(exact), shown)
+                        else:
+                            error = _error(latents(), exact) * ratio
+                        costs[f"{stage}/{name}"] = error / self._work(stage, name)
+                    _switch(probe)
+        return costs
+
+    def _work(self, stage: str, name: str) -> float:
+        prepared = self.prepared[stage]
+        layer = next(y for y in prepared.layers if y.name == name)
+        rows = prepared.seen[name].rows if name in prepared.seen else 1
+        return float(layer.weight.size) * max(rows, 1)
+
+
+def _switch(probe: Probe, *names: str) -> None:
+    probe.on = set(names)
+
+
+def _error(a: list[fidelity.Array], b: list[fidelity.Array]) -> float:
+    return float(np.mean([mean_square(x, y) for x, y in zip(a, b, strict=True)]))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def layer_names(prepared: Mapping[str, Prepared]) -> dict[str, set[str]]:
+    """Stage → the weights that a plan must name."""
+    return {s: {y.name for y in p.layers if quantizable(y)} for s, p in prepared.items()}
