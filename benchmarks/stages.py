@@ -1,6 +1,6 @@
 """Load time, time per stage, peak memory and the runtime's own share, for one bundle.
 
-    python benchmarks/stages.py [BUNDLE] [--size WxH] [--steps N] [--repeats N] [--json OUT]
+    python -m benchmarks.stages [BUNDLE] [--size WxH] [--steps N] [--repeats N] [--json OUT]
 
 The runtime's share is what a picture takes beyond the time spent inside onnxruntime's own
 `InferenceSession.run`, as a part of that time. Peak memory is the process's, at the end of the
@@ -8,18 +8,12 @@ first picture. Each process measures one bundle: run it again for another.
 """
 
 import argparse
-import json
-import resource
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import edgediff
-from edgediff.session import ort
+from benchmarks.measure import add_json, machine, peak_megabytes, print_machine, write_json
 
 
 class TimedSession:
@@ -35,12 +29,6 @@ class TimedSession:
         outputs = self._session.run(*arguments)
         TimedSession.total += time.perf_counter() - started
         return outputs
-
-
-def peak_megabytes() -> float:
-    """Peak resident memory of this process, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeats: int) -> Any:
@@ -72,11 +60,7 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
         "model": pipe.name,
         "bundle": pipe.bundle.id,
         "provider": pipe.provider,
-        "versions": {
-            "edgediff": edgediff.__version__,
-            "onnxruntime": ort.__version__,
-            "numpy": np.__version__,
-        },
+        "machine": machine(),
         "size": [result.settings.width, result.settings.height],
         "steps": result.settings.steps,
         "sampler": result.settings.sampler,
@@ -95,9 +79,10 @@ def main() -> None:
     parser.add_argument("--size", type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     arguments = parser.parse_args()
     found = measure(arguments.bundle, arguments.size, arguments.steps, arguments.repeats)
+    print_machine(found["machine"])
     width, height = found["size"]
     print(
         f"{found['model']} on {found['provider']}, {width}x{height}, {found['steps']} steps of"
@@ -113,8 +98,7 @@ def main() -> None:
         print(f"{name:14}{seconds:9.4f} s")
     print(f"{'overhead':14}{found['median']['overhead'] * 100:9.2f} % of the time in sessions")
     print(f"{'peak memory':14}{found['peak_mb']:9.0f} MB")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(arguments.json, found)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """How long edgediff takes to start: import, --help, and the built-in model's first picture.
 
-    python benchmarks/startup.py [--repeats N] [--json OUT]
+    python -m benchmarks.startup [--repeats N] [--json OUT]
 
 Whole processes, timed from outside, interleaved with `python -c pass`, whose time is the
 interpreter's own and is part of every figure. Medians in seconds.
 """
 
 import argparse
-import json
+import functools
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from benchmarks.measure import add_json, interleave, write_json
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -29,28 +30,24 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def measure(repeats: int) -> dict[str, list[float]]:
     """Seconds of each run, after one run of each that is not counted."""
-    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(repeats + 1):
-            for name, command in commands(Path(folder)).items():
-                started = time.perf_counter()
-                subprocess.run(command, check=True, capture_output=True)
-                if repeat:
-                    seconds.setdefault(name, []).append(time.perf_counter() - started)
-    return seconds
+        runs = {
+            name: functools.partial(subprocess.run, command, check=True, capture_output=True)
+            for name, command in commands(Path(folder)).items()
+        }
+        return interleave(runs, repeats)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     arguments = parser.parse_args()
     seconds = measure(arguments.repeats)
     print(f"{'':18}{'median':>9}{'min':>9}{'max':>9}")
     for name, runs in seconds.items():
         print(f"{name:18}{statistics.median(runs):8.3f}s{min(runs):8.3f}s{max(runs):8.3f}s")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(seconds, indent=2) + "\n")
+    write_json(arguments.json, seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""What the benchmarks share: interleaved runs, the machine they ran on, figures against a bar."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgediff
+from edgediff.session import ort
+
+PAUSE = 0.05
+"""Seconds between runs, so that one session's threads sleep before the next one's start."""
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]], repeats: int, *, pause: float = PAUSE
+) -> dict[str, list[float]]:
+    """Seconds of each run: A B A B …, after one round that is not counted.
+
+    What else the machine does falls on all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            time.sleep(pause)
+            started = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A figure and the bar that it is held against."""
+
+    what: str
+    value: float
+    bar: float
+    at_least: bool = False
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it; a figure without bounds, such as the PSNR of equal pictures, is null."""
+        value = self.value if np.isfinite(self.value) else None
+        return {**asdict(self), "value": value, "met": self.met}
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that this process may use, and the versions that count."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu(),
+        "cores": cores,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            "edgediff": edgediff.__version__,
+            "onnxruntime": ort.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, and of what int8 arithmetic needs, what it has."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    int8 = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+    found = [f for f in int8 if flags and f in flags[1].split()]
+    return " ".join([model[1] if model else platform.machine(), *found])
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process, in MB."""
+    # ru_maxrss also counts what the process was forked from.
+    peak = process_memory().get("VmHWM")
+    if peak is not None:
+        return peak
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return rss / 1e6 if sys.platform == "darwin" else rss * 1024 / 1e6
+
+
+def process_memory(pid: int | str = "self") -> dict[str, float]:
+    """MB by the names of /proc/PID/status (VmHWM, RssAnon, RssFile, …); empty where there is none.
+
+    RssFile is mapped files: it counts as resident, but is dropped when memory is short."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return {}
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
+    return {name: int(kib) * 1024 / 1e6 for name, kib in found}
+
+
+def print_machine(found: Mapping[str, Any]) -> None:
+    print(
+        f"{found['cpu']}, {found['cores']} cores;"
+        f" onnxruntime {found['versions']['onnxruntime']}, edgediff {found['versions']['edgediff']}"
+    )
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row, widths, strict=True))]
+        print("  ".join([cells[0], *cells[2:]]).rstrip())
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Each figure, its bar and the verdict; nothing where there are none."""
+    if not checks:
+        return
+    print()
+    rows = [
+        (
+            c.what,
+            f"{c.value:.3g}{c.unit}" if c.value < 10 else f"{c.value:.1f}{c.unit}",
+            f"{'≥' if c.at_least else '≤'} {c.bar:g}{c.unit}",
+            "met" if c.met else "missed",
+        )
+        for c in checks
+    ]
+    print_table(("measured", "figure", "bar", "verdict"), rows)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write what was measured there")
+
+
+def write_json(path: Path | None, found: Any) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,97 @@
+"""What the benchmarks measure, made where it is missing and kept in a work folder between runs.
+
+Whatever is made is made in a process of its own, so that this one stays as small as it was.
+"""
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_OPTIMUM = """
+import sys
+from optimum.exporters.onnx import main_export
+main_export(sys.argv[1], output=sys.argv[2], task="text-to-image", do_validation=False)
+"""
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--work",
+        type=lambda text: Path(text).resolve(),
+        default=ROOT / "build" / "benchmarks",
+        metavar="DIR",
+        help="where what has to be made is kept between runs (%(default)s)",
+    )
+
+
+def pipeline(work: Path, shape: str = "sd15") -> Path:
+    """A diffusers folder of one of sd15_shape's SHAPES."""
+
+    def write(folder: Path) -> None:
+        run_python("-m", "benchmarks.sd15_shape", str(folder), "--shape", shape)
+
+    return once(work / shape, write)
+
+
+def bundle(work: Path, source: Path, precision: str, *options: str, name: str = "") -> Path:
+    """The bundle that `edgediff export` makes; made again where the export's code is newer."""
+    folder = work / (name or f"{source.name}-{precision}")
+    if folder.exists() and _newest_code() > (folder / "bundle.json").stat().st_mtime:
+        print(f"{folder}: older than the export's code, made again", file=sys.stderr)
+        shutil.rmtree(folder)
+
+    def export(out: Path) -> None:
+        arguments = [str(source.resolve()), str(out), "--precision", precision, *options]
+        run_python("-m", "edgediff", "export", *arguments)
+
+    return once(folder, export)
+
+
+def optimum_graphs(work: Path, source: Path) -> Path:
+    """STAGE/model.onnx in float32, by optimum's own `main_export`."""
+
+    def export(out: Path) -> None:
+        run_python("-c", _OPTIMUM, str(source.resolve()), str(out))
+
+    return once(work / f"{source.name}-optimum", export)
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, made by `make` where it is not there yet; in one piece or not at all."""
+    if folder.exists():
+        print(f"using {folder}", file=sys.stderr)
+        return folder
+    print(f"making {folder}", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(folder.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    make(part)
+    part.rename(folder)
+    return folder
+
+
+def run_python(*arguments: str) -> None:
+    """A Python process at the repository's root; what it prints goes to stderr, if it fails."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\n{' '.join(arguments)}: failed")
+
+
+def _newest_code() -> float:
+    spec = importlib.util.find_spec("edgediff_export")
+    if spec is None or spec.origin is None:
+        return 0.0
+    return max(f.stat().st_mtime for f in Path(spec.origin).parent.rglob("*.py"))
