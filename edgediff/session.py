@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -224,6 +225,23 @@ class Session:
                 )
 
 
+_PRECISE = "session.x64quantprecision"
+"""Where x86 has no instruction that adds up products of bytes in 32 bits, products of pairs are
+added up in 16, which overflow; onnxruntime then turns signed weights unsigned, which is slower."""
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Whether this processor is known to add up products of bytes in 32 bits (VNNI, or ARM)."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # another system: the slower way is right everywhere
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
     return len(shape) == len(expected) and all(
         isinstance(e, str) or s == e for s, e in zip(shape, expected, strict=True)
@@ -246,6 +264,8 @@ def _create(
         # A memory pattern is a second work space beside that of the first run, and no faster here.
         session_options.enable_mem_pattern = False
     for key, value in spec.session_config.items():
+        if key == _PRECISE and multiplies_bytes():
+            continue
         session_options.add_session_config_entry(key, value)
     for name, size in dimensions.items():
         session_options.add_free_dimension_override_by_name(name, size)

@@ -53,9 +53,7 @@ def recover(bundle: Path, out: Path, *, redraw: int | None = None) -> None:
         # Without what the export added for special tokens that are typed in capitals.
         added = {f"{tokenizer.START}</w>", f"{tokenizer.END}</w>"}
         words = {
-            w: i
-            for w, i in model["vocab"].items()
-            if i < tokenizer.VOCABULARY and w not in added
+            w: i for w, i in model["vocab"].items() if i < tokenizer.VOCABULARY and w not in added
         }
         (tokens / "vocab.json").write_text(json.dumps(words, ensure_ascii=False))
         merges = [" ".join(pair) for pair in model["merges"] if "".join(pair) in words]

@@ -1,9 +1,9 @@
 """Mixed precision under a budget of picture quality and size.
 
 How much int8 costs is measured layer by layer, on the final latents of short runs over calibration
-prompts. Errors of different layers add up nearly like independent ones, so a plan's is predicted by
-a sum; the layers that cost most for the work they save are taken out of int8 until the prediction
-fits, and the plan is then measured as a whole, on prompts and seeds that the search has not seen."""
+prompts. The layers that cost most for the work that they save are taken out of int8, twice as many
+each time, until the pictures of the whole plan are near enough to float's; the plan is then
+measured again, on prompts and seeds that the search has not seen."""
 
 import math
 import statistics
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgediff.errors import ExportError
-from edgediff_export.lower.dense import BLOCK, Format, Layer
 from edgediff_export.lower.cpu import quantizable
+from edgediff_export.lower.dense import BLOCK, Format, Layer
 
 Plan = dict[str, Format]
 """Weight → format, for one stage."""
@@ -28,7 +28,7 @@ _BYTES: Mapping[Format, float] = {
 LADDER: tuple[Format, ...] = ("int8-weights", "fp16")
 """What layers are raised to, rung by rung."""
 _ROUNDS = 6
-"""Halvings of the layers, from all of them down to the first few that are raised."""
+"""The first try raises 1 in 2^(rounds - 1) of the layers, the last one all."""
 PROMPTS = (
     "a blue bird on a branch",
     "a bowl of fruit",

@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,7 +14,8 @@ from edgediff.bundle import Precision
 from edgediff.cli import megabytes, parse_size, table
 
 if TYPE_CHECKING:
-    from edgediff_export.export import Exported
+    from edgediff.bundle import Manifest
+    from edgediff_export.export import Exported, Target
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +23,34 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--precision", type=click.Choice(get_args(Precision)), default="fp32", show_default=True
+)
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "openvino", "gpu"]),
+    help="What it will run on.  [default: gpu for fp16, else cpu]",
+)
+@click.option(
+    "--min-psnr",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DB",
+    help="Keep layers out of int8 until the median picture is this near to float.",
+)
+@click.option(
+    "--max-size",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MB",
+    help="Store layers in int4 until the bundle is no larger.",
+)
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Reuse the plan of another export: its bundle.json.",
+)
+@click.option(
+    "--average-attention",
+    is_flag=True,
+    help="Average keys and values 2x2 at the highest resolution: faster, other pictures.",
 )
 @click.option(
     "--size", metavar="WxH", callback=parse_size, help="Default size.  [default: the UNet's own]"
@@ -39,6 +70,11 @@ def export(
     source: str,
     out: Path,
     precision: Precision,
+    target: "Target | None",
+    min_psnr: float | None,
+    max_size: float | None,
+    plan: Path | None,
+    average_attention: bool,
     size: tuple[int, int] | None,
     vae: Path | None,
     name: str | None,
@@ -55,6 +91,7 @@ def export(
     SOURCE is a diffusers folder, a .safetensors file or a hub id. Each stage is checked against
     torch, and whole pictures against the float model's; what that showed is the report.
     """
+    from edgediff_export.budget import Budget
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
 
@@ -68,6 +105,12 @@ def export(
             source=source,
             out=out,
             precision=precision,
+            target=target,
+            budget=Budget(
+                min_psnr=min_psnr, max_size=None if max_size is None else int(max_size * 1e6)
+            ),
+            plan=plan,
+            average_attention=average_attention,
             size=size,
             vae=vae,
             name=name,
@@ -102,18 +145,39 @@ def _describe(exported: "Exported") -> str:
     lines = [table(rows)]
     if manifest.quantization.precision != "fp32":
         for picture in manifest.fidelity.pictures:
-            psnr = "equal" if picture.psnr_db is None else f"{picture.psnr_db:.1f} dB"
             lines.append(
-                f"{psnr} to the float model: {picture.prompt!r}, seed {picture.seed},"
-                f" {picture.steps} steps of {picture.sampler}, {picture.width}x{picture.height}"
+                f"{_db(picture.psnr_db)} to the float model: {picture.prompt!r},"
+                f" seed {picture.seed}, {picture.steps} steps of {picture.sampler},"
+                f" {picture.width}x{picture.height}"
             )
+        lines += _search(manifest)
+    lines += exported.notes
     lines.append(str(exported.root))
     return "\n".join(lines)
+
+
+def _search(manifest: "Manifest") -> list[str]:
+    """What a search for a plan found."""
+    formats = Counter(f for plan in manifest.quantization.tensors.values() for f in plan.values())
+    lines = ["weights: " + ", ".join(f"{n} in {f}" for f, n in formats.most_common())]
+    search = manifest.quantization.search
+    if search is not None:
+        lines.append(
+            f"budget: {_db(search.calibration_psnr_db)} on calibration pictures,"
+            f" {_db(search.unseen_psnr_db)} on {search.unseen_pictures} others"
+            f" (lowest {_db(search.unseen_lowest_db)})"
+        )
+    return lines
+
+
+def _db(psnr: float | None) -> str:
+    return "equal" if psnr is None else f"{psnr:.1f} dB"
 
 
 def _as_json(exported: "Exported") -> str:
     manifest = exported.manifest
     fidelity = manifest.fidelity
+    search = manifest.quantization.search
     answer = {
         "bundle": str(exported.root),
         "name": manifest.name,
@@ -129,6 +193,8 @@ def _as_json(exported: "Exported") -> str:
             }
             for stage, graph in manifest.graphs.items()
         },
+        "search": None if search is None else asdict(search),
+        "notes": list(exported.notes),
         "pictures": [
             {"prompt": p.prompt, "seed": p.seed, "psnr_db": p.psnr_db} for p in fidelity.pictures
         ],

@@ -4,10 +4,10 @@ import gc
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from edgediff.bundle import (
     GraphSpec,
     LatentSpec,
     Manifest,
+    PlanSearch,
     Precision,
     Provenance,
     Quantization,
@@ -30,24 +31,38 @@ from edgediff.errors import ExportError, InputError
 from edgediff.prompt import Tokenizer
 from edgediff.schedule import NoiseSchedule, make_plan
 from edgediff.settings import check_size
-from edgediff_export import fidelity, precision, quantize, tokenizer
-from edgediff_export.fidelity import Case, Shot
+from edgediff_export import budget, fidelity, precision, qdq, tokenizer
+from edgediff_export.budget import Budget
+from edgediff_export.fidelity import Case, Picture, Shot
+from edgediff_export.lower.cpu import Prepared, prepare
+from edgediff_export.lower.dense import Format
+from edgediff_export.lowered import Lowered
+from edgediff_export.plan import read_plan
 from edgediff_export.scheduling import Sampling, choose_sampling, read_schedule
+from edgediff_export.search import Trial
 from edgediff_export.sources import Source, open_source
 from edgediff_export.trace import trace
 from edgediff_export.write import folder_in_one_piece, tensor_specs, write_graph
 
+Target = Literal["cpu", "openvino", "gpu"]
+"""What a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a GPU."""
 COMPONENTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae"}
 """Stage → the component of the pipeline that it is made of."""
-_PROVIDERS: dict[Precision, tuple[str, ...]] = {
-    "fp32": ("cpu", "openvino", "coreml"),
-    "fp16": ("cuda", "tensorrt", "coreml", "cpu"),
-    "int8": ("cpu", "openvino", "coreml"),
+# Fastest first: `auto` takes the first that is installed.
+_PROVIDERS: dict[tuple[Target, Precision], tuple[str, ...]] = {
+    ("cpu", "fp32"): ("cpu", "openvino", "coreml"),
+    ("cpu", "int8"): ("cpu",),
+    ("openvino", "fp32"): ("openvino", "cpu"),
+    ("openvino", "int8"): ("openvino", "cpu"),
+    ("gpu", "fp32"): ("cuda", "tensorrt", "coreml", "cpu"),
+    ("gpu", "fp16"): ("cuda", "tensorrt", "coreml", "cpu"),
 }
 _PACKAGES = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx-ir", "onnxruntime")
 # ‖q − f‖ / ‖f‖ beyond which a stage stays in float32; overflow counts as infinite.
 _LIMITS: dict[Precision, float] = {"fp16": 0.02, "int8": 0.2}
 FIXTURES = "fixtures.npz"
+_CALIBRATION_STEPS = 16
+"""Denoising steps of the float pictures that calibration looks at."""
 _SMALL_UNET = 100e6
 """Parameters; pictures of smaller models are compared at full size."""
 
@@ -59,6 +74,10 @@ class Options:
     source: str
     out: Path
     precision: Precision = "fp32"
+    target: Target | None = None
+    budget: Budget = field(default_factory=Budget)
+    plan: Path | None = None
+    average_attention: bool = False
     size: tuple[int, int] | None = None
     vae: Path | None = None
     name: str | None = None
@@ -72,11 +91,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A finished export. `float_sizes`: bytes of each stage in float32."""
+    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what was not done
+    as asked, and why."""
 
     root: Path
     manifest: Manifest
     float_sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def size(self, stage: str) -> int:
         """Bytes of a stage's graph and weights."""
@@ -99,6 +120,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
 
     Raises ExportError where the pipeline cannot be exported, InputError for options that do not
     fit it; in both cases nothing is written."""
+    target = _check_target(options)
+    plan = None if options.plan is None else read_plan(options.plan)
     with folder_in_one_piece(options.out, force=options.force) as work:
         report(f"opening {options.source}")
         source = open_source(options.source, work=work, vae=options.vae)
@@ -120,8 +143,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         manifest = Manifest(
             name=options.name or source.name,
             pipeline=source.pipeline,
-            target="gpu" if options.precision == "fp16" else "cpu",
-            providers=_PROVIDERS[options.precision],
+            target=target,
+            providers=_PROVIDERS[target, options.precision],
             files={},
             graphs={stage: traced.spec for stage, traced in stages.items()},
             tokenizers={"text_encoder": spec},
@@ -141,18 +164,59 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         _write(floats, manifest)
         shots = _shots(defaults, latent, stages["unet"].parameters)
         references = fidelity.take_pictures(floats, shots)
-        graphs, fidelities, plan = {}, {}, {}
+        examples = _examples(stages, references)
+        lowering: dict[str, Callable[[Path, Sequence[Case]], Lowered]] = {}
+        search: PlanSearch | None = None
+        if (target, options.precision) == ("cpu", "int8"):
+            prepared = {}
+            for stage, traced in stages.items():
+                report(f"{stage}: lowering")
+                prepared[stage] = prepare(
+                    floats / traced.spec.file,
+                    examples[stage],
+                    average=options.average_attention and stage == "unet",
+                )
+            plans: Mapping[str, Mapping[str, Format]] | None = None
+            if plan is not None:
+                plans = plan.fitted(prepared)
+            elif options.budget.asked:
+                calibration, unseen = _trial_shots(shots[0], stages["unet"].parameters)
+                plans, search = Trial(
+                    floats=floats,
+                    manifest=manifest,
+                    prepared=prepared,
+                    calibration=calibration,
+                    unseen=unseen,
+                    scratch=work,
+                ).find_plan(options.budget, report)
+            for stage, p in prepared.items():
+                lowering[stage] = _writer(p, None if plans is None else plans[stage])
+        else:
+            convert = {"fp16": precision.to_float16, "int8": qdq.to_qdq}.get(options.precision)
+            lowering = {} if convert is None else dict.fromkeys(stages, convert)
+        graphs, fidelities, tensors = {}, {}, {}
+        notes: list[str] = []
         for stage, traced in stages.items():
             report(f"{stage}: {options.precision}")
-            # What a decoder does to made-up latents says little of what it does to a picture's.
-            real = [p.decoding for p in references] if stage == "vae_decoder" else []
-            graphs[stage], fidelities[stage], plan[stage] = _lower(
-                traced, [*traced.cases, *real], options.precision, floats, bundle
+            graphs[stage], fidelities[stage], tensors[stage] = _lower(
+                traced,
+                examples[stage],
+                options.precision,
+                lowering.get(stage),
+                floats,
+                bundle,
+                notes,
+                bfloat16=target == "openvino",
             )
         manifest = replace(
             manifest,
             graphs=graphs,
-            quantization=Quantization(precision=options.precision, tensors=plan),
+            quantization=Quantization(
+                precision=options.precision,
+                tensors=tensors,
+                averaged_attention=options.average_attention,
+                search=search,
+            ),
             fidelity=Fidelity(stages=fidelities),
         )
         pictures = references
@@ -171,12 +235,76 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                 fidelity=replace(manifest.fidelity, pictures=compared),
             ),
         )
-        float_sizes = {
-            k: sum((floats / f).stat().st_size for f in (t.spec.file, *t.spec.data))
-            for k, t in stages.items()
-        }
+        float_sizes = {stage: _bytes(floats, traced.spec) for stage, traced in stages.items()}
         report(f"writing {options.out}")
-    return Exported(root=options.out, manifest=manifest, float_sizes=float_sizes)
+    return Exported(
+        root=options.out, manifest=manifest, float_sizes=float_sizes, notes=tuple(notes)
+    )
+
+
+def _check_target(options: Options) -> Target:
+    """The target, by default the usual one of the precision. Raises InputError."""
+    target: Target = options.target or ("gpu" if options.precision == "fp16" else "cpu")
+    possible = [p for t, p in _PROVIDERS if t == target]
+    if options.precision not in possible:
+        why = (
+            "CPUs have no float16 arithmetic that would be faster"
+            if options.precision == "fp16"
+            else "GPUs are fast in float16"
+        )
+        raise InputError(
+            f"--precision {options.precision} for --target {target}: {why}; give"
+            f" {' or '.join(f'--precision {p}' for p in possible)}, or another target"
+        )
+    searched = target == "cpu" and options.precision == "int8"
+    asked = [
+        flag
+        for flag, given in (
+            ("--min-psnr", options.budget.min_psnr is not None),
+            ("--max-size", options.budget.max_size is not None),
+            ("--plan", options.plan is not None),
+            ("--average-attention", options.average_attention),
+        )
+        if given
+    ]
+    if asked and not searched:
+        raise InputError(f"{asked[0]}: only goes with --precision int8 --target cpu")
+    if options.plan is not None and options.budget.asked:
+        raise InputError("--plan: says itself what each layer becomes; leave the budget out")
+    return target
+
+
+def _writer(
+    prepared: Prepared, plan: Mapping[str, Format] | None
+) -> Callable[[Path, Sequence[Case]], Lowered]:
+    return lambda _source, _cases: prepared.write(plan)
+
+
+def _examples(stages: Mapping[str, _Stage], references: Sequence[Picture]) -> dict[str, list[Case]]:
+    """What to calibrate each stage on: the fixtures, and what came by in the pictures.
+
+    What a stage does to made-up inputs says little of what it does to a picture's."""
+    denoising = [case for p in references for case in p.denoising]
+    every = max(1, len(denoising) // _CALIBRATION_STEPS)
+    return {
+        "text_encoder": [
+            *stages["text_encoder"].cases,
+            *(c for p in references for c in p.encoding),
+        ],
+        "unet": [*stages["unet"].cases, *denoising[::every]],
+        "vae_decoder": [*stages["vae_decoder"].cases, *(p.decoding for p in references)],
+    }
+
+
+def _trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:
+    """The pictures that a search compares, and those that it does not see: fewer of a model that
+    takes minutes."""
+    used, others = (budget.CALIBRATION, 8) if parameters < _SMALL_UNET else (1, 2)
+    shots = [
+        replace(shot, name=str(k), prompt=prompt, seed=100 + k)
+        for k, prompt in enumerate(budget.PROMPTS)
+    ]
+    return shots[:used], shots[budget.CALIBRATION :][:others]
 
 
 def _trace_stage(
@@ -229,13 +357,23 @@ def _trace_stage(
 
 
 def _lower(
-    traced: _Stage, cases: list[Case], asked: Precision, floats: Path, bundle: Path
+    traced: _Stage,
+    cases: list[Case],
+    asked: Precision,
+    lower: Callable[[Path, Sequence[Case]], Lowered] | None,
+    floats: Path,
+    bundle: Path,
+    notes: list[str],
+    *,
+    bfloat16: bool,
 ) -> tuple[GraphSpec, StageFidelity, dict[str, str]]:
-    """A float32 stage in the precision asked for, in the bundle; and weight → what it became."""
+    """A float32 stage in the precision asked for, in the bundle; and weight → what it became.
+
+    Where that is useless, or smaller but wrong, the stage stays float, with a note."""
     source = floats / traced.spec.file
-    if asked == "fp32":
+    if lower is None:
+        traced = replace(traced, fidelity=_judged(traced, bfloat16))
         return _as_float(traced, floats, bundle, {})
-    lower = precision.to_float16 if asked == "fp16" else quantize.to_int8
     lowered = lower(source, cases)
     path = bundle / traced.spec.file
     data = write_graph(lowered.model, path)
@@ -244,11 +382,33 @@ def _lower(
         session_config=lowered.session_config,
     )
     error, max_abs_error = fidelity.measure(path, spec, cases)
+    refusal = ""
     if not error <= _LIMITS[asked]:
+        refusal = f"in {asked} it is {error:.2g} of its output's norm from float"
+    elif asked == "int8" and _bytes(bundle, spec) >= _bytes(floats, traced.spec):
+        was, now = (
+            fidelity.seconds(p, s, cases[0]) for p, s in ((source, traced.spec), (path, spec))
+        )
+        if now >= was:
+            refusal = f"in {asked} it is neither smaller nor faster"
+    if refusal:
+        notes.append(f"{path.stem} stays in float32: {refusal}")
         for name in (path.name, *data):
             (bundle / name).unlink()
+        traced = replace(traced, fidelity=_judged(traced, bfloat16))
         return _as_float(traced, floats, bundle, dict.fromkeys(lowered.plan, "fp32"))
-    return spec, fidelity.judge(error, max_abs_error, lowered.precision), lowered.plan
+    judged = fidelity.judge(error, max_abs_error, lowered.precision, bfloat16=bfloat16)
+    return spec, judged, lowered.plan
+
+
+def _judged(traced: _Stage, bfloat16: bool) -> StageFidelity:
+    """How a stage that stays float is judged."""
+    f = traced.fidelity
+    return fidelity.judge(f.error, f.max_abs_error, "fp32", bfloat16=bfloat16)
+
+
+def _bytes(folder: Path, spec: GraphSpec) -> int:
+    return sum((folder / name).stat().st_size for name in (spec.file, *spec.data))
 
 
 def _as_float(

@@ -3,6 +3,8 @@ float model's."""
 
 import contextlib
 import gc
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +166,18 @@ def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, 
     return error, max_abs_error
 
 
+def seconds(path: Path, spec: GraphSpec, case: Case, *, repeats: int = 5) -> float:
+    """The median time of one evaluation."""
+    session = Session(path, spec, SessionOptions(provider="cpu"))
+    session.run(**case.inputs)
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        session.run(**case.inputs)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
 def judge(
     error: float, max_abs_error: float, precision: Precision, *, bfloat16: bool = False
 ) -> StageFidelity:
@@ -218,7 +232,7 @@ RunStage = Callable[[str, dict[str, Array]], dict[str, Array]]
 @contextlib.contextmanager
 def intercepted(pipe: "Pipeline", run_stage: RunStage) -> Iterator[None]:
     """Let `pipe` run its stages through another function."""
-    pipe.run_stage = run_stage  # type: ignore[method-assign]
+    pipe.run_stage = run_stage  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from edgediff.image import psnr
 from edgediff_export import budget, fidelity
 from edgediff_export.budget import Budget, Measured, Plan
 from edgediff_export.fidelity import Picture, Shot
-from edgediff_export.lower.cpu import Prepared, quantizable
+from edgediff_export.lower.cpu import Prepared
 from edgediff_export.lower.probe import Probe, make_probe, mean_square
 from edgediff_export.write import write_graph
 
@@ -111,36 +111,38 @@ class Trial:
         probes = {s: make_probe(p.model, p.source) for s, p in self.prepared.items()}
         shots = [replace(s, steps=min(s.steps, 4)) for s in self.calibration[:2]]
         costs: dict[str, float] = {}
-        with edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe:
-            with fidelity.intercepted(pipe, lambda stage, inputs: probes[stage].run(inputs)):
+        with (
+            edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe,
+            fidelity.intercepted(pipe, lambda stage, inputs: probes[stage].run(inputs)),
+        ):
 
-                def latents() -> list[fidelity.Array]:
-                    return [list(fidelity.trajectory(pipe, s))[-1].latents for s in shots]
+            def latents() -> list[fidelity.Array]:
+                return [list(fidelity.trajectory(pipe, s))[-1].latents for s in shots]
 
-                def pixels(of: list[fidelity.Array]) -> list[fidelity.Array]:
-                    return [
-                        pipe.run_stage("vae_decoder", {"latent_sample": pipe.decoder_input(x)})[
-                            "sample"
-                        ]
-                        for x in of
+            def pixels(of: list[fidelity.Array]) -> list[fidelity.Array]:
+                return [
+                    pipe.run_stage("vae_decoder", {"latent_sample": pipe.decoder_input(x)})[
+                        "sample"
                     ]
+                    for x in of
+                ]
 
-                exact = latents()
-                shown = pixels(exact)
-                # What an error of the latents is in pixels: from all of the UNet's at once.
-                _switch(probes["unet"], *probes["unet"].names)
-                far = latents()
-                ratio = _error(pixels(far), shown) / max(_error(far, exact), 1e-30)
-                _switch(probes["unet"])
-                for stage, probe in probes.items():
-                    for name in probe.names:
-                        _switch(probe, name)
-                        if stage == "vae_decoder":
-                            error = _error(pixels(exact), shown)
-                        else:
-                            error = _error(latents(), exact) * ratio
-                        costs[f"{stage}/{name}"] = error / self._work(stage, name)
-                    _switch(probe)
+            exact = latents()
+            shown = pixels(exact)
+            # What an error of the latents is in pixels: from all of the UNet's at once.
+            _switch(probes["unet"], *probes["unet"].names)
+            far = latents()
+            ratio = _error(pixels(far), shown) / max(_error(far, exact), 1e-30)
+            _switch(probes["unet"])
+            for stage, probe in probes.items():
+                for name in probe.names:
+                    _switch(probe, name)
+                    if stage == "vae_decoder":
+                        error = _error(pixels(exact), shown)
+                    else:
+                        error = _error(latents(), exact) * ratio
+                    costs[f"{stage}/{name}"] = error / self._work(stage, name)
+                _switch(probe)
         return costs
 
     def _work(self, stage: str, name: str) -> float:
@@ -160,8 +162,3 @@ def _error(a: list[fidelity.Array], b: list[fidelity.Array]) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def layer_names(prepared: Mapping[str, Prepared]) -> dict[str, set[str]]:
-    """Stage → the weights that a plan must name."""
-    return {s: {y.name for y in p.layers if quantizable(y)} for s, p in prepared.items()}

@@ -85,9 +85,7 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.
     but_last = builder.constant(list(range(rank - 1)), np.int64)
 
     def largest(value: ir.Value) -> ir.Value:
-        return builder.op(
-            "ReduceMax", [builder.op("Abs", [value]), but_last], {"keepdims": 0}
-        )
+        return builder.op("ReduceMax", [builder.op("Abs", [value]), but_last], {"keepdims": 0})
 
     def norm(value: ir.Value) -> ir.Value:
         return builder.op("Sqrt", [builder.op("ReduceSumSquare", [value], {"keepdims": 0})])

@@ -106,7 +106,7 @@ def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
 
 
 def default_kernel(model: ir.Model) -> Kernel:
-    """"direct" for decoders with group norms, "gather" otherwise.
+    """ "direct" for decoders with group norms, "gather" otherwise.
 
     At the decoder's resolutions gathering costs more than multiplying. Writing bytes adds an error
     of its own, which a decoder bears once but a UNet at every step; and it needs ranges that hold

@@ -1,8 +1,8 @@
 """Convolutions and linear layers on channels-last activations, written out in a storage format.
 
 Weights are signed bytes with one scale for each output channel (Krishnamoorthi 2018,
-arXiv:1806.08342, section 3.1); unsigned activations times signed weights is what processors are fast
-at. Two kernels do that, and which one is faster depends on the processor:
+arXiv:1806.08342, section 3.1); unsigned activations times signed weights is what processors are
+fast at. Two kernels do that, and which one is faster depends on the processor:
 
 * "gather": the activations' neighbourhoods are gathered into rows, and one MatMulIntegerToFloat
   multiplies them. Activations are quantized as they come; the result is float32.

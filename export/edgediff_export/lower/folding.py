@@ -50,14 +50,14 @@ def _is_identity(node: ir.Node) -> bool:
     if neutral is None or node.outputs[0].dtype != ir.DataType.FLOAT:
         return False
     sides = (1,) if node.op_type in ("Div", "Sub") else (0, 1)
-    return any(
-        constant_of(node.inputs[i]) is not None
-        and scalar(node.inputs[i]) == neutral
-        # A constant of higher rank would add dimensions.
-        and len(node.inputs[i].shape or ()) <= len(node.outputs[0].shape or ())
-        and not any(d != 1 for d in node.inputs[i].shape or ())
-        for i in sides
-    )
+    return any(_is_all(node.inputs[i], neutral, node.outputs[0]) for i in sides)
+
+
+def _is_all(value: ir.Value | None, number: float, result: ir.Value) -> bool:
+    """Whether a value is one constant number that adds no dimensions to the result."""
+    if value is None or constant_of(value) is None or scalar(value) != number:
+        return False
+    return len(value.shape or ()) <= len(result.shape or ())
 
 
 def _unswap(node: ir.Node) -> None:

@@ -74,21 +74,29 @@ def fuse_group_norms(model: ir.Model) -> int:
 def _is_plain(node: ir.Node) -> bool:
     """Whether an InstanceNormalization has no weights of its own."""
     weight, bias = (constant_of(v) for v in node.inputs[1:3])
-    return weight is not None and bias is not None and bool((weight == 1).all() and (bias == 0).all())
+    return (
+        weight is not None and bias is not None and bool((weight == 1).all() and (bias == 0).all())
+    )
 
 
 def _per_channel(node: ir.Node, channels: int) -> np.ndarray | None:
     """The constant (c, 1, 1) that a node multiplies by or adds, as (c)."""
     for value in node.inputs:
         constant = constant_of(value)
-        if constant is not None and constant.size == channels and constant.shape[-1] in (1, channels):
+        if (
+            constant is not None
+            and constant.size == channels
+            and constant.shape[-1] in (1, channels)
+        ):
             if constant.ndim > 1 and constant.shape[-1] != 1:
                 return None
             return np.ascontiguousarray(constant.reshape(-1))
     return None
 
 
-def write_group_norm(builder: Builder, node: ir.Node, x: ir.Value, affine: Affine | None) -> ir.Value:
+def write_group_norm(
+    builder: Builder, node: ir.Node, x: ir.Value, affine: Affine | None
+) -> ir.Value:
     """GroupNorm of x (b, …, c) with channels last, out of operators that are fast on a CPU.
 
     Sums over tokens are products with a row of ones: ReduceMean along any but the last axis is slow

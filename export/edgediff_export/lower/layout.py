@@ -63,10 +63,9 @@ class _Layout:
             elif rule is None or node.op_type not in ("MatMul", "Gemm"):
                 self._keep(node, builder)
         for value in list(self._graph.outputs):
-            if self._is_moved(value) and value.producer() is not None:
-                node = value.producer()
-                if node is not None:
-                    self._restore(node, value)
+            maker = value.producer()
+            if self._is_moved(value) and maker is not None:
+                self._restore(maker, value)
 
     def _is_moved(self, value: ir.Value | None) -> bool:
         return value is not None and value in self._last and value not in self._native
@@ -201,8 +200,10 @@ class _Layout:
         if value is None or rank not in _LAST:
             return None
         if scalar(value) is not None and constant_of(value) is not None:
-            return value if not value.shape or len(value.shape) <= 1 else builder.constant(
-                np.asarray(constant_of(value)).reshape(()), np.float32
+            return (
+                value
+                if not value.shape or len(value.shape) <= 1
+                else builder.constant(np.asarray(constant_of(value)).reshape(()), np.float32)
             )
         constant = constant_of(value)
         if constant is not None:  # (c, 1, 1), or with a leading 1
@@ -241,7 +242,7 @@ class _Layout:
                 inputs.append(builder.op("Gather", [value, order], {"axis": 0}))
         return builder.op("Resize", inputs, dict(node.attributes))
 
-    def _transpose(self, node: ir.Node, builder: Builder) -> ir.Value | None:
+    def _transpose(self, node: ir.Node, _: Builder) -> ir.Value | None:
         x, perm = node.inputs[0], tuple(node.attributes.get_ints("perm") or ())
         rank = len(perm)
         if x is None or rank not in _LAST:
@@ -290,7 +291,10 @@ def attach_biases(model: ir.Model) -> None:
             if constant.ndim != 1 or constant.shape != weight.shape[1:] or out.is_graph_output():
                 continue
             fused = Builder(model.graph, node).op(
-                "Dense", [dense.inputs[0], dense.inputs[1], bias], dict(dense.attributes), domain=DOMAIN
+                "Dense",
+                [dense.inputs[0], dense.inputs[1], bias],
+                dict(dense.attributes),
+                domain=DOMAIN,
             )
             replace(node, fused)
             break

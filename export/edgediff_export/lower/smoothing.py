@@ -50,7 +50,8 @@ def _factors(
     tiny = np.float32(1e-5) * max(float(activation.max()), 1e-20)
     s = np.maximum(activation, tiny) ** ALPHA / np.maximum(weight, 1e-8) ** (1 - ALPHA)
     s /= np.exp(np.log(s).mean())
-    return np.clip(s, 1e-2, 1e2).astype(np.float32)
+    clipped: npt.NDArray[np.float32] = np.clip(s, 1e-2, 1e2).astype(np.float32)
+    return clipped
 
 
 def _rows(layer: Layer) -> npt.NDArray[np.float32]:
@@ -62,7 +63,8 @@ def _rows(layer: Layer) -> npt.NDArray[np.float32]:
 
 def _multiply_rows(graph: ir.Graph, layer: Layer, factors: npt.NDArray[np.float32]) -> None:
     shape = (-1, 1) if layer.weight.ndim == 2 else (1, -1, 1, 1)
-    _exchange(graph, layer.node, 1, layer.weight * factors.reshape(shape))
+    values: npt.NDArray[np.float32] = (layer.weight * factors.reshape(shape)).astype(np.float32)
+    _exchange(graph, layer.node, 1, values)
 
 
 def _source(graph: ir.Graph, x: ir.Value) -> Divide | None:
@@ -102,7 +104,7 @@ def _divide_constants(graph: ir.Graph, node: ir.Node, indices: tuple[int, ...]) 
         for i in indices:
             values = constant_of(node.inputs[i])
             if values is not None:
-                _exchange(graph, node, i, values / factors)
+                _exchange(graph, node, i, (values / factors).astype(np.float32))
 
     return divide
 

@@ -1,0 +1,66 @@
+"""A plan from another export: which layer became what, read from its bundle.json."""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgediff.bundle import MANIFEST, parse_manifest
+from edgediff.errors import BundleError, InputError
+from edgediff_export.lower.cpu import Prepared, quantizable
+from edgediff_export.lower.dense import Format
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPlan:
+    """A plan, `tensors[stage][weight]`, and the model that it was made for."""
+
+    path: Path
+    model: str
+    tensors: Mapping[str, Mapping[str, str]]
+
+    def fitted(self, prepared: Mapping[str, Prepared]) -> dict[str, dict[str, Format]]:
+        """The plan of each stage. Raises InputError where it is another model's."""
+        fitted: dict[str, dict[str, Format]] = {}
+        for stage, p in prepared.items():
+            named = self.tensors.get(stage, {})
+            names = {layer.name for layer in p.layers}
+            wanted = {layer.name for layer in p.layers if quantizable(layer)}
+            unknown = sorted(k for k in named if k not in names and not _is_embedding(p, k))
+            missing = sorted(wanted - named.keys())
+            if unknown or missing:
+                what = f"it names {unknown[0]}" if unknown else f"it leaves out {missing[0]}"
+                raise InputError(
+                    f"{self.path}: the plan of another model, {self.model!r} ({stage}: {what}):"
+                    " give the plan of this one, or --min-psnr to search for one"
+                )
+            fitted[stage] = {k: self._format(stage, k, v) for k, v in named.items() if k in names}
+        return fitted
+
+    def _format(self, stage: str, name: str, form: str) -> Format:
+        formats = typing.get_args(Format)
+        if form not in formats:
+            raise InputError(
+                f"{self.path}: {stage}: {name} is {form!r}, expected one of {', '.join(formats)}"
+            )
+        return typing.cast(Format, form)
+
+
+def read_plan(path: Path) -> SavedPlan:
+    """The plan in a bundle, given as its folder or as its bundle.json. Raises InputError."""
+    file = path / MANIFEST if path.is_dir() else path
+    try:
+        manifest = parse_manifest(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BundleError) as e:
+        raise InputError(f"{path}: holds no plan ({e}): give the bundle.json of an export") from e
+    if manifest.quantization.precision != "int8" or manifest.target != "cpu":
+        raise InputError(
+            f"{path}: {manifest.name!r} is in {manifest.quantization.precision} for"
+            f" {manifest.target}: give the bundle.json of an export in int8 for cpu"
+        )
+    return SavedPlan(path=path, model=manifest.name, tensors=manifest.quantization.tensors)
+
+
+def _is_embedding(prepared: Prepared, name: str) -> bool:
+    value = prepared.model.graph.initializers.get(name)
+    return value is not None and any(use.node.op_type == "Gather" for use in value.uses())
