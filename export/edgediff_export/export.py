@@ -161,7 +161,7 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
             ),
         )
         report("pictures of the float model")
-        _write(floats, manifest)
+        manifest = _write(floats, manifest)
         shots = _shots(defaults, latent, stages["unet"].parameters)
         references = fidelity.take_pictures(floats, shots)
         examples = _examples(stages, references)
