@@ -151,6 +151,16 @@ def dims(value: ir.Value | None) -> list[int | None] | None:
     return inferred
 
 
+def keeps_batch(before: Sequence[int | None] | None, after: Sequence[int | None] | None) -> bool:
+    """Whether a Reshape leaves the first dimension as it was, by all that is known."""
+    if not before or not after:
+        return False
+    if after[0] is not None:
+        return before[0] == after[0]
+    a, b = (math.prod(d or 0 for d in rest) for rest in (before[1:], after[1:]))
+    return a == b or 0 in (a, b)
+
+
 def elements(value: ir.Value | None) -> Known | None:
     """The elements of a small tensor that is computed from shapes and constants alone."""
     if value is None:
