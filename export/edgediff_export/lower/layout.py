@@ -63,9 +63,9 @@ class _Layout:
             elif rule is None or node.op_type not in ("MatMul", "Gemm"):
                 self._keep(node, builder)
         for value in list(self._graph.outputs):
-            maker = value.producer()
-            if self._is_moved(value) and maker is not None:
-                self._restore(maker, value)
+            source = value.producer()
+            if source is not None and self._is_moved(value):
+                self._restore(source, value)
 
     def _is_moved(self, value: ir.Value | None) -> bool:
         return value is not None and value in self._last and value not in self._native
