@@ -76,7 +76,7 @@ def match_attention(node: ir.Node) -> Attention | None:
     outer = [[(dims(x) or [None])[i] for x in (q3, k3, v3)] for i in (0, -1)]
     if len({heads, k_heads, v_heads}) != 1 or any(len(set(o)) != 1 for o in outer):
         return None
-    if before is None or after is None or len(after) != 3 or not keeps_batch(before, after):
+    if before is None or after is None or len(after) != 3 or not keeps_batch(joined):
         return None
     scale = q_scale * k_scale
     if after[2] not in (None, before[2]) or scale == 0:  # 0 is the operator's word for 1/√d
@@ -113,7 +113,7 @@ def _before_heads(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Val
     before, after = dims(x), dims(cut.outputs[0])
     if before is None or after is None or len(before) != 3 or len(after) != 4:
         return None
-    if not keeps_batch(before, after):
+    if not keeps_batch(cut):
         return None
     width = before[2]
     heads, size = after[2], after[3]

@@ -78,13 +78,21 @@ def initializer(graph: ir.Graph, name: str, values: npt.NDArray[Any]) -> ir.Valu
 
 
 def replace(node: ir.Node, new: ir.Value, output: int = 0) -> None:
-    """Let whatever reads an output of `node` read `new`; the node is left for `sweep`."""
+    """Let whatever reads an output of `node` read `new`; the node is left for `sweep`.
+
+    A graph's output gives its name to `new`, or to a copy where that has one to keep."""
     old = node.outputs[output]
     if new.type is None:
         new.type = old.type
     if new.shape is None:
         new.shape = old.shape
     was_output, name = old.is_graph_output(), old.name
+    taken = new.is_graph_input() or new.is_initializer() or new.is_graph_output()
+    if was_output and taken and node.graph is not None:
+        copy = ir.node("Identity", [new], name=f"{node.name}/Identity")
+        copy.outputs[0].type, copy.outputs[0].shape = new.type, new.shape
+        node.graph.insert_before(node, copy)
+        new = copy.outputs[0]
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     if was_output:
         old.name, new.name = None, name
@@ -151,14 +159,15 @@ def dims(value: ir.Value | None) -> list[int | None] | None:
     return inferred
 
 
-def keeps_batch(before: Sequence[int | None] | None, after: Sequence[int | None] | None) -> bool:
+def keeps_batch(reshape: ir.Node) -> bool:
     """Whether a Reshape leaves the first dimension as it was, by all that is known."""
+    before, after = dims(reshape.inputs[0]), dims(reshape.outputs[0])
     if not before or not after:
         return False
     if after[0] is not None:
         return before[0] == after[0]
     a, b = (math.prod(d or 0 for d in rest) for rest in (before[1:], after[1:]))
-    return a == b or 0 in (a, b)
+    return a == b if a and b else (elements(reshape.inputs[1]) or [None])[0] != -1
 
 
 def elements(value: ir.Value | None) -> Known | None:

@@ -53,7 +53,7 @@ def fuse_group_norms(model: ir.Model) -> int:
         rank, channels = len(before), before[1]
         if scaled is None or shifted is None or channels is None or len(after) != rank:
             continue
-        if rank not in (3, 4) or not keeps_batch(before, dims(cut.outputs[0])):
+        if rank not in (3, 4) or not keeps_batch(cut):
             continue
         weight, bias = (_per_channel(n, channels, rank) for n in (scaled, shifted))
         if weight is None or bias is None:
