@@ -8,7 +8,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
+from edgediff_export.lower.dense import MARGIN, Layer, Range
 from edgediff_export.lower.passes import Choices, layers, restructure, write_out
+from edgediff_export.quantize import SESSION_CONFIG
 from onnx_ir.passes import common
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -133,6 +136,8 @@ def session(model: ir.Model) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    for key, value in SESSION_CONFIG.items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -211,3 +216,53 @@ def _lower() -> Callable[..., None]:
 @pytest.fixture(scope="session", name="ops")
 def _ops() -> Callable[..., list[ir.Node]]:
     return ops
+
+
+def apply(layer: Layer, x: npt.NDArray[Any], weight: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """A layer without its bias, in float64; x and the result with channels last."""
+    x64, w64 = (torch.from_numpy(np.asarray(a, np.float64)) for a in (x, weight))
+    if weight.ndim == 2:
+        return (x64 @ w64).numpy()
+    top, left, bottom, right = layer.pads
+    padded = torch.nn.functional.pad(x64.permute(0, 3, 1, 2), (left, right, top, bottom))
+    y = torch.nn.functional.conv2d(padded, w64, stride=layer.strides)
+    return y.permute(0, 2, 3, 1).numpy()
+
+
+def error_bound(
+    layer: Layer, x: npt.NDArray[Any], seen: Range | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What an int8 layer should give, and how far off each element may be.
+
+    Rounding x and w to steps of x_scale and w_scale makes each product x·w wrong by at most
+    x_scale/2·|w| + w_scale/2·|x| + x_scale·w_scale/4. `seen` is None for the gather kernel; the
+    direct one then rounds, and clips, to a step of its own."""
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    x_scale = (high - low) / 255
+    if seen is not None:
+        bottom, top = min(seen.low, 0.0), max(seen.high, 0.0)
+        zero = 128 if top == bottom else np.clip(round(255 * -bottom / (top - bottom)), 8, 247)
+        x_scale = max(high / (255 - zero), -low / zero)
+    matrix, absolute = layer.matrix().astype(np.float64), np.abs(layer.weight)
+    w_scale = np.abs(matrix).max(axis=0) / 127
+    allowed = x_scale / 2 * np.abs(matrix).sum(axis=0) + x_scale * w_scale / 4 * len(matrix)
+    allowed = allowed + w_scale / 2 * apply(layer, np.abs(x), np.ones_like(layer.weight))
+    allowed += 1e-5 * apply(layer, np.abs(x), absolute) + 1e-7  # float32 itself
+    bias = 0.0 if layer.bias is None else layer.bias.const_value.numpy().astype(np.float64)
+    expected = apply(layer, x, layer.weight)
+    if seen is not None:
+        known = max(seen.high / (255 - zero), -seen.low / zero, 1e-12)
+        step = seen.output.astype(np.float64) * MARGIN / 127 * max(1, x_scale / known)
+        expected = np.clip(expected, -128 * step, 127 * step)
+        allowed += step / 2 * (1 + 1e-4)
+    return expected + bias, allowed + 1e-6 * np.abs(expected + bias)
+
+
+@pytest.fixture(scope="session", name="apply")
+def _apply() -> Callable[..., npt.NDArray[np.float64]]:
+    return apply
+
+
+@pytest.fixture(scope="session", name="error_bound")
+def _error_bound() -> Callable[..., Any]:
+    return error_bound
