@@ -1,1 +1,1 @@
-"""Graph passes: a float32 graph → the same computation in a form that is fast on a target."""
+"""Graph passes for a target: a float32 graph → the same computation in a form fast on it."""

@@ -1,7 +1,6 @@
 """Attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2) → the fused operator, whose CPU
 kernel never holds the whole matrix of scores (Dao et al. 2022, arXiv:2205.14135)."""
 
-import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -9,6 +8,7 @@ import onnx_ir as ir
 from edgediff_export.lower.graph import (
     Builder,
     dims,
+    keeps_batch,
     only_user,
     producer,
     replace,
@@ -71,10 +71,16 @@ def match_attention(node: ir.Node) -> Attention | None:
     if joined is None or q_scale is None or k_scale is None or any(p is None for p in parts):
         return None
     (q3, heads), (k3, k_heads), (v3, v_heads) = (p for p in parts if p is not None)
-    widths = {(dims(x) or [None])[-1] for x in (q3, k3, v3)}
-    if len({heads, k_heads, v_heads}) != 1 or len(widths) != 1 or None in widths:
+    before, after = dims(q3), dims(joined.outputs[0])
+    # Products broadcast over the batch and the fused operator does not.
+    outer = [[(dims(x) or [None])[i] for x in (q3, k3, v3)] for i in (0, -1)]
+    if len({heads, k_heads, v_heads}) != 1 or any(len(set(o)) != 1 for o in outer):
+        return None
+    if before is None or after is None or len(after) != 3 or not keeps_batch(joined):
         return None
     scale = q_scale * k_scale
+    if after[2] not in (None, before[2]) or scale == 0:  # 0 is the operator's word for 1/√d
+        return None
     return Attention(node=joined, q=q3, k=k3, v=v3, heads=heads, scale=scale)
 
 
@@ -86,7 +92,7 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float | None]:
         at = next((i for i, f in enumerate(factors) if f is not None), None)
         if at is None:
             return value, None
-        scale *= factors[at] or math.nan
+        scale *= factors[at] or 0.0
         value = node.inputs[1 - at]
     return value, scale
 
@@ -106,6 +112,8 @@ def _before_heads(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Val
         return None
     before, after = dims(x), dims(cut.outputs[0])
     if before is None or after is None or len(before) != 3 or len(after) != 4:
+        return None
+    if not keeps_batch(cut):
         return None
     width = before[2]
     heads, size = after[2], after[3]

@@ -13,7 +13,7 @@ fast at. Two kernels do that, and which one is faster depends on the processor:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -121,16 +121,25 @@ class Writer:
             return self._gather(builder, layer)
         return self._float(builder, layer, form)
 
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> ir.Value:
+        """A constant, which layers of one weight share."""
+        found = self._graph.initializers.get(name)
+        return initializer(self._graph, name, values) if found is None else found
+
     def _gather(self, builder: Builder, layer: Layer) -> ir.Value:
         q, scale = quantize_weight(layer.matrix(), axis=1)
         x, x_scale, x_zero = self._quantize(builder, layer.x, None)
         if not layer.pointwise:
             x = gather_neighbourhoods(builder, x, x_zero, layer)
+        # Not shared: onnxruntime converts the weight of each node and refuses to do so twice.
+        name = f"{layer.name}.int8"
+        while name in self._graph.initializers:
+            name += ".again"
         inputs = [
             x,
-            initializer(self._graph, f"{layer.name}.int8", q),
+            initializer(self._graph, name, q),
             x_scale,
-            initializer(self._graph, f"{layer.name}.scale", scale),
+            self._constant(f"{layer.name}.scale", scale),
             x_zero,
             None,
             layer.bias,
@@ -165,8 +174,8 @@ class Writer:
                 x,
                 x_scale,
                 x_zero,
-                initializer(self._graph, f"{layer.name}.int8", q),
-                initializer(self._graph, f"{layer.name}.scale", scale / step),
+                self._constant(f"{layer.name}.filters", q),
+                self._constant(f"{layer.name}.filters.scale", scale / step),
                 builder.constant(np.zeros(len(step)), np.int8, f"zeros.{len(step)}"),
                 y_scale,
                 half,
@@ -182,7 +191,7 @@ class Writer:
         if tokens:
             y = builder.op("Squeeze", [y, builder.constant([1], np.int64)])
         raw = builder.op("DequantizeLinear", [y, y_scale, half])
-        steps = initializer(self._graph, f"{layer.name}.step", step)
+        steps = self._constant(f"{layer.name}.step", step)
         shift = layer.bias
         result = builder.op("Mul", [raw, steps])
         if shift is None:
@@ -246,8 +255,8 @@ class Writer:
                 "MatMulNBits",
                 [
                     x,
-                    initializer(self._graph, f"{layer.name}.int4", packed),
-                    initializer(self._graph, f"{layer.name}.scale", scales),
+                    self._constant(f"{layer.name}.int4", packed),
+                    self._constant(f"{layer.name}.scale", scales),
                 ],
                 {"K": k, "N": n, "bits": 4, "block_size": BLOCK},
                 domain="com.microsoft",
@@ -259,18 +268,17 @@ class Writer:
     ) -> ir.Value:
         """A weight that is turned into float32 when the graph is loaded."""
         if form == "fp32":
-            name = f"{layer.name}.fp32"
-            return self._graph.initializers.get(name) or initializer(self._graph, name, weight)
+            return self._constant(f"{layer.name}.fp32", weight)
         if form == "fp16":
-            half = initializer(self._graph, f"{layer.name}.fp16", weight.astype(np.float16))
+            half = self._constant(f"{layer.name}.fp16", weight.astype(np.float16))
             return builder.op("Cast", [half], {"to": ir.DataType.FLOAT})
         axis = 0 if weight.ndim == 4 else 1
         q, scale = quantize_weight(weight, axis=axis)
         return builder.op(
             "DequantizeLinear",
             [
-                initializer(self._graph, f"{layer.name}.int8", q),
-                initializer(self._graph, f"{layer.name}.scale", scale),
+                self._constant(f"{layer.name}.int8", q),
+                self._constant(f"{layer.name}.scale", scale),
             ],
             {"axis": axis},
         )

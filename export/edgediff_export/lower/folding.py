@@ -1,10 +1,14 @@
 """What need not be computed at run time: results that are the same whatever the inputs."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgediff_export.lower.graph import (
     constant_of,
+    dims,
     elements,
     initializer,
     only_user,
@@ -20,9 +24,9 @@ def fold_constants(model: ir.Model) -> None:
     and a cosine that are joined and then swapped are joined the other way round."""
     graph = model.graph
     for node in list(graph):
-        if _is_identity(node):
-            x = node.inputs[0] if constant_of(node.inputs[0]) is None else node.inputs[1]
-            if x is not None and not node.outputs[0].is_graph_output():
+        x = _unchanged(node)
+        if x is not None:
+            if not node.outputs[0].is_graph_output():
                 replace(node, x)
             continue
         _fold_shape_arithmetic(graph, node)
@@ -45,19 +49,17 @@ def _fold_shape_arithmetic(graph: ir.Graph, node: ir.Node) -> None:
     replace(node, initializer(graph, f"{node.name}.folded", values))
 
 
-def _is_identity(node: ir.Node) -> bool:
+def _unchanged(node: ir.Node) -> ir.Value | None:
+    """x where a node gives x·1, x/1, x+0 or x-0."""
     neutral = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}.get(node.op_type)
     if neutral is None or node.outputs[0].dtype != ir.DataType.FLOAT:
-        return False
-    sides = (1,) if node.op_type in ("Div", "Sub") else (0, 1)
-    return any(_is_all(node.inputs[i], neutral, node.outputs[0]) for i in sides)
-
-
-def _is_all(value: ir.Value | None, number: float, result: ir.Value) -> bool:
-    """Whether a value is one constant number that adds no dimensions to the result."""
-    if value is None or constant_of(value) is None or scalar(value) != number:
-        return False
-    return len(value.shape or ()) <= len(result.shape or ())
+        return None
+    for i in (1,) if node.op_type in ("Div", "Sub") else (0, 1):
+        constant, x = constant_of(node.inputs[i]), node.inputs[1 - i]
+        # A constant of higher rank would add dimensions.
+        if constant is not None and constant.size == 1 and constant.ndim <= len(dims(x) or ()):
+            return x if constant.item() == neutral else None
+    return None
 
 
 def _unswap(node: ir.Node) -> None:
@@ -68,13 +70,22 @@ def _unswap(node: ir.Node) -> None:
     if last is None or first is None or last.inputs[0] is not first.inputs[0]:
         return
     joined = producer(first.inputs[0], "Concat")
-    if joined is None or len(joined.inputs) != 2 or joined.attributes != node.attributes:
+    if joined is None or len(joined.inputs) != 2:
         return
-    a, b = joined.inputs
-    n = None if a is None or a.shape is None else a.shape[-1]
-    starts = scalar(last.inputs[1]), scalar(first.inputs[1])
-    stops = scalar(last.inputs[2]), scalar(first.inputs[2])
-    if isinstance(n, int) and starts == (n, 0) and stops[1] == n and (stops[0] or 0) >= 2 * n:
+    sizes = [dims(v) for v in joined.inputs]
+    if any(s is None for s in sizes):
+        return
+    rank = len(sizes[0] or ())
+    axis = joined.attributes.get_int("axis", 0) % rank
+    n, m = ((s or [])[axis] for s in sizes)
+    if n is None or m is None or node.attributes.get_int("axis", 0) % rank != axis:
+        return
+    cuts = [_cut(cut) for cut in (last, first)]
+    if cuts[0] is None or cuts[1] is None or any(c[2] % rank != axis for c in cuts if c):
+        return
+    (start, stop, _), (zero, middle, _) = cuts[0], cuts[1]
+    if (zero, middle, start) == (0, n, n) and stop >= n + m:
+        a, b = joined.inputs
         node.replace_input_with(0, b)
         node.replace_input_with(1, a)
 
@@ -100,6 +111,8 @@ def split_products(model: ir.Model) -> None:
         bounds = [_last_axis_cut(cut, whole) for cut in cuts]
         if len(cuts) < 2 or whole.is_graph_output() or any(b is None for b in bounds):
             continue
+        if len(set(bounds)) < len(bounds):
+            continue
         for cut, (start, stop) in zip(cuts, (b for b in bounds if b), strict=True):
             _piece(graph, node, biased, cut, slice(start, stop))
     sweep(graph)
@@ -109,13 +122,19 @@ def _last_axis_cut(node: ir.Node, whole: ir.Value) -> tuple[int, int] | None:
     """The bounds of a Slice of the last axis by one."""
     if node.op_type != "Slice" or node.inputs[0] is not whole or whole.shape is None:
         return None
+    cut = _cut(node)
+    if cut is None or cut[2] not in (-1, len(whole.shape) - 1) or cut[0] < 0 or cut[1] < 0:
+        return None
+    return cut[:2]
+
+
+def _cut(node: ir.Node) -> tuple[int, int, int] | None:
+    """Start, stop and axis of a Slice of one axis by steps of one."""
     numbers = [scalar(v) for v in node.inputs[1:]]
     if len(numbers) < 3 or any(n is None for n in numbers):
         return None
     start, stop, axis = (int(n or 0) for n in numbers[:3])
-    if axis not in (-1, len(whole.shape) - 1) or start < 0 or stop < 0:
-        return None
-    return (start, stop) if len(numbers) < 4 or numbers[3] == 1 else None
+    return (start, stop, axis) if len(numbers) < 4 or numbers[3] == 1 else None
 
 
 def _piece(
@@ -128,15 +147,25 @@ def _piece(
     if weight is None or values is None:
         return
     suffix = f"{columns.start}-{columns.stop}"
-    part = initializer(graph, f"{weight.name}.{suffix}", np.ascontiguousarray(values[:, columns]))
+    part = _columns(graph, weight, values, columns)
     product = ir.node("MatMul", [node.inputs[0], part], name=f"{node.name}.{suffix}")
     graph.insert_before(cut, product)
     result = product.outputs[0]
     values = constant_of(bias)
     if bias is not None and values is not None:
-        shift = initializer(graph, f"{bias.name}.{suffix}", np.ascontiguousarray(values[columns]))
+        shift = _columns(graph, bias, values, columns)
         add = ir.node("Add", [shift, result], name=f"{node.name}.{suffix}/bias")
         graph.insert_before(cut, add)
         result.type = node.outputs[0].type
         result = add.outputs[0]
     replace(cut, result)
+
+
+def _columns(
+    graph: ir.Graph, value: ir.Value, values: npt.NDArray[Any], columns: slice
+) -> ir.Value:
+    """A part of a constant's last axis; products that share the constant share the part."""
+    name = f"{value.name}.{columns.start}-{columns.stop}"
+    found = graph.initializers.get(name)
+    part = np.ascontiguousarray(values[..., columns])
+    return initializer(graph, name, part) if found is None else found

@@ -78,13 +78,21 @@ def initializer(graph: ir.Graph, name: str, values: npt.NDArray[Any]) -> ir.Valu
 
 
 def replace(node: ir.Node, new: ir.Value, output: int = 0) -> None:
-    """Let whatever reads an output of `node` read `new`; the node is left for `sweep`."""
+    """Let whatever reads an output of `node` read `new`; the node is left for `sweep`.
+
+    A graph's output gives its name to `new`, or to a copy where that has one to keep."""
     old = node.outputs[output]
     if new.type is None:
         new.type = old.type
     if new.shape is None:
         new.shape = old.shape
     was_output, name = old.is_graph_output(), old.name
+    taken = new.is_graph_input() or new.is_initializer() or new.is_graph_output()
+    if was_output and taken and node.graph is not None:
+        copy = ir.node("Identity", [new], name=f"{node.name}/Identity")
+        copy.outputs[0].type, copy.outputs[0].shape = new.type, new.shape
+        node.graph.insert_before(node, copy)
+        new = copy.outputs[0]
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     if was_output:
         old.name, new.name = None, name
@@ -151,6 +159,17 @@ def dims(value: ir.Value | None) -> list[int | None] | None:
     return inferred
 
 
+def keeps_batch(reshape: ir.Node) -> bool:
+    """Whether a Reshape leaves the first dimension as it was, by all that is known."""
+    before, after = dims(reshape.inputs[0]), dims(reshape.outputs[0])
+    if not before or not after:
+        return False
+    if after[0] is not None:
+        return before[0] == after[0]
+    a, b = (math.prod(d or 0 for d in rest) for rest in (before[1:], after[1:]))
+    return a == b if a and b else (elements(reshape.inputs[1]) or [None])[0] != -1
+
+
 def elements(value: ir.Value | None) -> Known | None:
     """The elements of a small tensor that is computed from shapes and constants alone."""
     if value is None:
@@ -164,9 +183,16 @@ def elements(value: ir.Value | None) -> Known | None:
     return _EVALUATED[node.op_type](node)
 
 
+def _rank(value: ir.Value | None) -> int | None:
+    found = dims(value)
+    return None if found is None else len(found)
+
+
 def _of_shape(node: ir.Node) -> Known | None:
     found = dims(node.inputs[0])
-    return None if found is None else list(found)
+    if found is None:
+        return None
+    return [*found[node.attributes.get_int("start", 0) : node.attributes.get_int("end", None)]]
 
 
 def _same(node: ir.Node) -> Known | None:
@@ -175,17 +201,19 @@ def _same(node: ir.Node) -> Known | None:
 
 def _cast(node: ir.Node) -> Known | None:
     found = elements(node.inputs[0])
-    whole = node.attributes.get_int("to", 0) in (ir.DataType.INT64, ir.DataType.INT32)
-    if found is None:
+    to = {ir.DataType.INT64: int, ir.DataType.INT32: int, ir.DataType.FLOAT: float}.get(
+        ir.DataType(node.attributes.get_int("to", 0))
+    )
+    if found is None or to is None or not all(e is None or math.isfinite(e) for e in found):
         return None
-    return [None if e is None else int(e) if whole else float(e) for e in found]
+    return [None if e is None else to(e) for e in found]
 
 
 def _gather(node: ir.Node) -> Known | None:
     data, index = elements(node.inputs[0]), elements(node.inputs[1])
     if data is None or index is None or any(i is None for i in index):
         return None
-    if node.attributes.get_int("axis", 0) != 0:
+    if node.attributes.get_int("axis", 0) != 0 or _rank(node.inputs[0]) != 1:
         return None
     return [data[int(i or 0)] for i in index]
 
@@ -195,6 +223,8 @@ def _slice(node: ir.Node) -> Known | None:
     bounds = [elements(v) for v in node.inputs[1:]]
     if data is None or any(b is None or len(b) != 1 or b[0] is None for b in bounds):
         return None
+    if _rank(node.inputs[0]) != 1:
+        return None
     start, stop = (int((b or [0])[0] or 0) for b in bounds[:2])
     step = int((bounds[3] or [1])[0] or 1) if len(bounds) > 3 else 1
     return data[start:stop:step]
@@ -202,14 +232,16 @@ def _slice(node: ir.Node) -> Known | None:
 
 def _concat(node: ir.Node) -> Known | None:
     parts = [elements(v) for v in node.inputs]
-    if any(p is None for p in parts):
+    if any(p is None for p in parts) or any(_rank(v) != 1 for v in node.inputs):
         return None
     return [e for p in parts for e in p or []]
 
 
 def _sqrt(node: ir.Node) -> Known | None:
     found = elements(node.inputs[0])
-    return None if found is None else [None if e is None else math.sqrt(e) for e in found]
+    if found is None or any(e is not None and e < 0 for e in found):
+        return None
+    return [None if e is None else math.sqrt(e) for e in found]
 
 
 def _arithmetic(node: ir.Node) -> Known | None:
@@ -218,6 +250,8 @@ def _arithmetic(node: ir.Node) -> Known | None:
         return None
     size = max(len(a), len(b))
     if len(a) not in (1, size) or len(b) not in (1, size):
+        return None
+    if len(a) > 1 and len(b) > 1 and dims(node.inputs[0]) != dims(node.inputs[1]):
         return None
     return [_combine(node.op_type, a[i % len(a)], b[i % len(b)]) for i in range(size)]
 

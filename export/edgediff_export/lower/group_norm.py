@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgediff_export.lower.graph import (
@@ -11,6 +12,7 @@ from edgediff_export.lower.graph import (
     dims,
     elements,
     initializer,
+    keeps_batch,
     only_user,
     producer,
     replace,
@@ -48,10 +50,12 @@ def fuse_group_norms(model: ir.Model) -> int:
         shifted = None if scaled is None else only_user(scaled.outputs[0], "Add")
         if not groups or before is None or after is None or before[1:2] != after[1:2]:
             continue
-        channels = before[1]
-        if scaled is None or shifted is None or channels is None or len(before) != len(after):
+        rank, channels = len(before), before[1]
+        if scaled is None or shifted is None or channels is None or len(after) != rank:
             continue
-        weight, bias = _per_channel(scaled, channels), _per_channel(shifted, channels)
+        if rank not in (3, 4) or not keeps_batch(cut):
+            continue
+        weight, bias = (_per_channel(n, channels, rank) for n in (scaled, shifted))
         if weight is None or bias is None:
             continue
         path = shifted.name or ""
@@ -74,22 +78,18 @@ def fuse_group_norms(model: ir.Model) -> int:
 def _is_plain(node: ir.Node) -> bool:
     """Whether an InstanceNormalization has no weights of its own."""
     weight, bias = (constant_of(v) for v in node.inputs[1:3])
-    return (
-        weight is not None and bias is not None and bool((weight == 1).all() and (bias == 0).all())
-    )
+    if weight is None or bias is None:
+        return False
+    return bool((weight == 1).all() and (bias == 0).all())
 
 
-def _per_channel(node: ir.Node, channels: int) -> np.ndarray | None:
+def _per_channel(node: ir.Node, channels: int, rank: int) -> npt.NDArray[np.float32] | None:
     """The constant (c, 1, 1) that a node multiplies by or adds, as (c)."""
     for value in node.inputs:
         constant = constant_of(value)
-        if (
-            constant is not None
-            and constant.size == channels
-            and constant.shape[-1] in (1, channels)
-        ):
-            if constant.ndim > 1 and constant.shape[-1] != 1:
-                return None
+        if constant is None or constant.ndim > rank:
+            continue
+        if (1,) * (rank - constant.ndim) + constant.shape == (1, channels, *(1,) * (rank - 2)):
             return np.ascontiguousarray(constant.reshape(-1))
     return None
 

@@ -14,8 +14,8 @@ from edgediff_export.lower.graph import (
     constant_of,
     dims,
     initializer,
+    keeps_batch,
     replace,
-    scalar,
     sweep,
 )
 from edgediff_export.lower.group_norm import DOMAIN
@@ -63,9 +63,9 @@ class _Layout:
             elif rule is None or node.op_type not in ("MatMul", "Gemm"):
                 self._keep(node, builder)
         for value in list(self._graph.outputs):
-            maker = value.producer()
-            if self._is_moved(value) and maker is not None:
-                self._restore(maker, value)
+            source = value.producer()
+            if source is not None and self._is_moved(value):
+                self._restore(source, value)
 
     def _is_moved(self, value: ir.Value | None) -> bool:
         return value is not None and value in self._last and value not in self._native
@@ -96,7 +96,9 @@ class _Layout:
             rank = len(dims(value) or ())
             if node.op_type == "Shape":
                 shape = builder.op("Shape", [self._last[value]])
-                order = builder.constant(_FIRST[rank], np.int64)
+                start = node.attributes.get_int("start", 0)
+                end = node.attributes.get_int("end", rank)
+                order = builder.constant(_FIRST[rank][start:end], np.int64)
                 replace(node, builder.op("Gather", [shape, order], {"axis": 0}))
                 return
             if value not in self._first:
@@ -119,6 +121,7 @@ class _Layout:
         plain = (
             weight is not None
             and weight.ndim == 4
+            and weight.dtype == np.float32
             and attributes.get_int("group", 1) == 1
             and set(attributes.get_ints("dilations", [1])) == {1}
             and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
@@ -140,10 +143,9 @@ class _Layout:
     def _matmul(self, node: ir.Node, builder: Builder) -> ir.Value | None:
         """A product by a constant, with the bias that is added to it."""
         weight = constant_of(node.inputs[1])
-        if weight is None or weight.ndim != 2:
-            self._keep(node, builder)
-            return None
         self._keep(node, builder)
+        if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+            return None
         out = builder.op("Dense", [node.inputs[0], node.inputs[1]], domain=DOMAIN)
         replace(node, out)
         return None
@@ -155,8 +157,12 @@ class _Layout:
             and node.attributes.get_float("alpha", 1.0) == 1.0
             and node.attributes.get_float("beta", 1.0) == 1.0
             and node.attributes.get_int("transA", 0) == 0
-            and (len(node.inputs) < 3 or constant_of(node.inputs[2]) is not None)
+            and weight.dtype == np.float32
         )
+        if weight is not None and len(node.inputs) > 2:
+            bias = constant_of(node.inputs[2])
+            width = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
+            plain = plain and bias is not None and bias.shape == (width,)
         self._keep(node, builder)
         if not plain or weight is None or node.inputs[1] is None:
             return None
@@ -199,13 +205,13 @@ class _Layout:
         """What broadcasts over a channels-last value as `value` did over a channels-first one."""
         if value is None or rank not in _LAST:
             return None
-        if scalar(value) is not None and constant_of(value) is not None:
+        constant = constant_of(value)
+        if constant is not None and constant.size == 1:
             return (
                 value
                 if not value.shape or len(value.shape) <= 1
-                else builder.constant(np.asarray(constant_of(value)).reshape(()), np.float32)
+                else builder.constant(constant.reshape(()), constant.dtype)
             )
-        constant = constant_of(value)
         if constant is not None:  # (c, 1, 1), or with a leading 1
             full = constant.reshape((1,) * (rank - constant.ndim) + constant.shape)
             name = f"{value.name}.channels_last{rank}"
@@ -228,7 +234,8 @@ class _Layout:
         x = node.inputs[0]
         if x is None or not self._is_moved(x) or len(dims(x) or ()) != 4:
             return None
-        if node.attributes.get_ints("axes") is not None:
+        how = node.attributes.get_string("coordinate_transformation_mode", "")
+        if node.attributes.get_ints("axes") is not None or how == "tf_crop_and_resize":
             return None
         order = builder.constant(_LAST[4], np.int64)
         inputs: list[ir.Value | None] = [self._last[x], None]
@@ -260,15 +267,19 @@ class _Layout:
         if x is None or not self._is_moved(x):
             return None
         before, after = dims(x), dims(out)
-        if before is None or after is None or before[1] is None or before[1] != after[1:2][0]:
+        if before is None or after is None or before[1] is None or after[1:2] != [before[1]]:
+            return None
+        if not keeps_batch(node):
             return None
         channels = before[1]
         if (len(before), len(after)) == (4, 3):
             shape = builder.constant([0, -1, channels], np.int64)
             return builder.op("Reshape", [self._last[x], shape])
         if (len(before), len(after)) == (3, 4):
-            order = builder.constant(_LAST[4], np.int64)
-            shape = builder.op("Gather", [node.inputs[1], order], {"axis": 0})
+            order = builder.constant(_LAST[4][:3], np.int64)
+            size = builder.op("Gather", [node.inputs[1], order], {"axis": 0})
+            last = builder.constant([channels], np.int64)
+            shape = builder.op("Concat", [size, last], {"axis": 0})
             return builder.op("Reshape", [self._last[x], shape])
         return None
 

@@ -1,0 +1,50 @@
+"""What calibration sees of a layer, against the numbers themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from edgediff_export.fidelity import Case
+from edgediff_export.lower.calibration import calibrate
+from edgediff_export.lower.passes import layers, restructure
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_a_layer_is_watched_over_all_cases(rank: int, net: Any, tmp_path: Path, apply: Any) -> None:
+    x = net.input("x", ("b", 5, 4) if rank == 3 else ("b", 4, 6, 6))
+    y = net.linear(x, 4, 8) if rank == 3 else net.conv(x, (4, 8), 3, strides=[2, 2])
+    model = net.model(net.op("Relu", y))
+    path = tmp_path / "graph.onnx"
+    ir.save(model, path)
+    dims = (2, 5, 4) if rank == 3 else (2, 4, 6, 6)
+    arrays = [net.rng.standard_normal(dims, dtype=np.float32) * k for k in (1, 3)]
+    cases = [Case(name=str(i), inputs={"x": a}, outputs={}) for i, a in enumerate(arrays)]
+    restructure(model)
+    (layer,) = layers(model)
+    before = [n.op_type for n in model.graph]
+    (seen,) = calibrate(model, path, cases).values()
+    assert [n.op_type for n in model.graph] == before
+    assert list(tmp_path.iterdir()) == [path]
+    both = np.concatenate(arrays)
+    last = both.transpose(0, 2, 3, 1) if rank == 4 else both
+    but_last = tuple(range(rank - 1))
+    assert (seen.low, seen.high) == (both.min(), both.max())
+    np.testing.assert_allclose(seen.channels, np.abs(last).max(axis=but_last))
+    most = np.abs(apply(layer, last, layer.weight)).max(axis=but_last)
+    np.testing.assert_allclose(seen.output, most, rtol=1e-4)
+    assert 1e-4 < seen.error < 0.03
+
+
+def test_only_named_layers_are_watched(net: Any, tmp_path: Path) -> None:
+    x = net.input("x", ("b", 5, 4))
+    model = net.model(net.op("Relu", net.linear(net.op("Relu", net.linear(x, 4, 4)), 4, 4)))
+    path = tmp_path / "graph.onnx"
+    ir.save(model, path)
+    cases = [Case(name="one", inputs={"x": np.ones((1, 5, 4), np.float32)}, outputs={})]
+    restructure(model)
+    first, second = (layer.name for layer in layers(model))
+    assert set(calibrate(model, path, cases)) == {first, second}
+    assert set(calibrate(model, path, cases, {second})) == {second}
+    assert calibrate(model, path, cases, set()) == {}
