@@ -22,7 +22,8 @@ class Seen:
     """A layer on the examples.
 
     low, high: its input's extremes. channels: max |x| of each input channel, (c) float32.
-    output: max |y − bias| of each output channel, (n) float32. rows: how many vectors of channels
+    output: max |y − bias| of each output channel, (n) float32, for an input as large as the
+    largest seen; smaller ones count as if scaled to it. rows: how many vectors of channels
     the input has at most, which says how much work the layer is.
     error: ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst, Q rounding to bytes as DynamicQuantizeLinear does."""
 
@@ -68,7 +69,8 @@ def calibrate(
             low=float(found[f"{layer.name}:low"]),
             high=float(found[f"{layer.name}:high"]),
             channels=np.asarray(found[f"{layer.name}:channels"]),
-            output=np.asarray(found[f"{layer.name}:output"]),
+            output=np.asarray(found[f"{layer.name}:output"])
+            * np.float32(max(found[f"{layer.name}:high"], -found[f"{layer.name}:low"])),
             error=float(found[f"{layer.name}:error"]),
             rows=round(float(found[f"{layer.name}:rows"])),
         )
@@ -100,11 +102,14 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.
         "Dense", [difference, layer.node.inputs[1]], dict(layer.node.attributes), domain=DOMAIN
     )
     tiny = builder.constant(1e-20, np.float32)
+    low = builder.op("ReduceMin", [layer.x], {"keepdims": 0})
+    high = builder.op("ReduceMax", [layer.x], {"keepdims": 0})
+    reach = builder.op("Max", [high, builder.op("Neg", [low]), tiny])
     seen = {
-        "low": builder.op("ReduceMin", [layer.x], {"keepdims": 0}),
-        "high": builder.op("ReduceMax", [layer.x], {"keepdims": 0}),
+        "low": low,
+        "high": high,
         "channels": largest(layer.x),
-        "output": largest(product),
+        "output": builder.op("Div", [largest(product), reach]),
         "rows": builder.op(
             "Div",
             [

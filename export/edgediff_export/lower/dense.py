@@ -89,8 +89,8 @@ def read_layer(node: ir.Node) -> Layer | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a layer saw and gave in calibration: its input's extremes, and max |y - bias| of each
-    output channel, (n) float32."""
+    """What a layer saw and gave in calibration: its input's extremes, and max |y − bias| of each
+    output channel, (n) float32, for an input that large."""
 
     low: float
     high: float
@@ -163,10 +163,9 @@ class Writer:
         tokens = len(layer.x.shape or ()) == 3
         if tokens:
             x = builder.op("Unsqueeze", [x, builder.constant([1], np.int64)])
-        # An input that goes beyond what calibration saw widens the output's range as much.
+        # The output's range goes with the input's: what calibration knows is their ratio.
         known = max(seen.high / (255 - zero), -seen.low / zero, 1e-12)
-        beyond = builder.op("Mul", [x_scale, builder.constant(1 / known, np.float32)])
-        y_scale = builder.op("Max", [beyond, builder.constant(1.0, np.float32)])
+        y_scale = builder.op("Mul", [x_scale, builder.constant(1 / known, np.float32)])
         half = builder.constant(128, np.uint8)
         y = builder.op(
             "QLinearConv",
@@ -219,7 +218,7 @@ class Writer:
                     [
                         builder.op("Mul", [high, over]),
                         builder.op("Mul", [low, under]),
-                        builder.constant(1e-20, np.float32),
+                        builder.constant(1e-12, np.float32),
                     ],
                 )
                 zero_point = builder.constant(zero, np.uint8)
