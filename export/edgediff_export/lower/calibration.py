@@ -17,6 +17,9 @@ from edgediff_export.lower.group_norm import DOMAIN
 from edgediff_export.lower.passes import Choices, layers, write_out
 
 
+_LARGE = 1 << 16  # bytes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """A layer on the examples.
@@ -129,14 +132,29 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.
 def session(
     model: ir.Model, source: Path, config: Mapping[str, str] | None = None
 ) -> Iterator[ort.InferenceSession]:
-    """A session of a changed graph, whose large weights still lie beside `source`."""
+    """A session of a changed graph, whose large weights still lie beside `source`; those that are
+    in memory are written beside it, as a file of graphs cannot be larger than 2 GB."""
     path = source.with_name(f"{source.stem}.observed.onnx")
-    ir.save(model, path)
+    data = path.with_name(path.name + ".data")
+    inside = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes >= _LARGE
+    ]
+    moved = ir.external_data.convert_tensors_to_external(
+        [v.const_value for v in inside if v.const_value is not None], path.parent, data.name
+    )
+    for value, tensor in zip(inside, moved, strict=True):
+        value.const_value = tensor
     try:
+        ir.save(model, path)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        for key, value in (config or {}).items():
-            options.add_session_config_entry(key, value)
+        for key, entry in (config or {}).items():
+            options.add_session_config_entry(key, entry)
         yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from edgediff_export.lower.calibration import Seen, calibrate
 from edgediff_export.lower.dense import Format, Kernel, Layer, Range
 from edgediff_export.lower.passes import Choices, layers, restructure, write_out
 from edgediff_export.lower.smoothing import smooth
+from edgediff_export.lower.upsample import merge_upsampling
 from edgediff_export.lowered import Lowered
 from edgediff_export.quantize import SESSION_CONFIG, quantize_embeddings
 
@@ -91,6 +92,8 @@ def prepare(
     restructure(model)
     if average:
         average_keys_and_values(model)
+    if _decodes(model):
+        merge_upsampling(model)
     kernel = kernel or default_kernel(model)
     seen = calibrate(model, source, cases)
     if smooth(model, seen, {k for k, s in seen.items() if s.error > SMOOTH_ABOVE}):
@@ -111,9 +114,12 @@ def default_kernel(model: ir.Model) -> Kernel:
     At the decoder's resolutions gathering costs more than multiplying. Writing bytes adds an error
     of its own, which a decoder bears once but a UNet at every step; and it needs ranges that hold
     for any picture, which only normalized activations have."""
-    decodes = any(v.name == "latent_sample" for v in model.graph.inputs)
     normalized = any(node.op_type == "GroupNorm" for node in model.graph)
-    return "direct" if decodes and normalized else "gather"
+    return "direct" if _decodes(model) and normalized else "gather"
+
+
+def _decodes(model: ir.Model) -> bool:
+    return any(v.name == "latent_sample" for v in model.graph.inputs)
 
 
 def quantizable(layer: Layer) -> bool:

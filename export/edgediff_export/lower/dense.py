@@ -266,7 +266,10 @@ class Writer:
         self, builder: Builder, layer: Layer, weight: npt.NDArray[np.float32], form: Format
     ) -> ir.Value:
         """A weight that is turned into float32 when the graph is loaded."""
-        if form == "fp32":
+        original = layer.node.inputs[1]
+        if form == "fp32" and original is not None and original.dtype == ir.DataType.FLOAT:
+            if weight.shape == layer.weight.shape:
+                return original
             return self._constant(f"{layer.name}.fp32", weight)
         if form == "fp16":
             half = self._constant(f"{layer.name}.fp16", weight.astype(np.float16))
