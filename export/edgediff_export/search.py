@@ -111,6 +111,7 @@ class Trial:
         probes = {s: make_probe(p.model, p.source) for s, p in self.prepared.items()}
         shots = [replace(s, steps=min(s.steps, 4)) for s in self.calibration[:2]]
         costs: dict[str, float] = {}
+        work = {(s, y.name): p.work(y) for s, p in self.prepared.items() for y in p.layers}
         with (
             edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe,
             fidelity.intercepted(pipe, lambda stage, inputs: probes[stage].run(inputs)),
@@ -141,15 +142,9 @@ class Trial:
                         error = _error(pixels(exact), shown)
                     else:
                         error = _error(latents(), exact) * ratio
-                    costs[f"{stage}/{name}"] = error / self._work(stage, name)
+                    costs[f"{stage}/{name}"] = error / work[stage, name]
                 _switch(probe)
         return costs
-
-    def _work(self, stage: str, name: str) -> float:
-        prepared = self.prepared[stage]
-        layer = next(y for y in prepared.layers if y.name == name)
-        rows = prepared.seen[name].rows if name in prepared.seen else 1
-        return float(layer.weight.size) * max(rows, 1)
 
 
 def _switch(probe: Probe, *names: str) -> None:

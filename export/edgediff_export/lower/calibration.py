@@ -16,7 +16,6 @@ from edgediff_export.lower.graph import Builder
 from edgediff_export.lower.group_norm import DOMAIN
 from edgediff_export.lower.passes import Choices, layers, write_out
 
-
 _LARGE = 1 << 16  # bytes
 
 

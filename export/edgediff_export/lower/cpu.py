@@ -21,9 +21,13 @@ SMALL = 4096
 FEW = 8
 """Channels; the layers that read the input and write the output have few weights, and are the most
 sensitive."""
-ACTIVATION_LIMIT = 0.012
-"""`Seen.error` beyond which a layer's activations stay float. Evenly spread values give 0.004 to
-0.01; a few large ones, which the scale must cover, give more."""
+ACTIVATION_LIMIT = 0.01
+"""`Seen.error` beyond which a layer's activations had better stay float. Evenly spread values give
+0.004 to 0.01; a few large ones, which the scale must cover, give more."""
+ACTIVATION_END = 0.1
+"""`Seen.error` beyond which they do in any case."""
+SPARED = 0.05
+"""Share of a stage's multiplications that may stay float for that."""
 SMOOTH_ABOVE = 0.007
 """`Seen.error` from which smoothing is tried."""
 
@@ -66,14 +70,28 @@ class Prepared:
         )
 
     def plain_plan(self) -> dict[str, Format]:
-        """Int8 for every layer of some size, but for activations that do not bear it."""
-        return {layer.name: self._plain(layer) for layer in self.layers}
+        """Int8 for every layer of some size, but for the worst of those whose activations do not
+        bear it: as many as SPARED allows, those first whose error is large for their work."""
+        plan: dict[str, Format] = {
+            layer.name: "int8" if quantizable(layer) else "fp32" for layer in self.layers
+        }
+        able = [layer for layer in self.layers if quantizable(layer) and layer.name in self.seen]
+        spared = SPARED * sum(map(self.work, able))
+        for layer in sorted(able, key=lambda y: self.seen[y.name].error ** 2 / self.work(y))[::-1]:
+            error = self.seen[layer.name].error
+            if error <= ACTIVATION_LIMIT:
+                continue
+            if self.work(layer) <= spared:
+                spared -= self.work(layer)
+            elif error <= ACTIVATION_END:
+                continue
+            plan[layer.name] = "int8-weights"
+        return plan
 
-    def _plain(self, layer: Layer) -> Format:
-        if not quantizable(layer):
-            return "fp32"
+    def work(self, layer: Layer) -> float:
+        """Multiplications of a layer on the examples, at most."""
         seen = self.seen.get(layer.name)
-        return "int8-weights" if seen and seen.error > ACTIVATION_LIMIT else "int8"
+        return float(layer.weight.size) * (1 if seen is None else max(seen.rows, 1))
 
 
 def prepare(
