@@ -140,6 +140,7 @@ def load(
             threads=threads,
             cache_dir=_cache_dir(bundle, name, cache_dir),
             provider_options=provider_options or {},
+            frugal=limit is not None,
         )
         try:
             pipe = Pipeline(bundle, options, check_hashes=check_hashes, max_memory=limit)

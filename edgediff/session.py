@@ -83,12 +83,14 @@ class SessionOptions:
 
     `cache_dir`: where a provider that compiles keeps its result, made when the first session is;
     None = nowhere. `provider_options` are handed to the provider as they are, and override what
-    edgediff would set."""
+    edgediff would set. `frugal`: give the work space back after every run, on the CPU; the next run
+    then takes a third longer for large pictures."""
 
     provider: str = "cpu"
     threads: int | None = None
     cache_dir: Path | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    frugal: bool = False
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
@@ -188,9 +190,9 @@ class Session:
         self._output_names = [o.name for o in spec.outputs]
         self._session = _create(path, spec, options, dimensions or {})
         self._run_options = ort.RunOptions()
-        if options.provider == "cpu":
-            # Between runs a stage keeps its weights alone: else each keeps its largest run's work
-            # space, a gigabyte and more for a picture of 512x512, while the others run.
+        if options.provider == "cpu" and options.frugal:
+            # Between runs a stage then keeps its weights alone; else each keeps its largest run's
+            # work space while the others run.
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         found = {i.name for i in self._session.get_inputs()}
         if found != set(self._inputs):

@@ -16,6 +16,7 @@ from edgediff.cli import megabytes, parse_size, table
 if TYPE_CHECKING:
     from edgediff.bundle import Manifest
     from edgediff_export.export import Exported, Target
+    from edgediff_export.lower.kernels import Profile
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     "--target",
     type=click.Choice(["cpu", "openvino", "gpu"]),
     help="What it will run on.  [default: gpu for fp16, else cpu]",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]),
+    default="auto",
+    show_default=True,
+    help="The CPU that it is for; auto measures on this one.",
 )
 @click.option(
     "--min-psnr",
@@ -71,6 +79,7 @@ def export(
     out: Path,
     precision: Precision,
     target: "Target | None",
+    profile: "Profile",
     min_psnr: float | None,
     max_size: float | None,
     plan: Path | None,
@@ -106,6 +115,7 @@ def export(
             out=out,
             precision=precision,
             target=target,
+            profile=profile,
             budget=Budget(
                 min_psnr=min_psnr, max_size=None if max_size is None else int(max_size * 1e6)
             ),

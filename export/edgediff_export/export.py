@@ -36,6 +36,7 @@ from edgediff_export.budget import Budget
 from edgediff_export.fidelity import Case, Picture, Shot
 from edgediff_export.lower.cpu import Prepared, prepare
 from edgediff_export.lower.dense import Format
+from edgediff_export.lower.kernels import Profile
 from edgediff_export.lowered import Lowered
 from edgediff_export.plan import read_plan
 from edgediff_export.scheduling import Sampling, choose_sampling, read_schedule
@@ -78,6 +79,7 @@ class Options:
     budget: Budget = field(default_factory=Budget)
     plan: Path | None = None
     average_attention: bool = False
+    profile: Profile = "auto"
     size: tuple[int, int] | None = None
     vae: Path | None = None
     name: str | None = None
@@ -174,6 +176,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                 prepared[stage] = prepare(
                     floats / traced.spec.file,
                     examples[stage],
+                    profile=options.profile,
+                    scale=_scale(stage, defaults, latent, examples[stage]),
                     average=options.average_attention and stage == "unet",
                 )
             plans: Mapping[str, Mapping[str, Format]] | None = None
@@ -264,6 +268,7 @@ def _check_target(options: Options) -> Target:
             ("--max-size", options.budget.max_size is not None),
             ("--plan", options.plan is not None),
             ("--average-attention", options.average_attention),
+            ("--profile", options.profile != "auto"),
         )
         if given
     ]
@@ -294,6 +299,15 @@ def _examples(stages: Mapping[str, _Stage], references: Sequence[Picture]) -> di
         "unet": [*stages["unet"].cases, *denoising[::every]],
         "vae_decoder": [*stages["vae_decoder"].cases, *(p.decoding for p in references)],
     }
+
+
+def _scale(stage: str, defaults: Defaults, latent: LatentSpec, cases: Sequence[Case]) -> float:
+    """How many times as many latents a picture of the default size has as the largest example."""
+    if stage == "text_encoder":
+        return 1.0
+    area = defaults.width * defaults.height / latent.downscale**2
+    name = "sample" if stage == "unet" else "latent_sample"
+    return float(area / max(np.prod(case.inputs[name].shape[2:]) for case in cases))
 
 
 def _trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:

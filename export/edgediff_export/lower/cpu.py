@@ -10,6 +10,7 @@ from edgediff_export.fidelity import Case
 from edgediff_export.lower.averaged import average_keys_and_values
 from edgediff_export.lower.calibration import Seen, calibrate
 from edgediff_export.lower.dense import Format, Kernel, Layer, Range
+from edgediff_export.lower.kernels import Profile, choose_kernels
 from edgediff_export.lower.passes import Choices, layers, restructure, write_out
 from edgediff_export.lower.smoothing import smooth
 from edgediff_export.lower.upsample import merge_upsampling
@@ -26,7 +27,7 @@ ACTIVATION_LIMIT = 0.01
 0.004 to 0.01; a few large ones, which the scale must cover, give more."""
 ACTIVATION_END = 0.1
 """`Seen.error` beyond which they do in any case."""
-SPARED = 0.05
+SPARED = 0.03
 """Share of a stage's multiplications that may stay float for that."""
 SMOOTH_ABOVE = 0.007
 """`Seen.error` from which smoothing is tried."""
@@ -41,7 +42,7 @@ class Prepared:
     source: Path
     layers: tuple[Layer, ...]
     seen: Mapping[str, Seen]
-    kernel: Kernel
+    kernels: Mapping[str, Kernel]
 
     def write(self, plan: Mapping[str, Format] | None = None) -> Lowered:
         """The stage in a plan, weight → format; without one, in plain int8.
@@ -49,17 +50,16 @@ class Prepared:
         Raises ExportError where the plan names other layers than there are."""
         plan = self.plain_plan() if plan is None else plan
         model = self.model.clone()
-        direct = {y.name for y in self.layers if self.kernel == "direct" and not y.pointwise}
         ranges = {
             name: Range(low=s.low, high=s.high, output=s.output)
             for name, s in self.seen.items()
-            if name in direct
+            if self.kernels.get(name) == "direct"
         }
         write_out(
             model,
             Choices(
                 formats=plan,
-                kernel=lambda layer: "direct" if layer.name in direct else "gather",
+                kernel=lambda layer: self.kernels.get(layer.name, "gather"),
                 ranges=ranges,
             ),
         )
@@ -98,27 +98,30 @@ def prepare(
     source: Path,
     cases: Sequence[Case],
     *,
-    kernel: Kernel | None = None,
+    profile: Profile = "auto",
+    scale: float = 1.0,
     average: bool = False,
 ) -> Prepared:
     """The float32 graph at `source` through the passes that change no result.
 
-    cases: examples of what it will see, for calibration. kernel: what convolutions of more than
-    one pixel run on; see `default_kernel`. average: average keys and values, which does change
-    results."""
+    cases: examples of what it will see, for calibration. profile: the processor that it is for.
+    scale: how many times as many pixels the pictures will have as the largest example. average:
+    average keys and values, which does change results."""
     model = ir.load(source)
     restructure(model)
     if average:
         average_keys_and_values(model)
     if _decodes(model):
         merge_upsampling(model)
-    kernel = kernel or default_kernel(model)
     seen = calibrate(model, source, cases)
     if smooth(model, seen, {k for k, s in seen.items() if s.error > SMOOTH_ABOVE}):
         seen = calibrate(model, source, cases)
-    return Prepared(
-        model=model, source=source, layers=tuple(layers(model)), seen=seen, kernel=kernel
-    )
+    found = tuple(layers(model))
+    kernels: Mapping[str, Kernel] = {}
+    if bears_direct(model):
+        rows = {name: round(s.rows * scale) for name, s in seen.items()}
+        kernels = choose_kernels(found, rows, profile)
+    return Prepared(model=model, source=source, layers=found, seen=seen, kernels=kernels)
 
 
 def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
@@ -126,14 +129,14 @@ def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
     return prepare(source, cases).write()
 
 
-def default_kernel(model: ir.Model) -> Kernel:
-    """ "direct" for decoders with group norms, "gather" otherwise.
+def bears_direct(model: ir.Model) -> bool:
+    """Whether a stage's convolutions may write bytes: decoders with group norms.
 
-    At the decoder's resolutions gathering costs more than multiplying. Writing bytes adds an error
-    of its own, which a decoder bears once but a UNet at every step; and it needs ranges that hold
-    for any picture, which only normalized activations have."""
-    normalized = any(node.op_type == "GroupNorm" for node in model.graph)
-    return "direct" if _decodes(model) and normalized else "gather"
+    That adds an error of its own, which a decoder bears once but a UNet at every step, where it
+    saves a tenth of the time and costs 6 dB; and it needs ranges that hold for any picture, which
+    only normalized activations have. A decoder gains most: at its resolutions gathering takes
+    longer than multiplying."""
+    return _decodes(model) and any(node.op_type == "GroupNorm" for node in model.graph)
 
 
 def _decodes(model: ir.Model) -> bool:

@@ -1,0 +1,109 @@
+"""Which kernel a convolution takes: measured on the machine at hand, or by the kind of processor."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from edgediff_export.lower.dense import Kernel, Layer, Range, Writer, read_layer
+from edgediff_export.lower.group_norm import DOMAIN
+
+Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+"""auto measures. The others say what a device has, for which a bundle is made elsewhere; whichever
+was chosen, a bundle runs on all of them and gives the same values."""
+_GATHERED = 100e6
+"""Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
+_REPEATS = 5
+
+_Shape = tuple[tuple[int, ...], tuple[int, int], tuple[int, ...], int]
+
+
+def choose_kernels(
+    layers: Sequence[Layer], rows: Mapping[str, int], profile: Profile
+) -> dict[str, Kernel]:
+    """Weight → kernel, for the convolutions of more than one pixel.
+
+    rows: pixels that a layer reads, at the size that the bundle is for. On AMX, a matrix product is
+    so fast that gathering pays while the copies are small; elsewhere "direct" wins."""
+    measured: dict[_Shape, Kernel] = {}
+    chosen: dict[str, Kernel] = {}
+    for layer in layers:
+        if layer.pointwise:
+            continue
+        pixels = max(rows.get(layer.name, 1), 1)
+        if profile == "x86-amx":
+            gathered = pixels * layer.channels[0] * layer.kernel[0] * layer.kernel[1]
+            chosen[layer.name] = "gather" if gathered < _GATHERED else "direct"
+        elif profile == "auto":
+            shape = (layer.weight.shape, layer.strides, layer.pads, pixels)
+            if shape not in measured:
+                measured[shape] = faster_kernel(layer, pixels)
+            chosen[layer.name] = measured[shape]
+        else:
+            chosen[layer.name] = "direct"
+    return chosen
+
+
+def faster_kernel(layer: Layer, pixels: int) -> Kernel:
+    """The kernel that is faster on this machine for about so many pixels; "direct" where they are
+    too many to try both."""
+    side = max(2, round(pixels**0.5))
+    if side * side * layer.channels[0] * layer.kernel[0] * layer.kernel[1] > 1e9:
+        return "direct"
+    x = np.random.default_rng(0).standard_normal((1, side, side, layer.channels[0]), np.float32)
+    sessions = {kernel: _alone(layer, kernel) for kernel in get_args(Kernel)}
+    taken: dict[Kernel, list[float]] = {kernel: [] for kernel in sessions}
+    for _ in range(_REPEATS + 1):  # interleaved, the first to warm up
+        for kernel, session in sessions.items():
+            started = time.perf_counter()
+            session.run(None, {"x": x})
+            taken[kernel].append(time.perf_counter() - started)
+    return min(taken, key=lambda kernel: statistics.median(taken[kernel][1:]))
+
+
+def _alone(layer: Layer, kernel: Kernel) -> ort.InferenceSession:
+    """A session of one layer, x (1, h, w, c) float32 → y."""
+    x = ir.Value(
+        name="x",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape([1, None, None, layer.channels[0]]),
+    )
+    tensor = ir.tensor(layer.weight, name="weight")
+    weight = ir.Value(
+        name="weight",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(layer.weight.shape),
+        const_value=tensor,
+    )
+    node = ir.node(
+        "Dense",
+        [x, weight],
+        {"strides": list(layer.strides), "pads": list(layer.pads)},
+        domain=DOMAIN,
+        name="layer",
+    )
+    graph = ir.Graph(
+        [x], [], nodes=[node], initializers=[weight], opset_imports={"": 18, "com.microsoft": 1}
+    )
+    dense = read_layer(node)
+    if dense is None:
+        raise ValueError(f"{layer.name}: no layer to time")
+    seen = Range(low=-4.0, high=4.0, output=np.full(layer.channels[1], 4, np.float32))
+    y = Writer(graph, {dense.name: seen}).write(dense, "int8", kernel)
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(y)
+    graph.remove(node)
+    del graph.initializers["weight"]
+    graph.name = "layer"
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        ir.to_proto(ir.Model(graph, ir_version=9)).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
