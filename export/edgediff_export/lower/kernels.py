@@ -1,4 +1,4 @@
-"""Which kernel a convolution takes: measured on the machine at hand, or by the kind of processor."""
+"""Which kernel a convolution takes: measured on this machine, or by the kind of processor."""
 
 import statistics
 import time
