@@ -183,8 +183,8 @@ def _fit_size(
     if smallest > budget.max_size:
         raise ExportError(
             f"--max-size {budget.max_size / 1e6:g}: the smallest that int8 and int4 reach is"
-            f" {math.ceil(smallest / 1e5) / 10:g} MB: allow that, or give a smaller model; nothing was"
-            " written"
+            f" {math.ceil(smallest / 1e5) / 10:g} MB: allow that, or give a smaller model; nothing"
+            " was written"
         )
     return plans
 
