@@ -66,6 +66,15 @@ def test_a_plan_fits_the_stage_it_was_written_from(prepared: Prepared) -> None:
     )
 
 
+def test_a_stage_that_stayed_float(prepared: Prepared) -> None:
+    stored = prepared.write().plan
+    assert not saved({"stage": stored}).keeps_float("stage")
+    assert saved({"stage": dict.fromkeys(stored, "fp32")}).keeps_float("stage")
+    # Float layers, but an embedding in bytes: written, not left as it was.
+    plan = prepared.write(dict.fromkeys(prepared.plain_plan(), "fp32")).plan
+    assert not saved({"stage": plan}).keeps_float("stage")
+
+
 def test_small_layers_may_be_left_out(prepared: Prepared) -> None:
     plan = prepared.plain_plan()
     small = plan.copy()
