@@ -95,34 +95,38 @@ def search(
     plans = {stage: dict(plan) for stage, plan in start.items()}
     plans = _fit_size(found, plans, cost, budget, size_of)
     target = budget.min_psnr
-    best = calibration = try_plan(plans, False)
+    calibration = try_plan(plans, False)
+    unseen: Measured | None = None  # of these plans
+    reached = -math.inf
     report(f"int8: {calibration.median:.1f} dB on calibration pictures")
     for rung in LADDER:
         order = _order(found, plans, cost, rung)
         share = 0.0
         while target is not None and order and share < 1.0:
-            unseen = None
             if calibration.median >= target:
-                unseen = try_plan(plans, True)
+                unseen = unseen or try_plan(plans, True)
                 if unseen.median >= target:
                     return plans, calibration, unseen
+                reached = max(reached, unseen.median)
             share = min(1.0, share * 2 if share else 1 / 2 ** (_ROUNDS - 1))
             raised = _raised(plans, order[: math.ceil(share * len(order))], rung)
             if budget.max_size is not None and size_of(raised) > budget.max_size:
                 break
-            plans = raised
+            plans, unseen = raised, None
             calibration = try_plan(plans, False)
-            best = max(best, calibration, key=lambda m: m.median)
             kept = sum(f != "int8" for plan in plans.values() for f in plan.values())
             report(f"{kept} layers kept out of int8: {calibration.median:.1f} dB")
-    unseen = try_plan(plans, True)
-    if target is None or min(unseen.median, calibration.median) >= target:
+    unseen = unseen or try_plan(plans, True)
+    last = min(unseen.median, calibration.median)
+    if target is None or last >= target:
         return plans, calibration, unseen
-    within = "" if budget.max_size is None else f" within {budget.max_size / 1e6:.0f} MB"
+    within, larger = "", ""
+    if budget.max_size is not None:
+        within = f" within {budget.max_size / 1e6:g} MB"
+        larger = ", allow more with --max-size"
     raise ExportError(
-        f"--min-psnr {target:g}: the best that int8 reached{within} is"
-        f" {min(best.median, unseen.median):.1f} dB: ask for less, allow more with --max-size, or"
-        " export with --precision fp32; nothing was written"
+        f"--min-psnr {target:g}: the best that int8 reached{within} is {max(reached, last):.1f} dB:"
+        f" ask for less{larger}, or export with --precision fp32; nothing was written"
     )
 
 
@@ -179,8 +183,8 @@ def _fit_size(
     if smallest > budget.max_size:
         raise ExportError(
             f"--max-size {budget.max_size / 1e6:g}: the smallest that int8 and int4 reach is"
-            f" {math.ceil(smallest / 1e6)} MB: allow that, or give a smaller model; nothing was"
-            " written"
+            f" {math.ceil(smallest / 1e5) / 10:g} MB: allow that, or give a smaller model; nothing"
+            " was written"
         )
     return plans
 

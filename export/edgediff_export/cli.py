@@ -1,6 +1,7 @@
 """The command `edgediff export`. Progress on stderr, the report on stdout."""
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from edgediff.bundle import Manifest
     from edgediff_export.export import Exported, Target
     from edgediff_export.lower.kernels import Profile
+
+
+def _finite(_context: click.Context, _flag: click.Parameter, value: float | None) -> float | None:
+    """click's ranges let nan and infinity through."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not finite: give a number")
+    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,12 +48,14 @@ if TYPE_CHECKING:
 @click.option(
     "--min-psnr",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     metavar="DB",
     help="Keep layers out of int8 until the median picture is this near to float.",
 )
 @click.option(
     "--max-size",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     metavar="MB",
     help="Store layers in int4 until the bundle is no larger.",
 )

@@ -194,7 +194,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                     scratch=work,
                 ).find_plan(options.budget, report)
             for stage, p in prepared.items():
-                lowering[stage] = _writer(p, None if plans is None else plans[stage])
+                if plan is None or not plan.keeps_float(stage):
+                    lowering[stage] = _writer(p, None if plans is None else plans[stage])
         else:
             convert = {"fp16": precision.to_float16, "int8": qdq.to_qdq}.get(options.precision)
             lowering = {} if convert is None else dict.fromkeys(stages, convert)
@@ -212,13 +213,15 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                 notes,
                 bfloat16=target == "openvino",
             )
+            if plan is not None and plan.keeps_float(stage):
+                tensors[stage] = dict(plan.tensors[stage])
         manifest = replace(
             manifest,
             graphs=graphs,
             quantization=Quantization(
                 precision=options.precision,
                 tensors=tensors,
-                averaged_attention=options.average_attention,
+                averaged_attention=options.average_attention and graphs["unet"].precision == "int8",
                 search=search,
             ),
             fidelity=Fidelity(stages=fidelities),

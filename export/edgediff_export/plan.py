@@ -37,6 +37,10 @@ class SavedPlan:
             fitted[stage] = {k: self._format(stage, k, v) for k, v in named.items() if k in names}
         return fitted
 
+    def keeps_float(self, stage: str) -> bool:
+        """Whether the stage stayed float as it was traced, its embeddings as well."""
+        return set(self.tensors[stage].values()) == {"fp32"}
+
     def _format(self, stage: str, name: str, form: str) -> Format:
         formats = typing.get_args(Format)
         if form not in formats:

@@ -1,15 +1,16 @@
 """The search for a plan, on a whole pipeline: what `budget.search` decides on is measured here."""
 
+import contextlib
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 import edgediff
-from edgediff.bundle import Manifest, PlanSearch, describe_files, write_manifest
+from edgediff.bundle import MANIFEST, Manifest, PlanSearch, describe_files, write_manifest
 from edgediff.image import psnr
 from edgediff_export import budget, fidelity
 from edgediff_export.budget import Budget, Measured, Plan
@@ -33,6 +34,7 @@ class Trial:
     unseen: list[Shot]
     scratch: Path
     _references: dict[bool, list[Picture]] = field(default_factory=dict)
+    _besides_layers: int | None = None
 
     def find_plan(
         self, wanted: Budget, report: Callable[[str], None]
@@ -62,12 +64,9 @@ class Trial:
         shots = self.unseen if unseen else self.calibration
         if unseen not in self._references:
             self._references[unseen] = fidelity.take_pictures(self.floats, shots)
-        folder = self.scratch / "trial"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        self._write(folder, plans)
-        pictures = fidelity.take_pictures(folder, shots)
-        shutil.rmtree(folder)
+        with self._folder() as folder:
+            self._write(folder, plans)
+            pictures = fidelity.take_pictures(folder, shots)
         pairs = zip(pictures, self._references[unseen], strict=True)
         return Measured.of([psnr(p.pixels, r.pixels) for p, r in pairs])
 
@@ -88,22 +87,31 @@ class Trial:
         write_manifest(folder, manifest)
 
     def _size(self, plans: Mapping[str, Plan]) -> int:
-        """Bytes of the weights in these plans, and of all else at what it is in float."""
-        saved = sum(
-            budget.stored_bytes(layer, "fp32")
-            - budget.stored_bytes(layer, plans[stage].get(layer.name, "fp32"))
+        """Bytes of the bundle in these plans: what is written in plain int8, and by how much the
+        layers' weights differ from that."""
+        if self._besides_layers is None:
+            plain = {stage: p.plain_plan() for stage, p in self.prepared.items()}
+            with self._folder() as folder:
+                self._write(folder, plain)
+                written = sum(f.stat().st_size for f in folder.iterdir() if f.name != MANIFEST)
+            self._besides_layers = written - self._stored(plain)
+        return self._besides_layers + self._stored(plans)
+
+    def _stored(self, plans: Mapping[str, Plan]) -> int:
+        return sum(
+            budget.stored_bytes(layer, plans[stage].get(layer.name, "fp32"))
             for stage, prepared in self.prepared.items()
             for layer in prepared.layers
         )
-        embeddings = 0  # stored as int8 rows whatever the plan
-        for prepared in self.prepared.values():
-            known = {layer.name for layer in prepared.layers}
-            for name, value in prepared.model.graph.initializers.items():
-                rows = value.const_value
-                if name not in known and rows is not None and rows.nbytes > 1 << 16:
-                    gathers = any(use.node.op_type == "Gather" for use in value.uses())
-                    embeddings += rows.nbytes * 3 // 4 if gathers else 0
-        return sum(f.size for f in self.manifest.files.values()) - saved - embeddings
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """An empty folder, gone afterwards."""
+        folder = self.scratch / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(folder)
 
     def _costs(self) -> dict[str, float]:
         """stage/weight → mean square error of the pictures, as far as latents tell, for each

@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 from edgediff_export.cli import export
 
+from edgediff import cli
+
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgediff", "export", *map(str, arguments)]
@@ -21,7 +23,8 @@ def test_help_shows_every_option() -> None:
     assert shown.exit_code == 0
     for option in (
         "--precision", "--size", "--vae", "--name", "--steps", "--guidance", "--sampler",
-        "--license", "--attribution", "--force", "--json",
+        "--license", "--attribution", "--force", "--json", "--target", "--min-psnr", "--max-size",
+        "--plan", "--average-attention",
     ):  # fmt: skip
         assert option in shown.output
 
@@ -85,6 +88,77 @@ def test_bad_input(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+INT8 = ["--precision", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--precision", "fp16", "--target", "cpu"],
+            "--precision fp16 for --target cpu: CPUs have no float16 arithmetic that would be"
+            " faster; give --precision fp32 or --precision int8, or another target",
+        ),
+        (["--precision", "fp16", "--target", "openvino"], "give --precision fp32 or --precision i"),
+        ([*INT8, "--target", "gpu"], "GPUs are fast in float16; give --precision fp32 or --prec"),
+        (["--min-psnr", "30"], "--min-psnr: only goes with --precision int8 --target cpu"),
+        (["--max-size", "30"], "--max-size: only goes with --precision int8 --target cpu"),
+        (["--average-attention"], "--average-attention: only goes with --precision int8 --targ"),
+        ([*INT8, "--target", "openvino", "--min-psnr", "30"], "--min-psnr: only goes with --prec"),
+        (["--precision", "fp16", "--plan", "BUNDLE"], "--plan: only goes with --precision int8"),
+        ([*INT8, "--plan", "BUNDLE"], "give the bundle.json of an export in int8 for cpu"),
+        ([*INT8, "--plan", "nowhere"], "nowhere: holds no plan"),
+        ([*INT8, "--plan", "SOURCE"], "give the bundle.json of an export"),
+        ([*INT8, "--plan", "BUNDLE", "--min-psnr", "30"], "--plan: says itself what each layer"),
+        ([*INT8, "--plan", "BUNDLE", "--max-size", "3"], "--plan: says itself what each layer b"),
+        ([*INT8, "--min-psnr", "0"], "0.0 is not in the range x>0"),
+        ([*INT8, "--max-size", "-1"], "-1.0 is not in the range x>0"),
+        ([*INT8, "--min-psnr", "nan"], "Invalid value for '--min-psnr': nan is not finite"),
+        ([*INT8, "--max-size", "inf"], "Invalid value for '--max-size': inf is not finite"),
+        (["--target", "npu"], "'npu' is not one of 'cpu', 'openvino', 'gpu'"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    arguments: list[str],
+    message: str,
+    small_pipeline: Callable[[str], Path],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = str(small_pipeline("sd1"))
+    places = {"BUNDLE": str(tiny_bundle), "SOURCE": source}
+    given = [places.get(a, a) for a in arguments]
+    monkeypatch.setattr("sys.argv", ["edgediff", "export", source, str(tmp_path / "out"), *given])
+    with pytest.raises(SystemExit) as e:
+        cli.main()
+    assert e.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = [line for line in shown.err.splitlines() if line.startswith("Error: ")]
+    assert lines == shown.err.splitlines()[-1:]
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_quality_that_int8_does_not_reach(
+    small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = run(
+        small_pipeline("sd1"), tmp_path / "out", "--steps", 1, *INT8, "--min-psnr", 90
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    *progress, last = done.stderr.splitlines()
+    assert last.startswith("Error: --min-psnr 90: the best that int8 reached is ")
+    assert last.endswith("nothing was written")
+    assert all(" s  " in line for line in progress)
+    assert any("layers kept out of int8: " in line for line in progress)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

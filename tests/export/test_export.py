@@ -2,17 +2,23 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from edgediff_export import fidelity, qdq
 from edgediff_export.export import Exported, Options, export
+from edgediff_export.lowered import Lowered
 
 import edgediff
-from edgediff.bundle import Bundle
+from edgediff.bundle import Bundle, write_manifest
+from edgediff.errors import InputError
 from edgediff.verification import verify
 
 
@@ -72,6 +78,156 @@ def test_inputs_and_outputs_stay_float32(precision: str, lowered: dict[str, Expo
     for graph in lowered[precision].manifest.graphs.values():
         for spec in (*graph.inputs, *graph.outputs):
             assert spec.dtype == ("int64" if spec.name == "input_ids" else "float32")
+
+
+def test_a_batch_is_what_each_would_be_alone(lowered: dict[str, Exported]) -> None:
+    """Activations are quantized as they come: one picture must not see the other's range."""
+    how = {"steps": 2, "guidance_scale": 4.0}
+    with edgediff.load(lowered["int8"].root, provider="cpu") as pipe:
+        together = pipe.generate("a cat", seed=[3, 0], **how).images
+        for seed, image in zip((3, 0), together, strict=True):
+            (alone,) = pipe.generate("a cat", seed=seed, **how).images
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(alone))
+
+
+def test_averaged_attention_is_off_unless_asked_for(lowered: dict[str, Exported]) -> None:
+    quantization = lowered["int8"].manifest.quantization
+    assert quantization.averaged_attention is False
+    assert quantization.search is None
+    graph = onnx.load(lowered["int8"].root / "unet.onnx", load_external_data=False).graph
+    assert not any(n.op_type == "Pad" and "edge" in str(n.attribute) for n in graph.node)
+
+
+@pytest.mark.slow
+def test_averaged_attention(lowered: dict[str, Exported], sd1: Any, tmp_path: Path) -> None:
+    source = str(sd1.diffusers)
+    how = {"precision": "int8", "steps": 2, "average_attention": True}
+    made = export(Options(source=source, out=tmp_path / "b", **how))
+    assert made.manifest.quantization.averaged_attention is True
+    for stage, plan in lowered["int8"].manifest.quantization.tensors.items():
+        assert made.manifest.quantization.tensors[stage].keys() == plan.keys()
+    graph = onnx.load(made.root / "unet.onnx", load_external_data=False).graph
+    assert any(n.op_type == "Pad" and "edge" in str(n.attribute) for n in graph.node)
+    assert verify(made.root, provider="cpu").ok
+    with edgediff.load(made.root, provider="cpu") as pipe:
+        assert pipe.generate("a cat", seed=0, steps=1, size=(72, 40)).images[0].size == (72, 40)
+
+
+@pytest.mark.slow
+def test_a_plan_used_again(lowered: dict[str, Exported], sd1: Any, tmp_path: Path) -> None:
+    first = lowered["int8"]
+    source = str(sd1.diffusers)
+    how = {"precision": "int8", "steps": 2, "plan": first.root}
+    made = export(Options(source=source, out=tmp_path / "b", **how))
+    assert made.manifest.quantization == first.manifest.quantization
+    for stage in made.manifest.graphs:
+        assert made.size(stage) == first.size(stage)
+    assert made.manifest.fidelity.pictures == first.manifest.fidelity.pictures
+    with pytest.raises(
+        InputError, match=r"the plan of another model, 'sd1' \(.*--min-psnr to sear"
+    ):
+        export(
+            Options(source=str(one_layer_less(sd1.diffusers, tmp_path)), out=tmp_path / "c", **how)
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "other"]
+
+
+def one_layer_less(folder: Path, work: Path) -> Path:
+    """The same pipeline, but for a layer that its text encoder lacks."""
+    other = work / "other"
+    shutil.copytree(folder, other)
+    path = other / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    config["num_hidden_layers"] -= 1
+    path.write_text(json.dumps(config))
+    return other
+
+
+@pytest.mark.slow
+def test_a_refused_stage_is_refused_again(
+    lowered: dict[str, Exported], sd1: Any, tmp_path: Path
+) -> None:
+    """A plan that says all float gives the float stage; nothing is averaged there."""
+    first = lowered["int8"]
+    manifest = first.manifest
+    tensors = manifest.quantization.tensors
+    float_unet = {**tensors, "unet": dict.fromkeys(tensors["unet"], "fp32")}
+    quantization = replace(manifest.quantization, tensors=float_unet)
+    write_manifest(tmp_path, replace(manifest, quantization=quantization))
+    how = {"precision": "int8", "steps": 2, "average_attention": True}
+    plan = tmp_path / "bundle.json"
+    made = export(Options(source=str(sd1.diffusers), out=tmp_path / "b", plan=plan, **how))
+    assert made.manifest.quantization == quantization
+    assert made.manifest.graphs["unet"].precision == "fp32"
+    assert made.size("unet") == made.float_sizes["unet"]
+    assert made.size("vae_decoder") == first.size("vae_decoder")
+    assert made.manifest.quantization.averaged_attention is False
+    assert verify(made.root, provider="cpu").ok
+
+
+@pytest.fixture(scope="module")
+def for_openvino(
+    small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """In int8 for OpenVINO, with a text encoder that comes out wrong, and a decoder that is no
+    smaller and no faster."""
+
+    def lower(source: Path, cases: Any) -> Lowered:
+        if source.stem == "unet":
+            return to_qdq(source, cases)
+        model = ir.load(source)
+        plan = dict.fromkeys(list(model.graph.initializers)[:3], "int8")
+        if source.stem == "text_encoder":
+            (out,) = model.graph.outputs
+            wrong = ir.node("Neg", [out])
+            wrong.outputs[0].type, wrong.outputs[0].shape = out.type, out.shape
+            out.name, wrong.outputs[0].name = "right", out.name
+            model.graph.append(wrong)
+            model.graph.outputs[0] = wrong.outputs[0]
+        return Lowered(model=model, precision="int8", plan=plan)
+
+    def seconds(*_: Any, **__: Any) -> float:
+        return 1.0
+
+    to_qdq = qdq.to_qdq
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qdq, "to_qdq", lower)
+        patch.setattr(fidelity, "seconds", seconds)
+        return export(
+            Options(
+                source=str(small_pipeline("sd1")),
+                out=tmp_path_factory.mktemp("openvino") / "b",
+                precision="int8",
+                target="openvino",
+                steps=1,
+            )
+        )
+
+
+@pytest.mark.slow
+def test_a_bundle_for_openvino_runs_on_the_cpu_too(for_openvino: Exported) -> None:
+    manifest = Bundle.open(for_openvino.root).manifest
+    assert (manifest.target, manifest.providers) == ("openvino", ("openvino", "cpu"))
+    assert manifest.graphs["unet"].precision == "int8"
+    graph = onnx.load(for_openvino.root / "unet.onnx", load_external_data=False).graph
+    assert any(n.op_type == "QuantizeLinear" for n in graph.node)
+    outcome = verify(for_openvino.root, provider="cpu")
+    assert [c for c in outcome.checks if not c.ok] == []
+
+
+@pytest.mark.slow
+def test_a_refused_stage_stays_float_and_says_so(for_openvino: Exported) -> None:
+    assert for_openvino.notes == (
+        "text_encoder stays in float32: in int8 it is 2 of its output's norm from float",
+        "vae_decoder stays in float32: in int8 it is neither smaller nor faster",
+    )
+    manifest = for_openvino.manifest
+    for stage in ("text_encoder", "vae_decoder"):
+        assert manifest.graphs[stage].precision == "fp32"
+        assert set(manifest.quantization.tensors[stage].values()) == {"fp32"}
+        assert for_openvino.size(stage) == for_openvino.float_sizes[stage]
+        assert manifest.fidelity.stages[stage].error < 1e-5
+    assert manifest.quantization.precision == "int8"
 
 
 def test_the_graphs_are_what_the_manifest_says(sd1: Any) -> None:

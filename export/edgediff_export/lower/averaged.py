@@ -35,8 +35,10 @@ def average_keys_and_values(model: ir.Model) -> int:
 
 
 def _is_self_attention(node: ir.Node) -> bool:
+    if node.op_type != "MultiHeadAttention" or node.inputs[0] in node.inputs[1:3]:
+        return False  # a query that is a key as well cannot be one alone
     sources = {_made_of(v) for v in node.inputs[:3]}
-    return node.op_type == "MultiHeadAttention" and len(sources) == 1 and None not in sources
+    return len(sources) == 1 and None not in sources
 
 
 def _made_of(value: ir.Value | None) -> ir.Value | None:
@@ -78,7 +80,6 @@ def _average(builder: Builder, tokens: ir.Value, grid: ir.Value) -> ir.Value:
     """tokens (b, h·w, c) → (b, ⌈h/2⌉·⌈w/2⌉, c), the last row and column repeated where odd."""
     channels = (dims(tokens) or [None])[-1] or 0
     shape = builder.op("Shape", [grid])
-    x = builder.op("Reshape", [tokens, shape])
 
     def ints(*values: int) -> ir.Value:
         return builder.constant(list(values), np.int64)
@@ -86,6 +87,9 @@ def _average(builder: Builder, tokens: ir.Value, grid: ir.Value) -> ir.Value:
     def at(axis: int) -> ir.Value:
         return builder.op("Gather", [shape, ints(axis)], {"axis": 0})
 
+    # The grid may have other channels: a linear layer may come after it.
+    sides = builder.op("Slice", [shape, ints(0), ints(3)])
+    x = builder.op("Reshape", [tokens, builder.op("Concat", [sides, ints(channels)], {"axis": 0})])
     odd = [builder.op("Mod", [at(axis), ints(2)]) for axis in (1, 2)]
     zero = ints(0)
     pads = builder.op("Concat", [zero, zero, zero, zero, zero, *odd, zero], {"axis": 0})

@@ -21,7 +21,7 @@ _LARGE = 1 << 16  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A layer on the examples.
+    """A layer on the examples; layers that share a weight are one.
 
     low, high: its input's extremes. channels: max |x| of each input channel, (c) float32.
     output: max |y − bias| of each output channel, (n) float32, for an input as large as the
@@ -55,15 +55,20 @@ def calibrate(
     if not watched:
         return {}
     order = {node: k for k, node in enumerate(model.graph)}
-    outputs = [value for layer in watched for value in _watch(model.graph, layer, order)]
-    model.graph.outputs.extend(outputs)
+    outputs: dict[
+        str, str
+    ] = {}  # a graph's output → what it is of a weight, which layers may share
+    for k, layer in enumerate(watched):
+        for kind, value in _watch(model.graph, layer, order).items():
+            value.name = f"{k}:{layer.name}:{kind}"
+            outputs[value.name] = f"{layer.name}:{kind}"
+            model.graph.outputs.append(value)
     write_out(model, Choices())
     found: dict[str, npt.NDArray[np.float32]] = {}
-    names_out = [v.name or "" for v in outputs]
     with session(model, source) as running:
         for case in cases:
-            values = running.run(names_out, dict(case.inputs))
-            for name, value in zip(names_out, values, strict=True):
+            values = running.run(list(outputs), dict(case.inputs))
+            for name, value in zip(outputs.values(), values, strict=True):
                 smaller = np.minimum if name.endswith(":low") else np.maximum
                 found[name] = smaller(found.get(name, value), value)
     return {
@@ -80,8 +85,8 @@ def calibrate(
     }
 
 
-def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.Value]:
-    """Add what measures a layer; returns low, high, channels, output and error as outputs."""
+def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> dict[str, ir.Value]:
+    """Add what measures a layer; returns low, high, channels, output, rows and error."""
     y = layer.node.outputs[0]
     # Before the first reader, which comes after the layer itself.
     builder = Builder(graph, min((use.node for use in y.uses()), key=order.__getitem__))
@@ -121,10 +126,9 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> list[ir.
         ),
         "error": builder.op("Div", [norm(off), builder.op("Add", [norm(product), tiny])]),
     }
-    for kind, value in seen.items():
-        value.name = f"{layer.name}:{kind}"
+    for value in seen.values():
         value.type = ir.TensorType(ir.DataType.FLOAT)
-    return list(seen.values())
+    return seen
 
 
 @contextlib.contextmanager

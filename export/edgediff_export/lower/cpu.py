@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgediff.errors import ExportError
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.averaged import average_keys_and_values
 from edgediff_export.lower.calibration import Seen, calibrate
@@ -49,6 +50,12 @@ class Prepared:
 
         Raises ExportError where the plan names other layers than there are."""
         plan = self.plain_plan() if plan is None else plan
+        unknown = sorted(plan.keys() - {layer.name for layer in self.layers})
+        if unknown:
+            raise ExportError(
+                f"{self.source.stem}: the plan names {unknown[0]}, which is none of its"
+                f" {len(self.layers)} layers: give a plan of this model"
+            )
         model = self.model.clone()
         ranges = {
             name: Range(low=s.low, high=s.high, output=s.output)

@@ -68,11 +68,14 @@ def _phases(graph: ir.Graph, layer: Layer, x: ir.Value) -> ir.Value:
     for a in (0, 1):
         columns = []
         for b in (0, 1):
-            weight = _folded(_folded(layer.weight, a, 2), b, 3)
             name = f"{layer.name}.phase{a}{b}"
+            weight = graph.initializers.get(name)  # layers may share one
+            if weight is None:
+                folded = _folded(_folded(layer.weight, a, 2), b, 3)
+                weight = initializer(graph, name, folded)
             part = builder.op(
                 "Dense",
-                [x, initializer(graph, name, weight), layer.bias],
+                [x, weight, layer.bias],
                 {"strides": [1, 1], "pads": [1 - a, 1 - b, a, b]},
                 domain=DOMAIN,
             )

@@ -57,3 +57,19 @@ def test_only_named_layers_are_watched(net: Any, tmp_path: Path) -> None:
     assert set(calibrate(model, path, cases)) == {first, second}
     assert set(calibrate(model, path, cases, {second})) == {second}
     assert calibrate(model, path, cases, set()) == {}
+
+
+def test_layers_of_one_weight_are_one(net: Any, tmp_path: Path) -> None:
+    x, weight = net.input("x", ("b", 5, 4)), net.weight(4, 8)
+    y = [net.op("Relu", net.op("MatMul", net.op("Mul", x, k), weight)) for k in (1.0, -3.0)]
+    model = net.model(*y)
+    path = tmp_path / "graph.onnx"
+    ir.save(model, path)
+    restructure(model)
+    a = net.rng.standard_normal((1, 5, 4), dtype=np.float32)
+    ((name, seen),) = calibrate(model, path, [Case(name="", inputs={"x": a}, outputs={})]).items()
+    assert name == layers(model)[0].name
+    both = np.concatenate([a, -3 * a])
+    assert (seen.low, seen.high) == (both.min(), both.max())
+    np.testing.assert_allclose(seen.channels, 3 * np.abs(a).max((0, 1)), rtol=1e-6)
+    assert seen.rows == 5
