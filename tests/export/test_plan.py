@@ -48,7 +48,7 @@ def prepared() -> Prepared:
         source=Path("stage.onnx"),
         layers=tuple(layers(model)),
         seen={},
-        kernel="gather",
+        kernels={},
     )
 
 

@@ -16,7 +16,7 @@ from edgediff_export.lower.cpu import (
     ACTIVATION_LIMIT,
     SPARED,
     Prepared,
-    default_kernel,
+    bears_direct,
     prepare,
     quantizable,
     to_int8,
@@ -53,7 +53,7 @@ def chain(new_net: Any, tmp_path: Path) -> Callable[[Mapping[int, float]], Prepa
             for k, layer in enumerate(found)
         }
         return Prepared(
-            model=model, source=tmp_path / "chain.onnx", layers=found, seen=seen, kernel="gather"
+            model=model, source=tmp_path / "chain.onnx", layers=found, seen=seen, kernels={}
         )
 
     return make
@@ -211,10 +211,11 @@ def test_decoders_are_known_by_their_input(
     path = tmp_path / "graph.onnx"
     ir.save(model, path)
     cases = [Case(name="", inputs=example(model), outputs={})]
-    prepared = prepare(path, cases)
+    prepared = prepare(path, cases, profile="x86-vnni")
     restructured = loaded(path)
     restructure(restructured)
-    assert prepared.kernel == default_kernel(restructured) == kernel
+    assert bears_direct(restructured) == (kernel == "direct")
+    assert set(prepared.kernels.values()) == ({"direct"} if kernel == "direct" else set())
     lowered = prepared.write()
     assert len(ops(lowered.model, "Resize")) == resizes
     quantized = sum(f == "int8" for f in lowered.plan.values())
@@ -223,11 +224,16 @@ def test_decoders_are_known_by_their_input(
     assert_close(run(lowered.model, cases[0].inputs), run(loaded(path), cases[0].inputs), 0.1)
 
 
-def test_the_kernel_can_be_chosen(net: Any, tmp_path: Path, example: Any, ops: Any) -> None:
-    model = decoder(net)
+def test_a_profile_chooses_the_kernels(net: Any, tmp_path: Path, example: Any, ops: Any) -> None:
+    """Matrix tiles take small pictures gathered and large ones direct; auto has measured."""
     path = tmp_path / "graph.onnx"
-    ir.save(model, path)
-    cases = [Case(name="", inputs=example(model), outputs={})]
-    lowered = prepare(path, cases, kernel="gather").write()
-    assert not ops(lowered.model, "QLinearConv")
-    assert ops(lowered.model, "MatMulIntegerToFloat")
+    ir.save(decoder(net), path)
+    cases = [Case(name="", inputs=example(loaded(path)), outputs={})]
+    small = prepare(path, cases, profile="x86-amx").write()
+    assert not ops(small.model, "QLinearConv")
+    assert ops(small.model, "MatMulIntegerToFloat")
+    large = prepare(path, cases, profile="x86-amx", scale=1e7)
+    assert set(large.kernels.values()) == {"direct"}
+    measured = prepare(path, cases, profile="auto")
+    assert set(measured.kernels.values()) <= {"direct", "gather"}
+    assert measured.kernels.keys() == large.kernels.keys()
