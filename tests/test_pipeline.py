@@ -332,7 +332,7 @@ def test_where_compiled_graphs_are_kept(
     default = tmp_path / "cache" / "edgediff"
     seen: list[Path | None] = []
 
-    def record(_bundle: Any, options: Any, *, check_hashes: bool) -> Any:  # noqa: ARG001
+    def record(_bundle: Any, options: Any, **_: Any) -> Any:
         seen.append(options.cache_dir)
         raise ProviderError("enough")
 

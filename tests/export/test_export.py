@@ -52,7 +52,7 @@ def test_a_lowered_bundle_verifies(precision: str, lowered: dict[str, Exported])
     outcome = verify(made.root, provider="cpu")
     assert [c for c in outcome.checks if not c.ok] == []
     for picture in made.manifest.fidelity.pictures:
-        assert picture.psnr_db is None or picture.psnr_db > 35
+        assert picture.psnr_db is None or picture.psnr_db > (32 if precision == "int8" else 35)
     for stage in made.manifest.graphs:
         assert made.size(stage) < 0.8 * made.float_sizes[stage]
 

@@ -26,7 +26,7 @@ from edgediff_export.write import write_graph
 
 from edgediff.errors import ExportError
 
-COUNT = 40
+COUNT = 80
 
 
 @pytest.fixture
