@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from edgediff_export import observe
 from edgediff_export.fidelity import Case
+from edgediff_export.lower.graph import initializer
 from edgediff_export.lowered import Lowered
 from edgediff_export.quantize import (
     ACTIVATION_LIMIT,
@@ -25,7 +26,6 @@ from edgediff_export.quantize import (
     as_linear,
     dequantize_weight,
     first_and_last_conv,
-    initializer,
     quantize_embedding,
     settle,
     weight_to_quantize,

@@ -1,24 +1,18 @@
-"""A float32 graph → int8, for processors that multiply unsigned by signed bytes fast.
+"""What the int8 forms of a graph share: which layers there are, how weights are stored.
 
 Weights become signed bytes with one scale for each output channel, symmetric about zero
-(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). In linear layers the activations are quantized
-as they come, to unsigned bytes with one scale for the whole tensor; a layer whose activations do
-not bear that keeps float activations, and so do convolutions, for which ONNX Runtime has no kernel
-that would be faster without being calibrated. Their weights turn float when the graph is loaded.
+(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). `lower` writes graphs for ONNX Runtime's CPU
+provider, `qdq` for providers that fuse pairs of QuantizeLinear and DequantizeLinear.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgediff_export.fidelity import Case
-from edgediff_export.lowered import Lowered
-from edgediff_export.observe import values
+from edgediff_export.lower.graph import initializer
 
 SESSION_CONFIG = {
     # Fold DequantizeLinear of weights at load; else it runs at every step.
@@ -26,7 +20,7 @@ SESSION_CONFIG = {
     # Processors without VNNI add pairs of products in 16 bits, which overflow; this avoids it.
     "session.x64quantprecision": "1",
 }
-_SMALL = 4096
+SMALL = 4096
 """Weights of fewer elements stay float: they cost next to nothing."""
 ACTIVATION_LIMIT = 0.02
 """‖(Q(x) − x)·w‖ / ‖x·w‖ beyond which a layer's activations stay float. Evenly spread values give
@@ -54,32 +48,6 @@ class Linear:
         return w.T if self.transposed else w
 
 
-def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
-    """The float32 graph at `source` with int8 weights. What stays float says so in the plan."""
-    model = ir.load(source)
-    graph = model.graph
-    plan: dict[str, str] = {}
-    kept = first_and_last_conv(graph)
-    errors = activation_errors(source, cases)
-    quantized_inputs: dict[ir.Value, Sequence[ir.Value]] = {}
-    for node in list(graph):
-        linear = as_linear(node)
-        weight = weight_to_quantize(node)
-        if weight is None or node in kept:
-            continue
-        if linear is not None and errors[linear.name] <= ACTIVATION_LIMIT:
-            _quantize_linear(graph, linear, quantized_inputs)
-        elif linear is not None:
-            dequantize_weight(graph, node, 1, axis=0 if linear.transposed else 1)
-        elif node.op_type == "Conv":
-            dequantize_weight(graph, node, 1, axis=0)
-        else:
-            quantize_embedding(graph, node)
-        plan[weight.name or ""] = "int8"
-    settle(graph, plan)
-    return Lowered(model=model, precision="int8", plan=plan, session_config=dict(SESSION_CONFIG))
-
-
 def settle(graph: ir.Graph, plan: dict[str, str]) -> None:
     """Drop the weights that were replaced, and enter in the plan those that stay float."""
     for name in [k for k, v in graph.initializers.items() if not v.uses()]:
@@ -93,7 +61,7 @@ def weight_to_quantize(node: ir.Node) -> ir.Value | None:
     """The weight of a linear layer, a convolution or an embedding, where it is worth it."""
     index = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}.get(node.op_type)
     weight = None if index is None else node.inputs[index]
-    if not is_weight(weight) or _size(weight) < _SMALL:
+    if not is_weight(weight) or _size(weight) < SMALL:
         return None
     if node.op_type in ("MatMul", "Gemm"):
         return weight if as_linear(node) is not None else None
@@ -113,33 +81,6 @@ def quantize_embeddings(graph: ir.Graph) -> list[str]:
     for name in [k for k, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]
     return changed
-
-
-def activation_errors(source: Path, cases: Sequence[Case]) -> dict[str, float]:
-    """Linear layer's weight → what quantizing its activations alone does to its output on the
-    fixtures, ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst."""
-    found = (as_linear(node) for node in ir.load(source).graph)
-    linears = [linear for linear in found if linear is not None]
-    inputs = sorted({v.x.name or "" for v in linears if not v.x.is_graph_input()})
-    errors = {linear.name: 0.0 for linear in linears}
-    for case, seen in zip(cases, values(source, inputs, cases), strict=True):
-        activations = {**case.inputs, **seen}
-        for linear in linears:
-            x = activations[linear.x.name or ""]
-            w = linear.matrix()
-            output = np.linalg.norm(x @ w)
-            error = float(np.linalg.norm((quantize_activation(x) - x) @ w) / output)
-            errors[linear.name] = max(errors[linear.name], error)
-    return errors
-
-
-def quantize_activation(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """x as DynamicQuantizeLinear rounds it: to 256 levels from its smallest value to its largest,
-    zero among them."""
-    scale, zero = activation_scale(float(x.min()), float(x.max()))
-    q = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
-    rounded: npt.NDArray[np.float32] = ((q - zero) * scale).astype(np.float32)
-    return rounded
 
 
 def activation_scale(low: float, high: float) -> tuple[float, int]:
@@ -194,37 +135,6 @@ def quantize_weight(
     return q, scale.reshape(-1)
 
 
-def _quantize_linear(
-    graph: ir.Graph,
-    linear: Linear,
-    quantized_inputs: dict[ir.Value, Sequence[ir.Value]],
-) -> None:
-    """DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales (→ Add), which ONNX Runtime
-    fuses into one kernel. Layers with one input share its quantization."""
-    node, name = linear.node, linear.name
-    q, scale = quantize_weight(linear.matrix(), axis=1)
-    weight = initializer(graph, f"{name}.int8", q)
-    scales = initializer(graph, f"{name}.scale", scale)
-    path = node.name or name
-    if linear.x not in quantized_inputs:
-        quantize = ir.node(
-            "DynamicQuantizeLinear", [linear.x], num_outputs=3, name=f"{path}/quantize"
-        )
-        graph.insert_before(node, quantize)
-        quantized_inputs[linear.x] = quantize.outputs
-    x, x_scale, x_zero = quantized_inputs[linear.x]
-    product = ir.node("MatMulInteger", [x, weight, x_zero], name=f"{path}/product")
-    as_float = ir.node(
-        "Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{path}/as_float"
-    )
-    both = ir.node("Mul", [x_scale, scales], name=f"{path}/scale")
-    scaled = ir.node("Mul", [as_float.outputs[0], both.outputs[0]], name=f"{path}/scaled")
-    nodes = [product, as_float, both, scaled]
-    if linear.bias is not None:
-        nodes.append(ir.node("Add", [scaled.outputs[0], linear.bias], name=f"{path}/biased"))
-    _replace(graph, node, nodes)
-
-
 def dequantize_weight(graph: ir.Graph, node: ir.Node, index: int, *, axis: int) -> None:
     """A node's weight comes out of DequantizeLinear, a constant that is folded when loaded.
 
@@ -276,19 +186,6 @@ def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
     graph.remove(node, safe=True)
     if was_output:
         new.name = name
-
-
-def initializer(graph: ir.Graph, name: str, values: npt.NDArray[np.generic]) -> ir.Value:
-    """A new weight of the graph."""
-    tensor = ir.tensor(np.ascontiguousarray(values), name=name)
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(values.shape),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def first_and_last_conv(graph: ir.Graph) -> list[ir.Node]:

@@ -16,10 +16,8 @@ from edgediff_export.lower.passes import Choices, layers, restructure, write_out
 from edgediff_export.lower.smoothing import smooth
 from edgediff_export.lower.upsample import merge_upsampling
 from edgediff_export.lowered import Lowered
-from edgediff_export.quantize import SESSION_CONFIG, quantize_embeddings
+from edgediff_export.quantize import SESSION_CONFIG, SMALL, quantize_embeddings
 
-SMALL = 4096
-"""Weights of fewer elements stay float: they cost next to nothing."""
 FEW = 8
 """Channels; the layers that read the input and write the output have few weights, and are the most
 sensitive."""

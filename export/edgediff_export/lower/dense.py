@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from edgediff_export.lower.graph import Builder, constant_of, initializer
 from edgediff_export.lower.group_norm import Affine
+from edgediff_export.quantize import quantize_weight
 
 Format = Literal["int8", "int8-weights", "int4", "fp16", "fp32"]
 """How a layer is stored and computed. "int8": bytes times bytes. "int8-weights", "int4" and "fp16"
@@ -311,17 +312,6 @@ def gather_neighbourhoods(
             )
         x = pieces[0] if size == 1 else builder.op("Concat", pieces, {"axis": 3})
     return x
-
-
-def quantize_weight(
-    w: npt.NDArray[np.float32], axis: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """w → q int8 in [-127, 127], scale (channels along `axis`) float32, with w ≈ q · scale."""
-    others = tuple(i for i in range(w.ndim) if i != axis)
-    largest = np.abs(w).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    q = np.rint(w / scale).astype(np.int8)
-    return q, scale.reshape(-1)
 
 
 def quantize_blocks(
