@@ -10,7 +10,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from edgediff import __version__
 from edgediff.errors import EdgediffError, InputError
 
 if TYPE_CHECKING:
-    from edgediff.bundle import Bundle
+    from edgediff.bundle import Bundle, Quantization
     from edgediff.pipeline import Result
     from edgediff.samplers import Step
     from edgediff.verification import Check
@@ -305,14 +306,50 @@ def _describe(opened: "Bundle") -> str:
         fidelity = manifest.fidelity.stages.get(name)
         error = f", {fidelity.error:.1e} from float" if fidelity else ""
         rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))
+    rows += _plan_rows(manifest.quantization)
     psnrs = [p.psnr_db for p in manifest.fidelity.pictures]
     if psnrs:
         worst = min((p for p in psnrs if p is not None), default=None)
-        text = "equal" if worst is None else f"{worst:.1f} dB at worst"
+        text = decibels(worst) + ("" if worst is None else " at worst")
         rows.append(("pictures", f"{len(psnrs)} against the float model: {text}"))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.provenance.versions.items())
     rows.append(("made with", versions))
     return table(rows)
+
+
+def _plan_rows(quantization: "Quantization") -> list[tuple[str, str]]:
+    """What the weights are stored as, and the budget that this was searched for."""
+    formats = Counter(f for plan in quantization.tensors.values() for f in plan.values())
+    if not formats:
+        return []
+    rows = [("weights", count_formats(formats))]
+    if quantization.averaged_attention:
+        rows.append(("attention", "keys and values averaged 2x2 at the highest resolution"))
+    found = quantization.search
+    if found is not None:
+        asked = [
+            *([f"{found.min_psnr_db:g} dB"] if found.min_psnr_db is not None else []),
+            *([megabytes(found.max_bytes)] if found.max_bytes is not None else []),
+        ]
+        reached = decibels(found.unseen_psnr_db)
+        rows.append(
+            (
+                "budget",
+                f"{', '.join(asked)}; reached {reached} on {found.unseen_pictures} unseen pictures",
+            )
+        )
+    return rows
+
+
+def count_formats(formats: Mapping[str, int]) -> str:
+    """Format → how many weights, as text, the most frequent first."""
+    most = sorted(formats.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} in {name}" for name, count in most)
+
+
+def decibels(psnr: float | None) -> str:
+    """A PSNR, None where the pictures are equal."""
+    return "equal" if psnr is None else f"{psnr:.1f} dB"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -174,6 +174,30 @@ def test_info(tiny_bundle: Path) -> None:
     assert len(raw["id"]) == 64
 
 
+def test_info_tells_the_plan(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "planned"
+    shutil.copytree(tiny_bundle, bundle)
+    raw = json.loads((bundle / "bundle.json").read_text())
+    raw["quantization"] |= {
+        "precision": "int8",
+        "tensors": {"unet": {"a": "int8-weights", "b": "int8", "c": "int8"}},
+        "averaged_attention": True,
+        "search": {
+            "min_psnr_db": 46.0,
+            "max_bytes": 16_000_000,
+            "calibration_psnr_db": 47.8,
+            "unseen_psnr_db": 46.2,
+            "unseen_lowest_db": 44.9,
+            "unseen_pictures": 8,
+        },
+    }
+    (bundle / "bundle.json").write_text(json.dumps(raw))
+    shown = run("info", bundle).stdout
+    assert "2 in int8, 1 in int8-weights" in shown
+    assert "averaged" in shown
+    assert "46 dB, 16.0 MB; reached 46.2 dB on 8 unseen pictures" in shown
+
+
 def test_providers() -> None:
     done = run("providers")
     assert done.returncode == 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from edgediff.bundle import Precision
-from edgediff.cli import megabytes, parse_size, table
+from edgediff.cli import count_formats, decibels, megabytes, parse_size, table
 
 if TYPE_CHECKING:
     from edgediff.bundle import Manifest
@@ -166,7 +166,7 @@ def _describe(exported: "Exported") -> str:
     if manifest.quantization.precision != "fp32":
         for picture in manifest.fidelity.pictures:
             lines.append(
-                f"{_db(picture.psnr_db)} to the float model: {picture.prompt!r},"
+                f"{decibels(picture.psnr_db)} to the float model: {picture.prompt!r},"
                 f" seed {picture.seed}, {picture.steps} steps of {picture.sampler},"
                 f" {picture.width}x{picture.height}"
             )
@@ -179,19 +179,15 @@ def _describe(exported: "Exported") -> str:
 def _search(manifest: "Manifest") -> list[str]:
     """What a search for a plan found."""
     formats = Counter(f for plan in manifest.quantization.tensors.values() for f in plan.values())
-    lines = ["weights: " + ", ".join(f"{n} in {f}" for f, n in formats.most_common())]
+    lines = [f"weights: {count_formats(formats)}"]
     search = manifest.quantization.search
     if search is not None:
         lines.append(
-            f"budget: {_db(search.calibration_psnr_db)} on calibration pictures,"
-            f" {_db(search.unseen_psnr_db)} on {search.unseen_pictures} others"
-            f" (lowest {_db(search.unseen_lowest_db)})"
+            f"budget: {decibels(search.calibration_psnr_db)} on calibration pictures,"
+            f" {decibels(search.unseen_psnr_db)} on {search.unseen_pictures} others"
+            f" (lowest {decibels(search.unseen_lowest_db)})"
         )
     return lines
-
-
-def _db(psnr: float | None) -> str:
-    return "equal" if psnr is None else f"{psnr:.1f} dB"
 
 
 def _as_json(exported: "Exported") -> str:

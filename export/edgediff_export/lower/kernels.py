@@ -13,7 +13,6 @@ from edgediff_export.lower.dense import Kernel, Layer, Range, Writer, read_layer
 from edgediff_export.lower.group_norm import DOMAIN
 
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
-PROFILES: tuple[Profile, ...] = get_args(Profile)
 """auto measures. The others say what a device has, for which a bundle is made elsewhere; whichever
 was chosen, a bundle runs on all of them and gives the same values."""
 _GATHERED = 100e6
