@@ -17,6 +17,8 @@ Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
 was chosen, a bundle runs on all of them and gives the same values."""
 _GATHERED = 100e6
 """Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
+_WORTH_TIMING = 1e8
+"""Multiplications, below which a timing is noise, and the choice would differ from run to run."""
 _REPEATS = 5
 
 _Shape = tuple[tuple[int, ...], tuple[int, int], tuple[int, ...], int]
@@ -38,7 +40,7 @@ def choose_kernels(
         if profile == "x86-amx":
             gathered = pixels * layer.channels[0] * layer.kernel[0] * layer.kernel[1]
             chosen[layer.name] = "gather" if gathered < _GATHERED else "direct"
-        elif profile == "auto":
+        elif profile == "auto" and pixels * layer.weight.size >= _WORTH_TIMING:
             shape = (layer.weight.shape, layer.strides, layer.pads, pixels)
             if shape not in measured:
                 measured[shape] = faster_kernel(layer, pixels)
