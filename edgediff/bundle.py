@@ -47,7 +47,8 @@ class TensorSpec:
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
     """One ONNX graph. `data` lists its external weight files; `session_config` holds entries for
-    `SessionOptions.add_session_config_entry` that the graph needs to run as intended."""
+    `SessionOptions.add_session_config_entry` that the graph needs to run as intended.
+    `loaded_bytes`: what the weights of a graph lowered for the CPU take there once loaded."""
 
     file: str
     data: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     session_config: dict[str, str] = field(default_factory=dict)
+    loaded_bytes: int | None = None
 
     def input(self, name: str) -> TensorSpec | None:
         """The input called `name`, or None where the graph has no such input."""
@@ -165,11 +167,13 @@ class PlanSearch:
 class Quantization:
     """The precision asked for and, graph by graph and weight by weight, what each became.
 
-    averaged_attention: whether keys and values are averaged at the highest resolution."""
+    averaged_attention: whether keys and values are averaged at the highest resolution.
+    direct: graph by graph, the weights of the int8 convolutions that write bytes."""
 
     precision: Precision
     tensors: dict[str, dict[str, str]] = field(default_factory=dict)
     averaged_attention: bool = False
+    direct: dict[str, tuple[str, ...]] = field(default_factory=dict)
     search: PlanSearch | None = None
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edgediff.bundle import Bundle, Manifest
+from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError
 from edgediff.session import Session, SessionOptions
@@ -21,13 +21,9 @@ UNITS = {
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
 }
 
-WIDENED = {"fp32": 1.0, "fp16": 2.0, "int8": 4.0}
+WIDENED = {"fp32": 1, "fp16": 2, "int8": 4}
 """Bytes that a byte of stored weights takes once loaded, at most: where a provider has no kernel of
 the precision, as onnxruntime's CPU has none for most, the weights become float32 while loading."""
-LOWERED_WIDENED = 1.12
-"""The same of a graph that was lowered for the CPU, where few layers become float32; measured on
-the UNet of Stable Diffusion 1.5's shape."""
-
 WORK_BYTES_PER_PIXEL = 4608
 """What a run takes beside the weights for each pixel of the picture: 1.2 GB at 512×512, measured on
 the UNet and on the decoder of Stable Diffusion 1.5's shape, in float32."""
@@ -54,20 +50,24 @@ def estimate(manifest: Manifest) -> dict[str, StageMemory]:
     picture = defaults.width * defaults.height * WORK_BYTES_PER_PIXEL
     embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
     rows = 2 if needs_negative(defaults.guidance_scale) and not embeds_guidance else 1
-    lowered = manifest.providers == ("cpu",) and manifest.quantization.precision == "int8"
+    lowered = manifest.graphs["unet"].loaded_bytes is not None
     unet = LOWERED_UNET_BYTES_PER_PIXEL / WORK_BYTES_PER_PIXEL if lowered else 1.0
     works = {"text_encoder": 0, "unet": round(rows * picture * unet)}
     return {
         stage: StageMemory(
-            weights=manifest.files[graph.file].size
-            + round(
-                sum(manifest.files[name].size for name in graph.data)
-                * (LOWERED_WIDENED if lowered else WIDENED[graph.precision])
-            ),
+            weights=manifest.files[graph.file].size + _loaded(manifest, graph),
             work=works.get(stage, picture),
         )
         for stage, graph in manifest.graphs.items()
     }
+
+
+def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
+    """Bytes of a graph's weights once loaded: as the export reckoned, or widened at worst."""
+    if graph.loaded_bytes is not None:
+        return graph.loaded_bytes
+    stored = sum(manifest.files[name].size for name in graph.data)
+    return stored * WIDENED[graph.precision]
 
 
 def memory_limit(manifest: Manifest, max_memory: int | str | None) -> int | None:

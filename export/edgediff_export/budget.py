@@ -93,7 +93,7 @@ def search(
 
     Raises ExportError where no plan does, saying what was reached."""
     plans = {stage: dict(plan) for stage, plan in start.items()}
-    plans = _fit_size(found, plans, cost, budget, size_of)
+    plans = fit_size(found, plans, cost, budget, size_of)
     target = budget.min_psnr
     calibration = try_plan(plans, False)
     unseen: Measured | None = None  # of these plans
@@ -156,7 +156,7 @@ def _raised(
     return raised
 
 
-def _fit_size(
+def fit_size(
     found: Mapping[str, Sequence[Layer]],
     plans: dict[str, Plan],
     cost: Mapping[str, float],

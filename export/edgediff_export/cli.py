@@ -57,7 +57,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     type=click.FloatRange(min=0, min_open=True),
     callback=_finite,
     metavar="MB",
-    help="Store layers in int4 until the bundle is no larger.",
+    help="Store layers in int4 until graphs and weights are no larger.",
 )
 @click.option(
     "--plan",
@@ -180,6 +180,8 @@ def _search(manifest: "Manifest") -> list[str]:
     """What a search for a plan found."""
     formats = Counter(f for plan in manifest.quantization.tensors.values() for f in plan.values())
     lines = [f"weights: {count_formats(formats)}"]
+    if manifest.quantization.averaged_attention:
+        lines.append("keys and values are averaged 2x2 at the highest resolution")
     search = manifest.quantization.search
     if search is not None:
         lines.append(
@@ -209,6 +211,9 @@ def _as_json(exported: "Exported") -> str:
             }
             for stage, graph in manifest.graphs.items()
         },
+        "target": manifest.target,
+        "providers": list(manifest.providers),
+        "averaged_attention": manifest.quantization.averaged_attention,
         "search": None if search is None else asdict(search),
         "notes": list(exported.notes),
         "pictures": [

@@ -127,6 +127,9 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
     with folder_in_one_piece(options.out, force=options.force) as work:
         report(f"opening {options.source}")
         source = open_source(options.source, work=work, vae=options.vae)
+        if plan is not None:
+            plan.check_model(options.name or source.name)
+        average = options.average_attention or (plan is not None and plan.averaged)
         schedule = read_schedule(source.scheduler)
         latent = _latent_space(source)
         defaults = _defaults(options, source, schedule, latent)
@@ -169,8 +172,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         examples = _examples(stages, references)
         lowering: dict[str, Callable[[Path, Sequence[Case]], Lowered]] = {}
         search: PlanSearch | None = None
+        prepared: dict[str, Prepared] = {}
         if (target, options.precision) == ("cpu", "int8"):
-            prepared = {}
             for stage, traced in stages.items():
                 report(f"{stage}: lowering")
                 prepared[stage] = prepare(
@@ -178,11 +181,15 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                     examples[stage],
                     profile=options.profile,
                     scale=_scale(stage, defaults, latent, examples[stage]),
-                    average=options.average_attention and stage == "unet",
+                    average=average and stage == "unet",
                 )
             plans: Mapping[str, Mapping[str, Format]] | None = None
             if plan is not None:
                 plans = plan.fitted(prepared)
+                prepared = {
+                    stage: replace(p, kernels=plan.kernels(p, stage))
+                    for stage, p in prepared.items()
+                }
             elif options.budget.asked:
                 calibration, unseen = _trial_shots(shots[0], stages["unet"].parameters)
                 plans, search = Trial(
@@ -215,13 +222,23 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
             )
             if plan is not None and plan.keeps_float(stage):
                 tensors[stage] = dict(plan.tensors[stage])
+        if search is not None and notes:
+            raise ExportError(
+                f"{notes[0]}, so the budget cannot be kept: ask for more decibels or allow more"
+                " megabytes; nothing was written"
+            )
         manifest = replace(
             manifest,
             graphs=graphs,
             quantization=Quantization(
                 precision=options.precision,
                 tensors=tensors,
-                averaged_attention=options.average_attention and graphs["unet"].precision == "int8",
+                averaged_attention=average and graphs["unet"].precision == "int8",
+                direct={
+                    stage: p.direct
+                    for stage, p in prepared.items()
+                    if p.direct and graphs[stage].precision == "int8"
+                },
                 search=search,
             ),
             fidelity=Fidelity(stages=fidelities),
@@ -398,6 +415,9 @@ def _lower(
         _graph_spec(lowered.model, path, data, lowered.precision),
         session_config=lowered.session_config,
     )
+    if lowered.widened is not None:
+        loaded = sum((bundle / name).stat().st_size for name in data) + lowered.widened
+        spec = replace(spec, loaded_bytes=loaded)
     error, max_abs_error = fidelity.measure(path, spec, cases)
     refusal = ""
     if not error <= _LIMITS[asked]:

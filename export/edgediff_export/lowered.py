@@ -11,9 +11,11 @@ from edgediff.bundle import Precision
 class Lowered:
     """A stage in another precision. `plan`: weight → what it is stored as ("int8", "fp16", "fp32").
 
-    session_config: entries that onnxruntime needs to run it as intended."""
+    session_config: entries that onnxruntime needs to run it as intended. widened: bytes that the
+    weights take beyond the file's once loaded, None where that is not known."""
 
     model: ir.Model
     precision: Precision
     plan: dict[str, str]
     session_config: dict[str, str] = field(default_factory=dict)
+    widened: int | None = None

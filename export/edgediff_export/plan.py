@@ -2,22 +2,38 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgediff.bundle import MANIFEST, parse_manifest
 from edgediff.errors import BundleError, InputError
 from edgediff_export.lower.cpu import Prepared, quantizable
-from edgediff_export.lower.dense import Format
+from edgediff_export.lower.dense import BLOCK, Format, Kernel
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedPlan:
-    """A plan, `tensors[stage][weight]`, and the model that it was made for."""
+    """A plan, `tensors[stage][weight]`, and the model that it was made for. direct: stage → the
+    weights whose kernel is "direct". averaged: whether keys and values are averaged."""
 
     path: Path
     model: str
     tensors: Mapping[str, Mapping[str, str]]
+    direct: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    averaged: bool = False
+
+    def check_model(self, name: str) -> None:
+        """Raise InputError unless the plan was made for the model called `name`."""
+        if name != self.model:
+            raise InputError(
+                f"{self.path}: the plan of another model, {self.model!r}, and this is {name!r}:"
+                f" give the plan of this one, or --name {self.model} if they are the same"
+            )
+
+    def kernels(self, prepared: Prepared, stage: str) -> dict[str, Kernel]:
+        """Weight → kernel, as it was in the plan's bundle."""
+        names = {layer.name for layer in prepared.layers}
+        return {name: "direct" for name in self.direct.get(stage, ()) if name in names}
 
     def fitted(self, prepared: Mapping[str, Prepared]) -> dict[str, dict[str, Format]]:
         """The plan of each stage. Raises InputError where it is another model's."""
@@ -35,6 +51,13 @@ class SavedPlan:
                     " give the plan of this one, or --min-psnr to search for one"
                 )
             fitted[stage] = {k: self._format(stage, k, v) for k, v in named.items() if k in names}
+            for layer in p.layers:
+                whole = layer.pointwise and layer.channels[0] % BLOCK == 0
+                if fitted[stage].get(layer.name) == "int4" and not whole:
+                    raise InputError(
+                        f"{self.path}: {stage}: {layer.name} is 'int4', which is for linear layers"
+                        f" whose input has a multiple of {BLOCK} channels: give another format"
+                    )
         return fitted
 
     def keeps_float(self, stage: str) -> bool:
@@ -56,13 +79,20 @@ def read_plan(path: Path) -> SavedPlan:
     try:
         manifest = parse_manifest(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, BundleError) as e:
-        raise InputError(f"{path}: holds no plan ({e}): give the bundle.json of an export") from e
+        why = (e.strerror if isinstance(e, OSError) else None) or str(e)
+        raise InputError(f"{path}: holds no plan ({why}): give the bundle.json of an export") from e
     if manifest.quantization.precision != "int8" or manifest.target != "cpu":
         raise InputError(
             f"{path}: {manifest.name!r} is in {manifest.quantization.precision} for"
             f" {manifest.target}: give the bundle.json of an export in int8 for cpu"
         )
-    return SavedPlan(path=path, model=manifest.name, tensors=manifest.quantization.tensors)
+    return SavedPlan(
+        path=path,
+        model=manifest.name,
+        tensors=manifest.quantization.tensors,
+        direct=manifest.quantization.direct,
+        averaged=manifest.quantization.averaged_attention,
+    )
 
 
 def _is_embedding(prepared: Prepared, name: str) -> bool:

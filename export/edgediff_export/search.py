@@ -40,10 +40,13 @@ class Trial:
         self, wanted: Budget, report: Callable[[str], None]
     ) -> tuple[dict[str, Plan], PlanSearch]:
         """The plan that keeps a budget, and what was measured. Raises ExportError."""
-        report("sensitivity of each layer")
         start = {stage: p.plain_plan() for stage, p in self.prepared.items()}
+        found = {stage: p.layers for stage, p in self.prepared.items()}
+        # Whether the size can be reached at all takes no sensitivities.
+        budget.fit_size(found, {k: dict(v) for k, v in start.items()}, {}, wanted, self._size)
+        report("sensitivity of each layer")
         plans, calibration, unseen = budget.search(
-            {stage: p.layers for stage, p in self.prepared.items()},
+            found,
             start,
             self._costs(),
             wanted,

@@ -70,9 +70,23 @@ class Prepared:
         )
         stored: dict[str, str] = {y.name: plan.get(y.name, "fp32") for y in self.layers}
         stored |= dict.fromkeys(quantize_embeddings(model.graph), "int8")
-        return Lowered(
-            model=model, precision="int8", plan=stored, session_config=dict(SESSION_CONFIG)
+        # Weights alone in int8 or float16 become float32 when loaded.
+        widened = sum(
+            y.weight.size * {"int8-weights": 3, "fp16": 2}.get(stored[y.name], 0)
+            for y in self.layers
         )
+        return Lowered(
+            model=model,
+            precision="int8",
+            plan=stored,
+            session_config=dict(SESSION_CONFIG),
+            widened=widened,
+        )
+
+    @property
+    def direct(self) -> tuple[str, ...]:
+        """The weights of the convolutions that write bytes where they are int8."""
+        return tuple(name for name, kernel in self.kernels.items() if kernel == "direct")
 
     def plain_plan(self) -> dict[str, Format]:
         """Int8 for every layer of some size, but for the worst of those whose activations do not

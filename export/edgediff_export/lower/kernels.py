@@ -13,13 +13,15 @@ from edgediff_export.lower.dense import Kernel, Layer, Range, Writer, read_layer
 from edgediff_export.lower.group_norm import DOMAIN
 
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
-"""auto measures. The others say what a device has, for which a bundle is made elsewhere; whichever
-was chosen, a bundle runs on all of them and gives the same values."""
+"""auto measures. The others say what a device has, for which a bundle is made elsewhere. A bundle
+made for one runs on all of them, and gives the same values there."""
 _GATHERED = 100e6
 """Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
 _WORTH_TIMING = 1e8
 """Multiplications, below which a timing is noise, and the choice would differ from run to run."""
 _REPEATS = 5
+_CLEARLY = 0.9
+"""What counts as faster: a share of the other's time that noise does not make up."""
 
 _Shape = tuple[tuple[int, ...], tuple[int, int], tuple[int, ...], int]
 
@@ -64,7 +66,8 @@ def faster_kernel(layer: Layer, pixels: int) -> Kernel:
             started = time.perf_counter()
             session.run(None, {"x": x})
             taken[kernel].append(time.perf_counter() - started)
-    return min(taken, key=lambda kernel: statistics.median(taken[kernel][1:]))
+    gathered, direct = (statistics.median(taken[k][1:]) for k in ("gather", "direct"))
+    return "gather" if gathered < _CLEARLY * direct else "direct"
 
 
 def _alone(layer: Layer, kernel: Kernel) -> ort.InferenceSession:
