@@ -123,12 +123,14 @@ def test_a_plan_used_again(lowered: dict[str, Exported], sd1: Any, tmp_path: Pat
     for stage in made.manifest.graphs:
         assert made.size(stage) == first.size(stage)
     assert made.manifest.fidelity.pictures == first.manifest.fidelity.pictures
+    other = str(one_layer_less(sd1.diffusers, tmp_path))
+    with pytest.raises(InputError, match=r"the plan of another model, 'sd1', and this is 'other'"):
+        export(Options(source=other, out=tmp_path / "c", **how))
     with pytest.raises(
         InputError, match=r"the plan of another model, 'sd1' \(.*--min-psnr to sear"
     ):
-        export(
-            Options(source=str(one_layer_less(sd1.diffusers, tmp_path)), out=tmp_path / "c", **how)
-        )
+        export(Options(source=other, out=tmp_path / "c", name="sd1", **how))
+    assert made.manifest.quantization.direct == first.manifest.quantization.direct
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "other"]
 
 
