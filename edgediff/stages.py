@@ -47,16 +47,16 @@ def estimate(manifest: Manifest) -> dict[str, StageMemory]:
     """Stage → what it takes: its graph, its weight files as float32 at worst, and for the stages
     that work on pictures an allowance for one of the default size (two rows under guidance)."""
     defaults = manifest.defaults
-    picture = defaults.width * defaults.height * WORK_BYTES_PER_PIXEL
+    pixels = defaults.width * defaults.height
     embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
     rows = 2 if needs_negative(defaults.guidance_scale) and not embeds_guidance else 1
     lowered = manifest.graphs["unet"].loaded_bytes is not None
-    unet = LOWERED_UNET_BYTES_PER_PIXEL / WORK_BYTES_PER_PIXEL if lowered else 1.0
-    works = {"text_encoder": 0, "unet": round(rows * picture * unet)}
+    unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
+    works = {"text_encoder": 0, "unet": rows * pixels * unet}
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),
-            work=works.get(stage, picture),
+            work=works.get(stage, pixels * WORK_BYTES_PER_PIXEL),
         )
         for stage, graph in manifest.graphs.items()
     }

@@ -24,8 +24,6 @@ from edgediff.bundle import (
     Provenance,
     Quantization,
     StageFidelity,
-    describe_files,
-    write_manifest,
 )
 from edgediff.errors import ExportError, InputError
 from edgediff.prompt import Tokenizer
@@ -43,7 +41,7 @@ from edgediff_export.scheduling import Sampling, choose_sampling, read_schedule
 from edgediff_export.search import Trial
 from edgediff_export.sources import Source, open_source
 from edgediff_export.trace import trace
-from edgediff_export.write import folder_in_one_piece, tensor_specs, write_graph
+from edgediff_export.write import folder_in_one_piece, tensor_specs, write_bundle, write_graph
 
 Target = Literal["cpu", "openvino", "gpu"]
 """What a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a GPU."""
@@ -166,7 +164,7 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
             ),
         )
         report("pictures of the float model")
-        manifest = _write(floats, manifest)
+        manifest = write_bundle(floats, manifest)
         shots = _shots(defaults, latent, stages["unet"].parameters)
         references = fidelity.take_pictures(floats, shots)
         examples = _examples(stages, references)
@@ -246,12 +244,12 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         pictures = references
         if options.precision != "fp32":
             report(f"pictures in {options.precision}")
-            _write(bundle, manifest)
+            write_bundle(bundle, manifest)
             pictures = fidelity.take_pictures(bundle, shots)
         cases = {k: s.cases for k, s in stages.items()}
         fidelity.write_fixtures(bundle / FIXTURES, cases, shots, references)
         compared = fidelity.compare(shots, pictures, references)
-        manifest = _write(
+        manifest = write_bundle(
             bundle,
             replace(
                 manifest,
@@ -458,15 +456,6 @@ def _as_float(
         except OSError:  # a file system without hard links
             shutil.copy(floats / name, bundle / name)
     return traced.spec, traced.fidelity, plan
-
-
-def _write(folder: Path, manifest: Manifest) -> Manifest:
-    names = [n for g in manifest.graphs.values() for n in (g.file, *g.data)]
-    names += [t.file for t in manifest.tokenizers.values()]
-    names += [manifest.fixtures] if manifest.fixtures else []
-    manifest = replace(manifest, files=describe_files(folder, names))
-    write_manifest(folder, manifest)
-    return manifest
 
 
 def _shots(defaults: Defaults, latent: LatentSpec, parameters: int) -> list[Shot]:

@@ -1,5 +1,6 @@
 """What goes on inside a float32 graph: its intermediate values on the fixtures."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import onnxruntime as ort
 from onnx_ir.passes import common
 
 from edgediff_export.fidelity import Case
+
+_LARGE = 1 << 16  # bytes
 
 
 def load_typed(source: Path) -> ir.Model:
@@ -72,37 +75,43 @@ def add_output(graph: ir.Graph, node: ir.Node) -> str:
     return node.name or ""
 
 
-def values(
-    source: Path, names: Sequence[str], cases: Sequence[Case]
-) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """The named values of a graph, one case at a time."""
-    if not names:  # which onnxruntime would take for all
-        return iter([{} for _ in cases])
-    model = ir.load(source)
-    graph = model.graph
-    known = {o.name: o for node in graph for o in node.outputs}
-    present = {o.name for o in graph.outputs}
-    for name in names:
-        value = known[name]
-        if name not in present:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-            graph.outputs.append(value)
-    return run(model, source, names, cases)
-
-
 def run(
     model: ir.Model, source: Path, names: Sequence[str], cases: Sequence[Case]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Named values of a changed copy of the graph at `source`, one case at a time."""
-    # It must lie beside the weights that it shares with `source`.
+    with session(model, source) as running:
+        for case in cases:
+            inputs: Mapping[str, Any] = case.inputs
+            yield dict(zip(names, running.run(list(names), dict(inputs)), strict=True))
+
+
+@contextlib.contextmanager
+def session(
+    model: ir.Model, source: Path, config: Mapping[str, str] | None = None
+) -> Iterator[ort.InferenceSession]:
+    """A session of a changed graph, whose large weights still lie beside `source`; those that are
+    in memory are written beside it, as a file of graphs cannot be larger than 2 GB."""
     path = source.with_name(f"{source.stem}.observed.onnx")
-    ir.save(model, path)
+    data = path.with_name(path.name + ".data")
+    inside = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes >= _LARGE
+    ]
+    moved = ir.external_data.convert_tensors_to_external(
+        [v.const_value for v in inside if v.const_value is not None], path.parent, data.name
+    )
+    for value, tensor in zip(inside, moved, strict=True):
+        value.const_value = tensor
     try:
-        options: Any = ort.SessionOptions()
+        ir.save(model, path)
+        options = ort.SessionOptions()
         options.log_severity_level = 3
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for key, entry in (config or {}).items():
+            options.add_session_config_entry(key, entry)
+        yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     finally:
-        path.unlink()
-    for case in cases:
-        inputs: Mapping[str, Any] = case.inputs
-        yield dict(zip(names, session.run(list(names), dict(inputs)), strict=True))
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)

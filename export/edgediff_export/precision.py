@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError
 from edgediff_export.fidelity import Case
+from edgediff_export.lower.graph import drop_unused_weights
 from edgediff_export.lowered import Lowered
 from edgediff_export.observe import load_typed, magnitudes
 
@@ -98,8 +99,7 @@ def _convert(graph: ir.Graph, kept: set[ir.Node]) -> dict[str, str]:
     for i, value in enumerate(graph.outputs):
         if value.dtype == ir.DataType.FLOAT16:
             _cast_output(graph, i)
-    for name in [k for k, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
+    drop_unused_weights(graph)
     return plan
 
 

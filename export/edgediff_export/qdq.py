@@ -21,15 +21,18 @@ from edgediff_export.fidelity import Case
 from edgediff_export.lower.graph import initializer
 from edgediff_export.lowered import Lowered
 from edgediff_export.quantize import (
-    ACTIVATION_LIMIT,
     activation_scale,
-    as_linear,
     dequantize_weight,
     first_and_last_conv,
+    output_axis,
     quantize_embedding,
     settle,
     weight_to_quantize,
 )
+
+ACTIVATION_LIMIT = 0.02
+"""‖(Q(x) − x)·w‖ / ‖x·w‖ beyond which a layer's activations stay float. Evenly spread values give
+0.01; a few large ones, which the scale must cover, give more."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """Value → the smallest and the largest that it is on the fixtures."""
@@ -91,10 +94,8 @@ def as_layer(node: ir.Node) -> Layer | None:
         return None
     if node.op_type == "Conv":
         return Layer(node=node, x=x, weight=weight, axis=0)
-    linear = as_linear(node)
-    if linear is None:
-        return None
-    return Layer(node=node, x=x, weight=weight, axis=0 if linear.transposed else 1)
+    axis = output_axis(node)
+    return None if axis is None else Layer(node=node, x=x, weight=weight, axis=axis)
 
 
 def activation_ranges(source: Path, cases: Sequence[Case]) -> Ranges:

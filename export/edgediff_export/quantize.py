@@ -5,14 +5,13 @@ Weights become signed bytes with one scale for each output channel, symmetric ab
 provider, `qdq` for providers that fuse pairs of QuantizeLinear and DequantizeLinear.
 """
 
-from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgediff_export.lower.graph import initializer
+from edgediff_export.lower.graph import Builder, drop_unused_weights, initializer, replace
 
 SESSION_CONFIG = {
     # Fold DequantizeLinear of weights at load; else it runs at every step.
@@ -22,36 +21,11 @@ SESSION_CONFIG = {
 }
 SMALL = 4096
 """Weights of fewer elements stay float: they cost next to nothing."""
-ACTIVATION_LIMIT = 0.02
-"""‖(Q(x) − x)·w‖ / ‖x·w‖ beyond which a layer's activations stay float. Evenly spread values give
-0.01; a few large ones, which the scale must cover, give more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """A MatMul or Gemm by a constant: y = x·w (+ bias), w (k, n)."""
-
-    node: ir.Node
-    x: ir.Value
-    weight: ir.Value
-    transposed: bool
-    bias: ir.Value | None
-
-    @property
-    def name(self) -> str:
-        """The weight's name."""
-        return self.weight.name or ""
-
-    def matrix(self) -> npt.NDArray[np.float32]:
-        """w (k, n) float32."""
-        w = array(self.weight)
-        return w.T if self.transposed else w
 
 
 def settle(graph: ir.Graph, plan: dict[str, str]) -> None:
     """Drop the weights that were replaced, and enter in the plan those that stay float."""
-    for name in [k for k, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
+    drop_unused_weights(graph)
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT and _size(value) > 1 and not name.endswith(".scale"):
             plan[name] = "fp32"
@@ -64,7 +38,7 @@ def weight_to_quantize(node: ir.Node) -> ir.Value | None:
     if not is_weight(weight) or _size(weight) < SMALL:
         return None
     if node.op_type in ("MatMul", "Gemm"):
-        return weight if as_linear(node) is not None else None
+        return weight if output_axis(node) is not None else None
     if node.op_type == "Gather":
         return weight if len(weight.shape or ()) == 2 else None
     return weight
@@ -78,8 +52,7 @@ def quantize_embeddings(graph: ir.Graph) -> list[str]:
         if weight is not None:
             quantize_embedding(graph, node)
             changed.append(weight.name or "")
-    for name in [k for k, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
+    drop_unused_weights(graph)
     return changed
 
 
@@ -90,25 +63,22 @@ def activation_scale(low: float, high: float) -> tuple[float, int]:
     return scale, round(min(max(-low / scale, 0.0), 255.0))
 
 
-def as_linear(node: ir.Node) -> Linear | None:
-    """The linear layer that a node is, or None."""
+def output_axis(node: ir.Node) -> int | None:
+    """The axis of a weight's output channels where the node is a linear layer, MatMul or Gemm by a
+    constant of rank 2; else None."""
+    if node.op_type not in ("MatMul", "Gemm"):
+        return None
+    x, weight = node.inputs[:2]
+    if x is None or not is_weight(weight) or len(weight.shape or ()) != 2:
+        return None
     if node.op_type == "MatMul":
-        x, weight = node.inputs
-        if x is None or not is_weight(weight) or len(weight.shape or ()) != 2:
-            return None
-        return Linear(node=node, x=x, weight=weight, transposed=False, bias=None)
-    if node.op_type == "Gemm":
-        x, weight, bias = (*node.inputs, None)[:3]
-        plain = (
-            node.attributes.get_float("alpha", 1.0) == 1.0
-            and node.attributes.get_float("beta", 1.0) == 1.0
-            and node.attributes.get_int("transA", 0) == 0
-        )
-        if x is None or not is_weight(weight) or not plain:
-            return None
-        transposed = node.attributes.get_int("transB", 0) == 1
-        return Linear(node=node, x=x, weight=weight, transposed=transposed, bias=bias)
-    return None
+        return 1
+    plain = (
+        node.attributes.get_float("alpha", 1.0) == 1.0
+        and node.attributes.get_float("beta", 1.0) == 1.0
+        and node.attributes.get_int("transA", 0) == 0
+    )
+    return (0 if node.attributes.get_int("transB", 0) == 1 else 1) if plain else None
 
 
 def is_weight(value: ir.Value | None) -> TypeGuard[ir.Value]:
@@ -165,27 +135,12 @@ def quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
     if weight is None or ids is None:
         return
     q, scale = quantize_weight(array(weight), axis=0)
-    path = node.name
-    rows = ir.node(
-        "Gather", [initializer(graph, f"{weight.name}.int8", q), ids], name=f"{path}/rows"
-    )
-    as_float = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{path}/float")
+    builder = Builder(graph, node)
+    rows = builder.op("Gather", [initializer(graph, f"{weight.name}.int8", q), ids])
     scales = initializer(graph, f"{weight.name}.scale", scale[:, None])
-    scale_rows = ir.node("Gather", [scales, ids], name=f"{path}/scales")
-    scaled = ir.node("Mul", [as_float.outputs[0], scale_rows.outputs[0]], name=f"{path}/scaled")
-    _replace(graph, node, [rows, as_float, scale_rows, scaled])
-
-
-def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
-    """Put `nodes`, the last of which gives the result, in the place of `node`."""
-    old, new = node.outputs[0], nodes[-1].outputs[0]
-    new.type, new.shape = old.type, old.shape
-    name, was_output = old.name, old.is_graph_output()
-    graph.insert_before(node, nodes)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    as_float = builder.op("Cast", [rows], {"to": ir.DataType.FLOAT})
+    replace(node, builder.op("Mul", [as_float, builder.op("Gather", [scales, ids])]))
     graph.remove(node, safe=True)
-    if was_output:
-        new.name = name
 
 
 def first_and_last_conv(graph: ir.Graph) -> list[ir.Node]:

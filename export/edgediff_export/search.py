@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 import edgediff
-from edgediff.bundle import MANIFEST, Manifest, PlanSearch, describe_files, write_manifest
+from edgediff.bundle import MANIFEST, Manifest, PlanSearch
 from edgediff.image import psnr
 from edgediff_export import budget, fidelity
 from edgediff_export.budget import Budget, Measured, Plan
 from edgediff_export.fidelity import Picture, Shot
 from edgediff_export.lower.cpu import Prepared
 from edgediff_export.lower.probe import Probe, make_probe, mean_square
-from edgediff_export.write import write_graph
+from edgediff_export.write import write_bundle, write_graph
 
 
 @dataclass(kw_only=True)
@@ -84,10 +84,7 @@ class Trial:
             )
         for tokenizer in self.manifest.tokenizers.values():
             shutil.copy(self.floats / tokenizer.file, folder / tokenizer.file)
-        names = [n for g in graphs.values() for n in (g.file, *g.data)]
-        names += [t.file for t in self.manifest.tokenizers.values()]
-        manifest = replace(self.manifest, graphs=graphs, files=describe_files(folder, names))
-        write_manifest(folder, manifest)
+        write_bundle(folder, replace(self.manifest, graphs=graphs))
 
     def _size(self, plans: Mapping[str, Plan]) -> int:
         """Bytes of the bundle in these plans: what is written in plain int8, and by how much the

@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from edgediff.bundle import DType, TensorSpec
+from edgediff.bundle import DType, Manifest, TensorSpec, describe_files, write_manifest
 from edgediff.errors import ExportError
 
 INLINE_LIMIT = 1024
@@ -62,6 +63,16 @@ def write_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
     _shorten(model.graph)
     ir.save(model, path)
     return (data.name,) if external else ()
+
+
+def write_bundle(folder: Path, manifest: Manifest) -> Manifest:
+    """Write bundle.json for the files that lie in `folder`; returns it with their hashes."""
+    names = [n for g in manifest.graphs.values() for n in (g.file, *g.data)]
+    names += [t.file for t in manifest.tokenizers.values()]
+    names += [manifest.fixtures] if manifest.fixtures else []
+    manifest = replace(manifest, files=describe_files(folder, names))
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:

@@ -1,22 +1,19 @@
 """What each layer sees and gives: a restructured graph watched on example inputs."""
 
-import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.dense import Layer
 from edgediff_export.lower.graph import Builder
 from edgediff_export.lower.group_norm import DOMAIN
 from edgediff_export.lower.passes import Choices, layers, write_out
-
-_LARGE = 1 << 16  # bytes
+from edgediff_export.observe import session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +52,8 @@ def calibrate(
     if not watched:
         return {}
     order = {node: k for k, node in enumerate(model.graph)}
-    outputs: dict[
-        str, str
-    ] = {}  # a graph's output → what it is of a weight, which layers may share
+    # A graph's output → what it is of a weight, which layers may share.
+    outputs: dict[str, str] = {}
     for k, layer in enumerate(watched):
         for kind, value in _watch(model.graph, layer, order).items():
             value.name = f"{k}:{layer.name}:{kind}"
@@ -85,6 +81,14 @@ def calibrate(
     }
 
 
+def rounding_error(builder: Builder, x: ir.Value) -> ir.Value:
+    """Q(x) − x, Q as in `Seen`."""
+    rounded = builder.op("DequantizeLinear", builder.ops("DynamicQuantizeLinear", [x], outputs=3))
+    error = builder.op("Sub", [rounded, x])
+    error.type, error.shape = x.type, x.shape
+    return error
+
+
 def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> dict[str, ir.Value]:
     """Add what measures a layer; returns low, high, channels, output, rows and error."""
     y = layer.node.outputs[0]
@@ -100,13 +104,11 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> dict[str
         return builder.op("Sqrt", [builder.op("ReduceSumSquare", [value], {"keepdims": 0})])
 
     product = y if layer.bias is None else builder.op("Sub", [y, layer.bias])
-    rounded = builder.op(
-        "DequantizeLinear", builder.ops("DynamicQuantizeLinear", [layer.x], outputs=3)
-    )
-    difference = builder.op("Sub", [rounded, layer.x])
-    difference.type, difference.shape = layer.x.type, layer.x.shape
     off = builder.op(
-        "Dense", [difference, layer.node.inputs[1]], dict(layer.node.attributes), domain=DOMAIN
+        "Dense",
+        [rounding_error(builder, layer.x), layer.node.inputs[1]],
+        dict(layer.node.attributes),
+        domain=DOMAIN,
     )
     tiny = builder.constant(1e-20, np.float32)
     low = builder.op("ReduceMin", [layer.x], {"keepdims": 0})
@@ -129,35 +131,3 @@ def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> dict[str
     for value in seen.values():
         value.type = ir.TensorType(ir.DataType.FLOAT)
     return seen
-
-
-@contextlib.contextmanager
-def session(
-    model: ir.Model, source: Path, config: Mapping[str, str] | None = None
-) -> Iterator[ort.InferenceSession]:
-    """A session of a changed graph, whose large weights still lie beside `source`; those that are
-    in memory are written beside it, as a file of graphs cannot be larger than 2 GB."""
-    path = source.with_name(f"{source.stem}.observed.onnx")
-    data = path.with_name(path.name + ".data")
-    inside = [
-        value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-        and not isinstance(value.const_value, ir.ExternalTensor)
-        and value.const_value.nbytes >= _LARGE
-    ]
-    moved = ir.external_data.convert_tensors_to_external(
-        [v.const_value for v in inside if v.const_value is not None], path.parent, data.name
-    )
-    for value, tensor in zip(inside, moved, strict=True):
-        value.const_value = tensor
-    try:
-        ir.save(model, path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        for key, entry in (config or {}).items():
-            options.add_session_config_entry(key, entry)
-        yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    finally:
-        path.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)

@@ -103,6 +103,11 @@ def sweep(graph: ir.Graph) -> None:
     for node in reversed(list(graph)):
         if not any(v.uses() or v.is_graph_output() for v in node.outputs):
             graph.remove(node, safe=True)
+    drop_unused_weights(graph)
+
+
+def drop_unused_weights(graph: ir.Graph) -> None:
+    """Remove the weights that no node reads."""
     for name in [k for k, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]
 

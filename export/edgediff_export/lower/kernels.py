@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgediff_export.lower.dense import Kernel, Layer, Range, Writer, read_layer
+from edgediff_export.lower.graph import drop_unused_weights, initializer
 from edgediff_export.lower.group_norm import DOMAIN
 
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
@@ -77,23 +78,15 @@ def _alone(layer: Layer, kernel: Kernel) -> ort.InferenceSession:
         type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape([1, None, None, layer.channels[0]]),
     )
-    tensor = ir.tensor(layer.weight, name="weight")
-    weight = ir.Value(
-        name="weight",
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(layer.weight.shape),
-        const_value=tensor,
-    )
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18, "com.microsoft": 1}, name="layer")
     node = ir.node(
         "Dense",
-        [x, weight],
+        [x, initializer(graph, "weight", layer.weight)],
         {"strides": list(layer.strides), "pads": list(layer.pads)},
         domain=DOMAIN,
         name="layer",
     )
-    graph = ir.Graph(
-        [x], [], nodes=[node], initializers=[weight], opset_imports={"": 18, "com.microsoft": 1}
-    )
+    graph.append(node)
     dense = read_layer(node)
     if dense is None:
         raise ValueError(f"{layer.name}: no layer to time")
@@ -102,8 +95,7 @@ def _alone(layer: Layer, kernel: Kernel) -> ort.InferenceSession:
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
     graph.outputs.append(y)
     graph.remove(node)
-    del graph.initializers["weight"]
-    graph.name = "layer"
+    drop_unused_weights(graph)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(

@@ -17,7 +17,7 @@ from edgediff_export.lower.layout import attach_biases, channels_last
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What becomes of each layer. `formats`: weight → format, "fp32" where it is not named;
-    `kernels`: which kernel an int8 layer takes; `ranges`: calibration, by weight."""
+    `kernel`: which kernel an int8 layer takes; `ranges`: calibration, by weight."""
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     kernel: Callable[[Layer], Kernel] = lambda _: "gather"

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgediff_export.lower.calibration import session
+from edgediff_export.lower.calibration import rounding_error
 from edgediff_export.lower.cpu import quantizable
 from edgediff_export.lower.dense import Format
 from edgediff_export.lower.graph import Builder
 from edgediff_export.lower.passes import Choices, layers, write_out
+from edgediff_export.observe import session
 
 SWITCHES = "int8_layers"
 
@@ -48,17 +49,14 @@ def make_probe(restructured: ir.Model, source: Path) -> Probe:
         shape=ir.Shape([len(found)]),
     )
     graph.inputs.append(switches)
-    rounded: dict[ir.Value, ir.Value] = {}
+    errors: dict[ir.Value, ir.Value] = {}
     for k, layer in enumerate(found):
         builder = Builder(graph, layer.node)
         x = layer.x
-        if x not in rounded:
-            back = builder.op(
-                "DequantizeLinear", builder.ops("DynamicQuantizeLinear", [x], outputs=3)
-            )
-            rounded[x] = builder.op("Sub", [back, x])
+        if x not in errors:
+            errors[x] = rounding_error(builder, x)
         switch = builder.op("Gather", [switches, builder.constant(k, np.int64)], {"axis": 0})
-        mixed = builder.op("Add", [x, builder.op("Mul", [rounded[x], switch])])
+        mixed = builder.op("Add", [x, builder.op("Mul", [errors[x], switch])])
         mixed.type, mixed.shape = x.type, x.shape
         layer.node.replace_input_with(0, mixed)
     formats: dict[str, Format] = {layer.name: "int8-weights" for layer in found}
