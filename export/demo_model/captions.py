@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from demo_model.dataset import Concept
 
-P_SYNONYM = 0.15
-P_STYLE = 0.5
-P_FIRST_NAME = 0.7  # of the several names of a concept, how often the likeliest is taken
+P_SYNONYM = 0.25
+P_STYLE = 0.65
+P_FRAME = 0.1
+P_FIRST_NAME = 0.65  # of the several names of a concept, how often the likeliest is taken
 STYLES = ("3d", "flat", "shaded", "retro", "simple", "cartoon")
 # Words that no emoji is called but that people type; they only widen the tokenizer's vocabulary.
 EXTRA_WORDS = """
@@ -26,25 +28,48 @@ def article(noun: str) -> str:
 
 def forms(name: str) -> tuple[str, ...]:
     """A name with and without articles, likeliest first."""
+    if name.startswith(("two ", "three ")):
+        return (name,) * 3
     return (f"{article(name)} {name}", name, f"the {name}")
 
 
-def sample(concept: Concept, style: str, rng: np.random.Generator) -> str:
-    """One caption for a picture of the concept in that style."""
+# What people put around the thing itself, and that changes nothing.
+FRAMES = (
+    "{} emoji", "{} sticker", "{} icon", "an icon of {}", "a sticker of {}", "a picture of {}",
+    "a drawing of {}", "an emoji of {}",
+)  # fmt: skip
+# Ways to ask for a style, likeliest first.
+STYLED = ("{form}, {style}", "{style} {name}", "{form}, {style} style", "{form} in {style} style")
+
+
+def frame(text: str, rng: np.random.Generator) -> str:
+    """The text, seldom inside one of the frames."""
+    return FRAMES[rng.integers(len(FRAMES))].format(text) if rng.random() < P_FRAME else text
+
+
+def draw_name(concept: Concept, rng: np.random.Generator) -> str:
+    """One of the concept's names or synonyms."""
     if concept.synonyms and rng.random() < P_SYNONYM:
-        name = concept.synonyms[rng.integers(len(concept.synonyms))]
-    elif len(concept.names) == 1 or rng.random() < P_FIRST_NAME:
-        name = concept.names[0]
-    else:
-        name = concept.names[rng.integers(1, len(concept.names))]
-    text = forms(name)[rng.choice(3, p=(0.45, 0.35, 0.2))]
-    return f"{text}, {style}" if rng.random() < P_STYLE else text
+        return concept.synonyms[rng.integers(len(concept.synonyms))]
+    if len(concept.names) == 1 or rng.random() < P_FIRST_NAME:
+        return concept.names[0]
+    return concept.names[rng.integers(1, len(concept.names))]
+
+
+def caption(name: str, style: str | None, rng: np.random.Generator) -> str:
+    """One way to ask for it, in that style or, with None, without a word about style."""
+    form = forms(name)[rng.choice(3, p=(0.5, 0.35, 0.15))]
+    if style is None:
+        return frame(form, rng)
+    styled = STYLED[rng.choice(len(STYLED), p=(0.4, 0.3, 0.15, 0.15))]
+    return styled.format(form=form, name=name, style=style)
 
 
 def corpus(concepts: Iterable[Concept]) -> list[str]:
     """Every text that the tokenizer learns its merges from."""
     texts = [form for c in concepts for name in (*c.names, *c.synonyms) for form in forms(name)]
-    return [*texts, *(f"{a}, {s}" for a in ("a", "an") for s in STYLES), *EXTRA_WORDS]
+    framed = [text.format("") for text in FRAMES]
+    return [*texts, *framed, *(f"{a}, {s}" for a in ("a", "an") for s in STYLES), *EXTRA_WORDS]
 
 
 class Sampler:
@@ -56,13 +81,29 @@ class Sampler:
         self._p = weights / weights.sum()
         self._rng = rng
 
-    def batch(self, n: int, *, p_empty: float) -> tuple[list[int], list[str]]:
-        """n indices into the pictures, n captions; a share p_empty of the captions is ""."""
+    def batch(self, preferences: NDArray[np.float32], *, p_empty: float) -> tuple[list[int], list[str]]:
+        """n indices into the pictures, n captions; a share p_empty of the captions is "".
+
+        preferences (n, 6): of the drawings that fit a caption without a style, the one is taken
+        whose style is preferred most.
+        """
         indices, texts = [], []
-        for k in self._rng.choice(len(self._concepts), n, p=self._p):
+        for k, wanted in zip(
+            self._rng.choice(len(self._concepts), len(preferences), p=self._p),
+            preferences,
+            strict=True,
+        ):
             concept = self._concepts[k]
-            index, style = concept.pictures[self._rng.integers(len(concept.pictures))]
+            pictures = concept.pictures
+            if self._rng.random() < p_empty:
+                index, _ = pictures[self._rng.integers(len(pictures))]
+                text = ""
+            elif self._rng.random() < P_STYLE:
+                index, style = pictures[self._rng.integers(len(pictures))]
+                text = caption(draw_name(concept, self._rng), style, self._rng)
+            else:
+                index, _ = max(pictures, key=lambda p: wanted[STYLES.index(p[1])])
+                text = caption(draw_name(concept, self._rng), None, self._rng)
             indices.append(index)
-            empty = self._rng.random() < p_empty
-            texts.append("" if empty else sample(concept, style, self._rng))
+            texts.append(text)
         return indices, texts

@@ -1,7 +1,8 @@
 """Fetch the pinned icon packages, render them, and say what is in each picture.
 
 `build` writes into its folder `images.npy` (n, 128, 128, 3) uint8 and `concepts.json`, whose
-entries hold the names, synonyms, sampling weight and picture indices of one emoji each.
+entries hold the names, synonyms, sampling weight and picture indices of one emoji each, or of one
+variant of it (`variants`). The drawings as they were published come first.
 """
 
 import base64
@@ -14,7 +15,7 @@ import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from demo_model import concepts as table
+from demo_model import variants
 
 SIZE = 128
 
@@ -122,6 +124,12 @@ class Concept:
     synonyms: tuple[str, ...]
     weight: float
     pictures: tuple[tuple[int, str], ...]  # (index into images.npy, style word)
+    variant: str = ""  # a colour or a number of `concepts`; "" for the drawings as published
+
+    @property
+    def is_common(self) -> bool:
+        """Whether it is one of the 300 everyday ones."""
+        return _without_selector(self.emoji) in _NAMED
 
 
 def check_tarball(path: Path, package: Package) -> None:
@@ -244,7 +252,8 @@ def _without_selector(emoji: str) -> str:
     return emoji.replace("\ufe0f", "")
 
 
-_CORE = {_without_selector(emoji): names for emoji, names in table.CORE.items()}
+_NAMED = {_without_selector(e): names for e, names in (table.CORE | table.MORE).items()}
+_CORE = {_without_selector(emoji) for emoji in table.CORE}
 _RENAMED = {_without_selector(emoji): names for emoji, names in table.RENAMED.items()}
 _PROMISED = {_without_selector(emoji) for emoji in table.PROMISED}
 
@@ -255,7 +264,7 @@ def name_concepts(by_emoji: dict[str, Any], keywords: dict[str, list[str]]) -> l
     named: dict[str, tuple[str, ...]] = {}
     for emoji, entry in kept.items():
         bare, unicode_name = _without_selector(emoji), _plain(entry["name"])
-        names = _CORE.get(bare) or _RENAMED.get(bare) or (unicode_name,)
+        names = _NAMED.get(bare) or _RENAMED.get(bare) or (unicode_name,)
         short = names[0].removesuffix(" face")
         # "fox face" is also called "fox", but "sad face" is not called "sad".
         if entry["group"] == "Animals & Nature" and short not in names:
@@ -274,13 +283,13 @@ def name_concepts(by_emoji: dict[str, Any], keywords: dict[str, list[str]]) -> l
     result = []
     for emoji, entry in kept.items():
         bare = _without_selector(emoji)
-        extra = {_plain(entry["name"])} if bare in _CORE else set()
+        extra = {_plain(entry["name"])} if bare in _NAMED else set()
         # A keyword that several emoji have, or that names another one, would only mislead.
         extra |= {word for word in words[emoji] if shared[word] == 1}
         if bare in _PROMISED:
             weight = table.WEIGHT_PROMISED
-        elif bare in _CORE:
-            weight = table.WEIGHT_CORE
+        elif bare in _NAMED:
+            weight = table.WEIGHT_COMMON
         elif entry["group"] == "Smileys & Emotion" and "heart" not in entry["name"]:
             weight = table.WEIGHT_SMILEY
         else:
@@ -334,10 +343,82 @@ def build(tarballs: Path, out: Path) -> None:
             images.append(_on_white(data))
         if pictures:
             rendered.append(Concept(**{**asdict(concept), "pictures": tuple(pictures)}))
+    _add_variants(images, rendered)
     np.save(out / "images.npy", np.stack(images))
     beside = out / "concepts.json.part"
     beside.write_text(json.dumps([asdict(c) for c in rendered], ensure_ascii=False, indent=1))
     beside.replace(out / "concepts.json")
+
+
+def _add_variants(images: list[NDArray[np.uint8]], rendered: list[Concept]) -> None:
+    """Append recoloured and repeated drawings of the everyday concepts to both lists."""
+    originals = tuple(rendered)
+    for concept in originals:
+        if not concept.is_common:
+            continue
+        rng = np.random.default_rng(variants.digest(concept.emoji))
+        chosen = rng.permutation(len(concept.pictures))[: variants.STYLES_EACH]
+        sources = [concept.pictures[k] for k in chosen]
+        for word, weight in _variants_of(concept):
+            pictures = []
+            for index, style in sources:
+                changed = variants.draw(images[index], word)
+                if changed is not None:
+                    pictures.append((len(images), style))
+                    images.append(changed)
+            if pictures:
+                rendered.append(
+                    replace(
+                        concept,
+                        names=(variants.name(concept.names[0], word),),
+                        synonyms=(),
+                        weight=weight,
+                        pictures=tuple(pictures),
+                        variant=word,
+                    )
+                )
+
+
+def _variants_of(concept: Concept) -> Iterable[tuple[str, float]]:
+    """The words for it that it is drawn by, with their sampling weights."""
+    if not set(concept.names[0].split()) & {*table.COLOURS, "black", "white"}:
+        for colour in table.COLOURS:
+            if not variants.is_held_out(concept.emoji, colour):
+                yield colour, table.WEIGHT_COLOUR
+    if _without_selector(concept.emoji) in _CORE:
+        for number in table.NUMBERS:
+            yield number, table.WEIGHT_NUMBER
+
+
+def published(concepts: Iterable[Concept]) -> list[Concept]:
+    """The concepts as published, without the recoloured and repeated ones."""
+    return [concept for concept in concepts if not concept.variant]
+
+
+def is_held_out(emoji: str, style: str) -> bool:
+    """Whether no diffusion model may be shown this emoji in this style: 5 % of all, by hash."""
+    return variants.digest(f"{_without_selector(emoji)} {style}") % 20 == 0
+
+
+def is_unseen_wording(emoji: str, synonym: str) -> bool:
+    """Whether no caption of a picture may use this synonym: a quarter of all, by hash."""
+    return variants.digest(f"{_without_selector(emoji)} {synonym}") % 4 == 0
+
+
+def for_training(concepts: Iterable[Concept]) -> list[Concept]:
+    """The concepts without what is held out; a style that is an emoji's only one is kept."""
+    kept = []
+    for concept in concepts:
+        shown = tuple(
+            (index, style)
+            for index, style in concept.pictures
+            if not is_held_out(concept.emoji, style)
+        )
+        if concept.variant and not shown:
+            continue
+        heard = tuple(s for s in concept.synonyms if not is_unseen_wording(concept.emoji, s))
+        kept.append(replace(concept, pictures=shown or concept.pictures, synonyms=heard))
+    return kept
 
 
 def load(folder: Path) -> tuple[NDArray[np.uint8], list[Concept]]:
@@ -350,6 +431,7 @@ def load(folder: Path) -> tuple[NDArray[np.uint8], list[Concept]]:
             synonyms=tuple(entry["synonyms"]),
             weight=entry["weight"],
             pictures=tuple((index, style) for index, style in entry["pictures"]),
+            variant=entry["variant"],
         )
         for entry in entries
     ]

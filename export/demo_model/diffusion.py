@@ -1,31 +1,36 @@
-"""The text encoder and the UNet, trained together on the latents with v-prediction.
+"""The UNet, trained on the latents with v-prediction to draw in few steps, and then in four.
 
 The noise schedule is Stable Diffusion's, rescaled to end in pure noise (Lin et al. 2024,
 algorithm 1): these pictures are mostly white, and a schedule that leaks the mean at its last step
-would draw them grey.
+would draw them grey. At that last step everything comes from the text, so a third of all training
+is there; noise and drawing are paired (`coupling`), so that one drawing is meant and not a blur of
+several.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo_model import captions, checkpoint
+from demo_model import captions, checkpoint, coupling, device, text
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
 
-BATCH = 32
-LR = 1e-3
+BATCH = 64
+LR = 1.5e-3
+FEW_STEP_LR = 4e-4
 WARM_UP = 200  # steps
-P_EMPTY = 0.1  # captions left out, for classifier-free guidance (Ho & Salimans 2022)
-EMA = 0.996
+P_EMPTY = 0.04  # captions left out, for classifier-free guidance (Ho & Salimans 2022)
+P_LAST, P_FOUR = 0.35, 0.25  # of the timesteps: pure noise; the others that four steps visit
+FEW = 4
+EMA = 0.998
 EMA_EVERY = 4  # steps
 GAMMA = 5.0
 SAVE_EVERY = 60.0  # seconds
@@ -36,41 +41,29 @@ SNAPSHOT_EVERY = 600.0
 class Shape:
     """The sizes of the two networks; the defaults are those of the model that ships."""
 
-    channels: tuple[int, ...] = (96, 128, 192)
+    # Most of the work is at 8×8, most of the weights at 2×2, where they cost little time.
+    channels: tuple[int, ...] = (128, 160, 176)
     layers: int = 1
-    attention: tuple[bool, ...] = (False, True, True)
+    attention: tuple[bool, ...] = (False, False, False)  # beside the middle block's
     heads: int = 4
-    groups: int = 32
-    text_width: int = 192
-    text_layers: int = 3
-    text_heads: int = 3
-    latent_size: int = 16
+    groups: int = 16
+    latent_channels: int = 16
+    latent_size: int = 8
+    text_encoder: text.Shape = field(default_factory=text.Shape)
 
 
 class Networks(nn.Module):
-    """Text encoder and UNet as one module: one optimizer, one average, one checkpoint."""
+    """Text encoder, frozen, and UNet as one module: one average, one checkpoint."""
 
     def __init__(self, shape: Shape, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=shape.text_width,
-                intermediate_size=4 * shape.text_width,
-                projection_dim=shape.text_width,
-                num_hidden_layers=shape.text_layers,
-                num_attention_heads=shape.text_heads,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        self.text_encoder: CLIPTextModel = text.new_encoder(tokenizer, shape.text_encoder)
+        self.text_encoder.requires_grad_(False).eval()
         across = tuple(zip(shape.channels, shape.attention, strict=True))
         self.unet = UNet2DConditionModel(
             sample_size=shape.latent_size,
-            in_channels=4,
-            out_channels=4,
+            in_channels=shape.latent_channels,
+            out_channels=shape.latent_channels,
             down_block_types=tuple(
                 "CrossAttnDownBlock2D" if attends else "DownBlock2D" for _, attends in across
             ),
@@ -79,21 +72,31 @@ class Networks(nn.Module):
             ),
             block_out_channels=shape.channels,
             layers_per_block=shape.layers,
-            cross_attention_dim=shape.text_width,
+            cross_attention_dim=shape.text_encoder.width,
             # In this class it is the number of heads, whatever its name says.
             attention_head_dim=shape.heads,
             # The pooled text also reaches every residual block with the timestep, as in DeepFloyd
-            # IF: through cross-attention alone, so short a training hardly learns to listen.
+            # IF, and scales its channels: through cross-attention alone, so short a training
+            # hardly learns to listen.
             addition_embed_type="text",
-            addition_embed_type_num_heads=shape.text_heads,
+            addition_embed_type_num_heads=shape.text_encoder.heads,
+            resnet_time_scale_shift="scale_shift",
             norm_num_groups=shape.groups,
-        ).to(memory_format=torch.channels_last)
+        ).to(memory_format=device.LAYOUT)
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """x_t (n, 4, h, w) float32, t (n,) int64, ids (n, length) int64 → v (n, 4, h, w)."""
+        """x_t (n, c, h, w) float32, t (n,) int64, ids (n, length) int64 → v (n, c, h, w)."""
+        return self.denoise(x_t, t, self.encode(ids))
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor) -> Tensor:
+        """ids (n, length) int64 → the text's hidden states (n, length, width)."""
         # Padding is attended, here and at inference, as in Stable Diffusion 1.
-        hidden = self.text_encoder(ids).last_hidden_state
-        return self.unet(x_t, t, hidden).sample.float()
+        return self.text_encoder(ids).last_hidden_state
+
+    def denoise(self, x_t: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
+        """The UNet on encoded text."""
+        return self.unet(x_t.contiguous(memory_format=device.LAYOUT), t, hidden).sample.float()
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -112,17 +115,19 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """(n, length) int64, padded and cut to the tokenizer's length as the pipeline does it."""
-    encoded = tokenizer(
-        list(texts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids: Tensor = encoded.input_ids
-    return ids
+def four_steps(count: int = FEW, timesteps: int = 1000) -> list[int]:
+    """The timesteps of so many steps with trailing spacing: 999, 749, 499, 249."""
+    return [round(timesteps * (count - k) / count) - 1 for k in range(count)]
+
+
+def draw_timesteps(n: int, timesteps: int, random: torch.Generator) -> Tensor:
+    """(n,) int64: pure noise, the other steps of four, or any, by P_LAST and P_FOUR."""
+    visited = torch.tensor(four_steps(timesteps=timesteps))
+    which = torch.rand(n, generator=random)
+    t = torch.randint(timesteps, (n,), generator=random)
+    few = visited[torch.randint(1, FEW, (n,), generator=random)]
+    t = torch.where(which < P_LAST + P_FOUR, few, t)
+    return torch.where(which < P_LAST, visited[0], t)
 
 
 def noised(
@@ -141,9 +146,50 @@ def noised(
 def loss(networks: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     """batch: x_t, t, token ids, v, weight → the weighted squared error of v, a scalar."""
     x_t, t, ids, v, weight = batch
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = networks(x_t.contiguous(memory_format=torch.channels_last), t, ids)
+    with device.autocast(x_t.device):
+        predicted = networks(x_t, t, ids)
     return (weight * (predicted - v).square().mean((1, 2, 3))).mean()
+
+
+def few_step_loss(networks: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """batch: noise, x0, token ids, how many of the four steps were taken (n,), ᾱ (1000,).
+
+    The network's own steps lead to x_t, from where it must find x0 (backward simulation: Kohler et
+    al. 2024, Yin et al. 2024): in four steps it meets its own errors, not noised pictures. The
+    distance is pseudo-Huber (Song & Dhariwal 2023), whose best guess is sharper than the mean.
+    """
+    noise, x0, ids, taken, alphas_cumprod = batch
+    alphas_cumprod = alphas_cumprod[0]
+    visited = four_steps(timesteps=len(alphas_cumprod))
+    x_t = noise
+    with device.autocast(noise.device):
+        hidden = networks.encode(ids)  # type: ignore[operator]
+        with torch.no_grad():
+            for k in range(int(taken.max())):
+                going = taken > k
+                moved = ddim_step(
+                    x_t[going],
+                    networks.denoise(  # type: ignore[operator]
+                        x_t[going], torch.full((int(going.sum()),), visited[k]), hidden[going]
+                    ),
+                    alphas_cumprod[visited[k]],
+                    alphas_cumprod[visited[k + 1]],
+                )
+                x_t = x_t.clone()
+                x_t[going] = moved
+        t = torch.tensor(visited)[taken]
+        v = networks.denoise(x_t, t, hidden)  # type: ignore[operator]
+    a = alphas_cumprod[t].view(-1, 1, 1, 1)
+    error = a.sqrt() * x_t - (1 - a).sqrt() * v - x0
+    c = 0.03 * math.sqrt(x0[0].numel())
+    return ((error.square().sum((1, 2, 3)) + c * c).sqrt() - c).mean() / math.sqrt(x0[0].numel())
+
+
+def ddim_step(x_t: Tensor, v: Tensor, a: Tensor, a_next: Tensor) -> Tensor:
+    """One step without new noise (Song et al. 2021, eq. 12, η = 0), of a v-prediction."""
+    x0 = a.sqrt() * x_t - (1 - a).sqrt() * v
+    noise = a.sqrt() * v + (1 - a).sqrt() * x_t
+    return a_next.sqrt() * x0 + (1 - a_next).sqrt() * noise
 
 
 def update_average(average: nn.Module, networks: nn.Module, step: int) -> None:
@@ -151,7 +197,7 @@ def update_average(average: nn.Module, networks: nn.Module, step: int) -> None:
     decay = min(EMA, (1 + step) / (10 + step)) ** EMA_EVERY
     with torch.no_grad():
         torch._foreach_lerp_(  # type: ignore[attr-defined]
-            list(average.parameters()), list(networks.parameters()), 1 - decay
+            list(average.parameters()), [p.to(q) for p, q in zip(networks.parameters(), average.parameters(), strict=True)], 1 - decay
         )
 
 
@@ -182,29 +228,32 @@ def train(
     *,
     minutes: float,
     log: Callable[[str], None],
+    start: Networks,
     snapshot: Callable[[Networks], None] | None = None,
     shape: Shape | None = None,
     batch: int = BATCH,
     processes: int = 2,
-    name: str = "diffusion",
-    start: Networks | None = None,
+    few_step: bool = False,
 ) -> Mapping[str, float]:
-    """Train for so many minutes of wall clock in all, resuming folder/NAME.ckpt or, where there is
-    none yet, going on from the weights of `start`.
+    """Train for so many minutes of wall clock in all, resuming folder/diffusion.ckpt (or, with
+    `few_step`, few-step.ckpt) or, where there is none yet, going on from the weights of `start`.
 
-    latents (n, 4, h, w) float32 of about unit variance. `snapshot` is called with the averaged
-    networks every ten minutes. Returns the step count, samples seen and seconds spent.
+    latents (n, c, h, w) float32 of about unit variance. `snapshot` is called with the averaged
+    networks every ten minutes. Returns the step count, samples seen and seconds spent. On a CUDA
+    device `processes` is 1, whatever was asked for.
     """
+    name = "few-step" if few_step else "diffusion"
     path = folder / f"{name}.ckpt"
     shape = shape or Shape()
+    where = device.choose()
     networks, average = Networks(shape, tokenizer), Networks(shape, tokenizer)
-    if start is not None:
-        networks.load_state_dict(start.state_dict())
-    average.load_state_dict(networks.state_dict())
+    networks.load_state_dict(start.state_dict())
+    average.load_state_dict(start.state_dict())
     average.requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(
-        networks.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    networks.to(where)
+    average.to(where)
+    trained = [p for p in networks.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     step, seen, spent = 0, 0, 0.0
     state = checkpoint.load(path)
     if state is not None:
@@ -231,25 +280,36 @@ def train(
             },
         )
 
-    networks.train()
-    replicas = Replicas(networks, loss, processes, seed=step)
-    last = saved = time.monotonic()
-    shown = saved if state is not None else -SNAPSHOT_EVERY  # the first one early: it has shapes
+    def new_batch() -> tuple[Tensor, ...]:
+        noise = torch.randn((batch, *latents.shape[1:]), generator=random)
+        wanted = coupling.preferences(noise).numpy()
+        indices, texts = sampler.batch(wanted, p_empty=0.0 if few_step else P_EMPTY)
+        x0, ids = latents[indices], text.tokenize(tokenizer, texts)
+        if few_step:
+            taken = torch.randint(FEW, (batch,), generator=random)
+            return noise, x0, ids, taken, alphas_cumprod.expand(batch, -1)
+        t = draw_timesteps(batch, len(alphas_cumprod), random)
+        x_t, v, weight = noised(x0, t, noise, alphas_cumprod)
+        return x_t, t, ids, v, weight
+
+    networks.unet.train()
+    replicas = Replicas(
+        networks,
+        few_step_loss if few_step else loss,
+        1 if where.type == "cuda" else processes,
+        seed=step,
+    )
+    peak = FEW_STEP_LR if few_step else LR
+    last = saved = shown = time.monotonic()
     average_loss: float | None = None
     while spent < budget:
         # The rate follows the clock, not a step count: warm up, then down to zero on a cosine.
         decayed = 0.5 + 0.5 * math.cos(math.pi * spent / budget)
-        rate = LR * min(1.0, (step + 1) / WARM_UP) * max(0.01, decayed)
+        rate = peak * min(1.0, (step + 1) / WARM_UP) * max(0.01, decayed)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        indices, texts = sampler.batch(batch, p_empty=P_EMPTY)
-        x0 = latents[indices]
-        t = torch.randint(len(alphas_cumprod), (batch,), generator=random)
-        noise = torch.randn(x0.shape, generator=random)
-        x_t, v, weight = noised(x0, t, noise, alphas_cumprod)
-        ids = tokenize(tokenizer, texts)
-        value = replicas.backward(tuple(part.numpy() for part in (x_t, t, ids, v, weight)))
-        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        value = replicas.backward(tuple(part.numpy() for part in new_batch()))
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         step, seen = step + 1, seen + batch
         if step % EMA_EVERY == 0:
@@ -267,16 +327,22 @@ def train(
             shown = now
     save()
     replicas.close()
-    if snapshot is not None:
-        snapshot(average)
     return {"steps": step, "samples": seen, "seconds": spent}
 
 
 def load_average(folder: Path, tokenizer: CLIPTokenizer, shape: Shape | None = None) -> Networks:
-    """The averaged networks of folder/focus.ckpt or, before that stage, of diffusion.ckpt."""
-    state = checkpoint.load(folder / "focus.ckpt") or checkpoint.load(folder / "diffusion.ckpt")
+    """The averaged networks of folder/few-step.ckpt or, before that stage, of diffusion.ckpt."""
+    state = checkpoint.load(folder / "few-step.ckpt") or checkpoint.load(folder / "diffusion.ckpt")
     if state is None:
         raise FileNotFoundError(f"{folder / 'diffusion.ckpt'}: train the diffusion model first")
     networks = Networks(shape or Shape(), tokenizer)
     networks.load_state_dict(state["average"])
     return networks.eval()
+
+
+def untrained(folder: Path, tokenizer: CLIPTokenizer, shape: Shape | None = None) -> Networks:
+    """A new UNet beside the trained text encoder."""
+    shape = shape or Shape()
+    networks = Networks(shape, tokenizer)
+    networks.text_encoder.load_state_dict(text.load(folder, tokenizer, shape.text_encoder).state_dict())
+    return networks

@@ -18,8 +18,8 @@ Arrays = tuple[NDArray[Any], ...]
 LossFunction = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
 
 
-def _tensors(batch: Arrays) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(array) for array in batch)
+def _tensors(batch: Arrays, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array).to(device) for array in batch)
 
 
 def _bind(module: nn.Module, gradients: Sequence[Tensor | None]) -> None:
@@ -46,7 +46,7 @@ def _serve(
         for gradient in gradients:
             if gradient is not None:
                 gradient.zero_()
-        loss = loss_function(module, _tensors(batch))
+        loss = loss_function(module, _tensors(batch, torch.device("cpu")))
         loss.backward()
         connection.send(loss.item())
 
@@ -57,7 +57,10 @@ class Replicas:
     def __init__(
         self, module: nn.Module, loss_function: LossFunction, processes: int, seed: int
     ) -> None:
-        """processes >= 1, this one counted; with 1, nothing is started."""
+        """processes >= 1, this one counted; with 1, nothing is started.
+
+        The module may be on another device than the CPU with one process only.
+        """
         self._module, self._loss_function = module, loss_function
         self._trained = [p for p in module.parameters() if p.requires_grad]
         self._connections: list[Connection] = []
@@ -88,7 +91,7 @@ class Replicas:
         split = list(zip(*(np.array_split(array, parts) for array in batch), strict=True))
         for connection, part in zip(self._connections, split[1:], strict=True):
             connection.send(part)
-        loss = self._loss_function(self._module, _tensors(split[0]))
+        loss = self._loss_function(self._module, _tensors(split[0], self._trained[0].device))
         loss.backward()
         total = loss.item()
         if parts > 1:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-MAX_LENGTH = 32
-VOCABULARY = 3000
+MAX_LENGTH = 24
+VOCABULARY = 4000
 START, END = "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts a text into words before merging.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

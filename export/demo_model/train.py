@@ -18,17 +18,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo_model import autoencoder, captions, checkpoint, dataset, diffusion, tokenizer
-from demo_model.concepts import PROMPTS, WEIGHT_CORE
+from demo_model import autoencoder, captions, checkpoint, dataset, diffusion, sentences, text, tokenizer
+from demo_model.concepts import PROMPTS
 
 STAGES = (
     "fetch",
     "render",
     "tokenizer",
+    "text",
     "autoencoder",
     "latents",
     "diffusion",
-    "focus",
+    "few-step",
     "decoder",
     "sheet",
 )
@@ -64,14 +65,9 @@ def write_pipeline(work: Path, folder: Path, networks: diffusion.Networks) -> No
     diffusion.save_pipeline(folder, networks, vae, tokenizer.load(work / "tokenizer"))
 
 
-def train_diffusion(work: Path, minutes: float, processes: int, *, focus: bool) -> None:
-    """Train text encoder and UNet, with snapshots, and write the pipeline.
-
-    With `focus`, go on from there with the everyday nouns alone: what little training there is
-    goes to what people ask for."""
+def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: bool) -> None:
+    """Train the UNet, with snapshots, or teach it four steps; write the pipeline."""
     _, concepts = dataset.load(work / "data")
-    if focus:
-        concepts = [c for c in concepts if c.weight >= WEIGHT_CORE]
     tokens = tokenizer.load(work / "tokenizer")
     latents, _ = load_latents(work)
 
@@ -79,21 +75,22 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, focus: bool) 
         write_pipeline(work, work / "snapshots" / "latest", networks)
         _log("snapshot written")
 
+    start = diffusion.load_average if few_step else diffusion.untrained
     figures = diffusion.train(
         latents,
-        concepts,
+        dataset.for_training(concepts),
         tokens,
         work,
         minutes=minutes,
         log=_log,
+        start=start(work, tokens),
         snapshot=snapshot,
         processes=processes,
-        name="focus" if focus else "diffusion",
-        start=diffusion.load_average(work, tokens) if focus else None,
+        few_step=few_step,
     )
-    name = "focus.json" if focus else "diffusion.json"
-    (work / name).write_text(json.dumps(figures))
-    write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
+    (work / ("few-step.json" if few_step else "diffusion.json")).write_text(json.dumps(figures))
+    folder = "pipeline" if few_step else "teacher"
+    write_pipeline(work, work / folder, diffusion.load_average(work, tokens))
 
 
 def draw_sheet(folder: Path, path: Path, *, guidance: float, steps: int, seeds: int) -> None:
@@ -120,13 +117,14 @@ def main() -> None:
     parser.add_argument("stage", choices=["all", *STAGES])
     parser.add_argument("--work", type=Path, required=True, help="a folder for everything made")
     parser.add_argument("--tarballs", type=Path, help="packages fetched before [WORK/tarballs]")
+    parser.add_argument("--text-minutes", type=float, default=8.0)
     parser.add_argument("--autoencoder-minutes", type=float, default=20.0)
     parser.add_argument("--diffusion-minutes", type=float, default=120.0)
-    parser.add_argument("--focus-minutes", type=float, default=40.0)
+    parser.add_argument("--few-step-minutes", type=float, default=15.0)
     parser.add_argument("--decoder-minutes", type=float, default=15.0)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each [2]")
-    parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=4)
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -136,12 +134,28 @@ def main() -> None:
         _log(f"stage {stage}")
         if stage == "fetch":
             dataset.fetch(tarballs)
+            sentences.fetch(tarballs)
         elif stage == "render":
             dataset.build(tarballs, work / "data")
         elif stage == "tokenizer":
             if not (work / "tokenizer" / "tokenizer_config.json").exists():
                 _, concepts = dataset.load(work / "data")
                 tokenizer.train(captions.corpus(concepts), work / "tokenizer")
+        elif stage == "text":
+            _, concepts = dataset.load(work / "data")
+            tokens = tokenizer.load(work / "tokenizer")
+            text.train(
+                concepts,
+                tokens,
+                tarballs,
+                work,
+                minutes=arguments.text_minutes,
+                log=_log,
+                processes=arguments.processes,
+            )
+            recall = text.recall(concepts, tokens, work)
+            _log(f"text encoder alone: {recall}")
+            (work / "text.json").write_text(json.dumps(recall))
         elif stage in ("autoencoder", "decoder"):
             images, _ = dataset.load(work / "data")
             tuned = stage == "decoder"
@@ -158,10 +172,10 @@ def main() -> None:
                 write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
         elif stage == "latents":
             encode_latents(work)
-        elif stage in ("diffusion", "focus"):
-            focus = stage == "focus"
-            minutes = arguments.focus_minutes if focus else arguments.diffusion_minutes
-            train_diffusion(work, minutes, arguments.processes, focus=focus)
+        elif stage in ("diffusion", "few-step"):
+            few = stage == "few-step"
+            minutes = arguments.few_step_minutes if few else arguments.diffusion_minutes
+            train_diffusion(work, minutes, arguments.processes, few_step=few)
         else:
             draw_sheet(
                 work / "pipeline",

@@ -1,0 +1,177 @@
+"""A small network that says which concept a picture shows and in which style.
+
+It judges the demo model and is trained on the published drawings alone, moved, turned, blurred and
+dyed a little; never on a generated picture.
+"""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import (
+    affine_grid,
+    avg_pool2d,
+    cross_entropy,
+    grid_sample,
+    interpolate,
+)
+
+from demo_model import captions, checkpoint
+from demo_model.dataset import Concept, published
+
+SIDE = 64  # pixels; pictures are halved first
+BATCH = 128
+LR = 4e-3
+SAVE_EVERY = 60.0  # seconds
+
+
+class Classifier(nn.Module):
+    """(n, 128, 128, 3) uint8 → logits of the concepts (n, k) and of the styles (n, 6)."""
+
+    def __init__(self, concepts: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for channels, stride in ((32, 2), (64, 2), (128, 2), (160, 1)):
+            layers += [
+                nn.Conv2d(before, channels, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            ]
+            before = channels
+        self.features = nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.2))
+        self.concept = nn.Linear(160 * 4, concepts)
+        self.style = nn.Linear(160 * 4, len(captions.STYLES))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Concept and style logits, and the features (n, 640) that they are made from."""
+        return self.judge(halved(pictures))
+
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of (n, 3, 64, 64) float32 in [-1, 1]."""
+        found = self.features(x)
+        return self.concept(found), self.style(found), found
+
+
+def halved(pictures: Tensor) -> Tensor:
+    """(n, 128, 128, 3) uint8 → (n, 3, 64, 64) float32 in [-1, 1]."""
+    return avg_pool2d(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, 2)
+
+
+def changed(x: Tensor, random: torch.Generator) -> Tensor:
+    """x (n, 3, 64, 64): each moved, scaled, turned, half of them blurred, and dyed a little."""
+    n = len(x)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=random) * 2 - 1
+
+    angle, scale, shift = 0.12 * uniform(), 1 + 0.1 * uniform(), 0.08 * uniform(2)
+    rows = torch.stack(
+        [
+            torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], 1),
+            torch.stack([scale * angle.sin(), scale * angle.cos(), shift[:, 1]], 1),
+        ],
+        1,
+    )
+    # What comes in from outside is white: 0 once one is taken away.
+    x = grid_sample(x - 1, affine_grid(rows, list(x.shape), align_corners=False)) + 1
+    blurred = interpolate(avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
+    share = torch.rand(n, 1, 1, 1, generator=random)
+    x = torch.where(share < 0.5, x, blurred + (share - 0.5) * (x - blurred))
+    x = x * (1 + 0.1 * uniform(3, 1, 1)) + 0.06 * uniform(3, 1, 1)
+    return x + 0.06 * torch.randn(x.shape, generator=random)
+
+
+def train(
+    images: NDArray[np.uint8],
+    concepts: Sequence[Concept],
+    folder: Path,
+    *,
+    minutes: float,
+    log: Callable[[str], None],
+) -> None:
+    """Train for so many minutes in all, resuming folder/classifier.ckpt; write classifier.onnx.
+
+    images (n, 128, 128, 3) uint8, of which the published ones are used.
+    """
+    shown = published(concepts)
+    pairs = [(index, k, style) for k, c in enumerate(shown) for index, style in c.pictures]
+    x = torch.cat([halved(torch.from_numpy(images[[i for i, _, _ in pairs[s : s + 256]]]))
+                   for s in range(0, len(pairs), 256)])
+    labels = torch.tensor([k for _, k, _ in pairs])
+    styles = torch.tensor([captions.STYLES.index(s) for _, _, s in pairs])
+    model = Classifier(len(shown)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.02, fused=True)
+    path = folder / "classifier.ckpt"
+    step, spent = 0, 0.0
+    state = checkpoint.load(path)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["seconds"]
+    random = torch.Generator().manual_seed(step)
+    budget = minutes * 60
+
+    def save() -> None:
+        checkpoint.save(
+            path,
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "seconds": spent,
+            },
+        )
+
+    model.train()
+    last = saved = time.monotonic()
+    average: float | None = None
+    while spent < budget:
+        rate = LR * min(1.0, (step + 1) / 50) * max(0.01, 1 - spent / budget)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = torch.randint(len(pairs), (BATCH,), generator=random)
+        seen = changed(x[chosen], random).contiguous(memory_format=torch.channels_last)
+        concept, style, _ = model.judge(seen)
+        value = cross_entropy(concept, labels[chosen], label_smoothing=0.1)
+        value = value + 0.5 * cross_entropy(style, styles[chosen], label_smoothing=0.05)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        step += 1
+        now = time.monotonic()
+        spent, last = spent + now - last, now
+        average = value.item() if average is None else 0.98 * average + 0.02 * value.item()
+        if step % 100 == 0:
+            log(f"classifier step {step} loss {average:.3f} {spent:.0f} s")
+        if now - saved > SAVE_EVERY:
+            save()
+            saved = now
+    save()
+    model.eval()
+    with torch.no_grad():
+        judged = [model.judge(part) for part in x.split(512)]
+    right = torch.cat([c.argmax(-1) for c, _, _ in judged]) == labels
+    styled = torch.cat([s.argmax(-1) for _, s, _ in judged]) == styles
+    log(f"published drawings: concept {right.float().mean():.4f} style {styled.float().mean():.4f}")
+    write(model, folder / "classifier.onnx")
+
+
+def write(model: Classifier, path: Path) -> None:
+    """The classifier as one ONNX file: pictures → concept, style, features."""
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        model,
+        (torch.zeros(2, 2 * SIDE, 2 * SIDE, 3, dtype=torch.uint8),),
+        buffer,
+        input_names=["pictures"],
+        output_names=["concept", "style", "features"],
+        dynamic_axes={name: {0: "n"} for name in ("pictures", "concept", "style", "features")},
+        dynamo=False,
+    )
+    path.write_bytes(buffer.getvalue())
