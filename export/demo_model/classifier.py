@@ -5,6 +5,7 @@ dyed a little; never on a generated picture.
 """
 
 import io
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.nn.functional import (
 )
 
 from demo_model import captions, checkpoint
-from demo_model.dataset import Concept, published
+from demo_model.dataset import Concept, is_held_out, is_unseen_wording, published
 
 SIDE = 64  # pixels; pictures are halved first
 BATCH = 128
@@ -160,6 +161,24 @@ def train(
     styled = torch.cat([s.argmax(-1) for _, s, _ in judged]) == styles
     log(f"published drawings: concept {right.float().mean():.4f} style {styled.float().mean():.4f}")
     write(model, folder / "classifier.onnx")
+
+
+def describe(concepts: Sequence[Concept], path: Path) -> None:
+    """What each of the classifier's concepts is called, and what of it was held out, as JSON."""
+    listed = [
+        {
+            "emoji": c.emoji,
+            "names": list(c.names),
+            "common": c.is_common,
+            "pictures": len(c.pictures),
+            "styles": [s for _, s in c.pictures if not is_held_out(c.emoji, s)],
+            "held_out_styles": [s for _, s in c.pictures if is_held_out(c.emoji, s)],
+            "unseen_wordings": [s for s in c.synonyms if is_unseen_wording(c.emoji, s)],
+        }
+        for c in published(concepts)
+    ]
+    rows = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in listed)
+    path.write_text(f'{{"styles": {json.dumps(captions.STYLES)}, "concepts": [\n{rows}\n]}}\n')
 
 
 def write(model: Classifier, path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo_model import autoencoder, captions, checkpoint, dataset, diffusion, sentences, text, tokenizer
+from demo_model import autoencoder, captions, checkpoint, classifier, dataset, diffusion, sentences, text, tokenizer
 from demo_model.concepts import PROMPTS
 
 STAGES = (
@@ -31,6 +31,7 @@ STAGES = (
     "diffusion",
     "few-step",
     "decoder",
+    "judge",
     "sheet",
 )
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--diffusion-minutes", type=float, default=120.0)
     parser.add_argument("--few-step-minutes", type=float, default=15.0)
     parser.add_argument("--decoder-minutes", type=float, default=15.0)
+    parser.add_argument("--judge-minutes", type=float, default=9.0)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each [2]")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=4)
@@ -176,6 +178,10 @@ def main() -> None:
             few = stage == "few-step"
             minutes = arguments.few_step_minutes if few else arguments.diffusion_minutes
             train_diffusion(work, minutes, arguments.processes, few_step=few)
+        elif stage == "judge":
+            images, concepts = dataset.load(work / "data")
+            classifier.train(images, concepts, work, minutes=arguments.judge_minutes, log=_log)
+            classifier.describe(concepts, work / "concepts.json")
         else:
             draw_sheet(
                 work / "pipeline",

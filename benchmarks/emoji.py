@@ -1,0 +1,350 @@
+"""How good the built-in model is: what a classifier sees in its pictures, and how far they are copies.
+
+    python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
+                               [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
+
+The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated ones;
+emoji_concepts.json lists its concepts, and which (concept, style) pairs and which wordings no
+training of the model was shown. Both are written by `export/demo_model/train.py judge`.
+
+--float: the same weights in float32, for PSNR. --teacher: the model before it was taught four
+steps, drawn with 20 steps and guidance. --data: the folder with images.npy that the recipe renders,
+to look for the nearest training picture. Written to OUT: emoji.json and contact sheets.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import edgediff
+from benchmarks.contact_sheet import sheet
+from benchmarks.measure import Check, machine, print_checks, print_machine, print_table
+from edgediff.image import psnr
+from edgediff.session import ort
+
+HERE = Path(__file__).parent
+JUDGE, CONCEPTS = HERE / "emoji_judge.onnx", HERE / "emoji_concepts.json"
+FIRST_SEED = 100
+TEACHER_STEPS, TEACHER_GUIDANCE = 20, 2.0
+PSNR_PAIRS = 64
+SHEET = 36
+STRIP_STEPS = (1, 2, 4, 8)
+Pictures = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A picture to ask for, and what the classifier should see; style None: any."""
+
+    prompt: str
+    seed: int
+    concept: int
+    style: int | None = None
+
+
+class Judge:
+    """The classifier and the names of what it tells apart."""
+
+    def __init__(self, model: Path = JUDGE, concepts: Path = CONCEPTS) -> None:
+        self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        listed = json.loads(concepts.read_text())
+        self.styles: list[str] = listed["styles"]
+        self.concepts: list[dict[str, Any]] = listed["concepts"]
+
+    def __call__(
+        self, pictures: Pictures, batch: int = 64
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """(n, 128, 128, 3) uint8 → likeliest concept (n,), style (n,), features (n, 640)."""
+        parts = [
+            self._session.run(None, {"pictures": pictures[k : k + batch]})
+            for k in range(0, len(pictures), batch)
+        ]
+        concept, style, features = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return concept.argmax(-1), style.argmax(-1), features
+
+    def common(self, limit: int | None = None) -> list[int]:
+        """Indices of the 300 everyday concepts; with a limit, so many of them, spread evenly."""
+        found = [k for k, c in enumerate(self.concepts) if c["common"]]
+        if limit is None or limit >= len(found):
+            return found
+        return [found[k * len(found) // limit] for k in range(limit)]
+
+
+def article(noun: str) -> str:
+    """ "a cat", "an owl"; nothing before plurals and "the"."""
+    return f"{'an' if noun[0] in 'aeiou' and not noun.startswith('uni') else 'a'} {noun}"
+
+
+def by_name(judge: Judge, seeds: int, limit: int | None) -> list[Request]:
+    """Every common concept by its first name, without a style."""
+    return [
+        Request(prompt=article(judge.concepts[k]["names"][0]), seed=FIRST_SEED + s, concept=k)
+        for k in judge.common(limit)
+        for s in range(seeds)
+    ]
+
+
+def by_style(judge: Judge, limit: int | None) -> list[Request]:
+    """Every common concept once, in one of the styles that it was shown in."""
+    requests = []
+    for n, k in enumerate(judge.common(limit)):
+        concept = judge.concepts[k]
+        style = concept["styles"][n % len(concept["styles"])]
+        requests.append(
+            Request(
+                prompt=f"{article(concept['names'][0])}, {style}",
+                seed=FIRST_SEED,
+                concept=k,
+                style=judge.styles.index(style),
+            )
+        )
+    return requests
+
+
+def held_out(judge: Judge, limit: int | None) -> list[Request]:
+    """The common concepts in the styles that training left out."""
+    return [
+        Request(
+            prompt=f"{article(judge.concepts[k]['names'][0])}, {style}",
+            seed=FIRST_SEED,
+            concept=k,
+            style=judge.styles.index(style),
+        )
+        for k in judge.common(limit)
+        for style in judge.concepts[k]["held_out_styles"]
+    ]
+
+
+def by_synonym(judge: Judge, limit: int | None) -> list[Request]:
+    """The common concepts in words that no caption had."""
+    return [
+        Request(prompt=article(word), seed=FIRST_SEED, concept=k)
+        for k in judge.common(limit)
+        for word in judge.concepts[k]["unseen_wordings"]
+    ]
+
+
+def draw(pipe: edgediff.Pipeline, requests: Iterable[Request], **settings: Any) -> Pictures:
+    """The pictures (n, h, w, 3) uint8, at the bundle's defaults where the settings are silent."""
+    return np.stack(
+        [np.asarray(pipe.generate(r.prompt, seed=r.seed, **settings).images[0]) for r in requests]
+    )
+
+
+def score(judge: Judge, requests: Sequence[Request], pictures: Pictures) -> dict[str, float]:
+    """Share of pictures whose concept, and whose style where one was asked for, is seen."""
+    concepts, styles, _ = judge(pictures)
+    right = concepts == [r.concept for r in requests]
+    found = {"pictures": len(requests), "concept": float(right.mean())}
+    asked = [r.style for r in requests]
+    if None not in asked:
+        found["style"] = float((styles == asked).mean())
+    return found
+
+
+def confusions(judge: Judge, requests: Sequence[Request], pictures: Pictures) -> list[list[str]]:
+    """[prompt, what was seen instead], each once."""
+    concepts, _, _ = judge(pictures)
+    wrong = {
+        (r.prompt, judge.concepts[k]["names"][0])
+        for r, k in zip(requests, concepts, strict=True)
+        if r.concept != k
+    }
+    return [list(pair) for pair in sorted(wrong)]
+
+
+def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]:
+    """How like the nearest training picture is: by pixels, and by the classifier's features.
+
+    pixel_psnr_db: PSNR to the training picture of the least squared error, at 32×32. feature_cosine:
+    to the one of the likest features. For scale, `between_training` is the same from each training
+    picture to its nearest other one.
+    """
+
+    def small(x: Pictures) -> NDArray[np.float32]:
+        y = x.reshape(len(x), 32, 4, 32, 4, 3).mean((2, 4), dtype=np.float32)
+        return y.reshape(len(x), -1)
+
+    def unit(x: Pictures) -> NDArray[np.float32]:
+        f = judge(x)[2]
+        return f / np.linalg.norm(f, axis=1, keepdims=True)
+
+    pool, pool_features = small(shown), unit(shown)
+    norms = np.square(pool).sum(1)
+
+    def distances(x: Pictures, *, itself: bool) -> dict[str, Any]:
+        a, features = small(x), unit(x)
+        squared = np.square(a).sum(1)[:, None] + norms[None] - 2 * a @ pool.T
+        cosine = features @ pool_features.T
+        if itself:
+            np.fill_diagonal(squared, np.inf)
+            np.fill_diagonal(cosine, -1)
+        error = np.maximum(squared.min(1), 1e-3) / a.shape[1]
+        decibels = 10 * np.log10(255**2 / error)
+        return {
+            "pixel_psnr_db": _spread(decibels),
+            "feature_cosine": _spread(cosine.max(1)),
+            "index": squared.argmin(1).tolist(),
+        }
+
+    found = distances(pictures, itself=False)
+    between = distances(shown, itself=True)
+    del between["index"]
+    return {**found, "between_training": between}
+
+
+def _spread(values: NDArray[np.floating[Any]]) -> dict[str, float]:
+    low, median, high = np.percentile(values, (5, 50, 95))
+    return {"percentile_5": float(low), "median": float(median), "percentile_95": float(high)}
+
+
+def beside(pictures: Pictures, found: Pictures, columns: int = 12) -> Image.Image:
+    """Rows of pictures, each above the training picture that is nearest to it."""
+    rows = []
+    for start in range(0, len(pictures) // columns * columns, columns):
+        for row in (pictures, found):
+            rows.append(np.concatenate(list(row[start : start + columns]), 1))
+    return Image.fromarray(np.concatenate(rows, 0))
+
+
+def int8_against_float(
+    pipe: edgediff.Pipeline, reference: edgediff.Pipeline, requests: Sequence[Request]
+) -> dict[str, float]:
+    """PSNR of the pictures of the same prompts and seeds."""
+    pairs = zip(draw(pipe, requests), draw(reference, requests), strict=True)
+    found = [psnr(a, b) for a, b in pairs]
+    finite = [float("inf") if p is None else p for p in found]
+    return {
+        "pictures": len(finite),
+        "median_db": statistics.median(finite),
+        "minimum_db": min(finite),
+    }
+
+
+def strip(pipe: edgediff.Pipeline, prompt: str, seed: int) -> Image.Image:
+    """One prompt at 1, 2, 4 and 8 steps, side by side."""
+    from PIL import ImageDraw, ImageFont
+
+    pictures = [pipe.generate(prompt, seed=seed, steps=n).images[0] for n in STRIP_STEPS]
+    width, height = pictures[0].size
+    canvas = Image.new("RGB", (len(pictures) * (width + 8) + 8, height + 30), "white")
+    write = ImageDraw.Draw(canvas)
+    for k, (n, picture) in enumerate(zip(STRIP_STEPS, pictures, strict=True)):
+        left = 8 + k * (width + 8)
+        canvas.paste(picture, (left, 8))
+        label = f"{n} step{'s' if n > 1 else ''}"
+        font = ImageFont.load_default(size=11)
+        write.text((left + width / 2, height + 12), label, "#444444", font, anchor="ma")
+    return canvas
+
+
+def evaluate(
+    judge: Judge, pipe: edgediff.Pipeline, seeds: int, limit: int | None
+) -> tuple[dict[str, Any], Pictures]:
+    """Every score of one bundle, and the pictures of the first."""
+    plain = by_name(judge, seeds, limit)
+    pictures = draw(pipe, plain)
+    found: dict[str, Any] = {"by name": score(judge, plain, pictures)}
+    found["confusions"] = confusions(judge, plain, pictures)
+    sets = {
+        "by style": by_style(judge, limit),
+        "held-out pairs": held_out(judge, limit),
+        "unseen wordings": by_synonym(judge, limit),
+    }
+    for name, requests in sets.items():
+        if requests:
+            found[name] = score(judge, requests, draw(pipe, requests))
+    few = by_name(judge, 1, limit)
+    for steps in (1, 2, 8):
+        found[f"{steps} steps"] = score(judge, few, draw(pipe, few, steps=steps))
+    return found, pictures
+
+
+def checks(found: dict[str, Any]) -> list[Check]:
+    """The figures that have a bar."""
+    bars = [
+        ("concept, by name", ("by name", "concept"), 0.85),
+        ("style, where asked for", ("by style", "style"), 0.95),
+        ("concept, held-out pairs", ("held-out pairs", "concept"), 0.6),
+        ("concept, unseen wordings", ("unseen wordings", "concept"), 0.6),
+        ("concept at 2 steps", ("2 steps", "concept"), 0.75),
+        ("concept at 1 step", ("1 steps", "concept"), 0.5),
+        ("int8 to float, median", ("int8", "median_db"), 40.0),
+        ("int8 to float, lowest", ("int8", "minimum_db"), 32.0),
+    ]
+    listed = [
+        Check(what=what, value=found[part][key], bar=bar, at_least=True)
+        for what, (part, key), bar in bars
+        if part in found
+    ]
+    if "teacher" in found:
+        ahead = found["teacher"]["concept"] - found["by name"]["concept"]
+        listed.append(Check(what="teacher at 20 steps ahead by", value=ahead, bar=0.03))
+    return listed
+
+
+def main() -> None:
+    """Parse the command line, draw, judge, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--bundle", default="emoji")
+    parser.add_argument("--float", metavar="BUNDLE", dest="float_bundle")
+    parser.add_argument("--teacher", metavar="BUNDLE")
+    parser.add_argument("--data", type=Path, metavar="DIR")
+    parser.add_argument("--seeds", type=int, default=4, help="%(default)s")
+    parser.add_argument("--concepts", type=int, help="of the 300, spread evenly [all]")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    judge = Judge()
+    found: dict[str, Any] = {"machine": machine(), "provider": "cpu"}
+    print_machine(found["machine"])
+    with edgediff.load(arguments.bundle, provider="cpu") as pipe:
+        found["bundle"] = pipe.bundle.id
+        scores, pictures = evaluate(judge, pipe, arguments.seeds, arguments.concepts)
+        found |= scores
+        plain = by_name(judge, arguments.seeds, arguments.concepts)
+        shown = [(r.prompt, r.seed) for r in plain[:: max(1, len(plain) // SHEET)]][:SHEET]
+        sheet(pipe, shown, 9).save(arguments.out / "sheet.png", optimize=True)
+        strip(pipe, "a fox, 3d", 1).save(arguments.out / "steps.png", optimize=True)
+        if arguments.float_bundle:
+            with edgediff.load(arguments.float_bundle, provider="cpu") as reference:
+                chosen = plain[:: max(1, len(plain) // PSNR_PAIRS)][:PSNR_PAIRS]
+                found["int8"] = int8_against_float(pipe, reference, chosen)
+    if arguments.teacher:
+        with edgediff.load(arguments.teacher, provider="cpu") as teacher:
+            few = by_name(judge, 1, arguments.concepts)
+            settings = {"steps": TEACHER_STEPS, "guidance_scale": TEACHER_GUIDANCE}
+            found["teacher"] = score(judge, few, draw(teacher, few, **settings)) | settings
+    if arguments.data:
+        images = np.load(arguments.data / "images.npy", mmap_mode="r")
+        published = np.asarray(images[: sum(c["pictures"] for c in judge.concepts)])
+        found["nearest"] = nearest(judge, pictures, published)
+        index = found["nearest"].pop("index")
+        some = slice(None, None, max(1, len(pictures) // 48))
+        beside(pictures[some], published[index][some]).save(arguments.out / "nearest.png")
+    (arguments.out / "emoji.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    rows = [
+        (name, str(int(part["pictures"])), f"{part['concept']:.1%}", _percent(part.get("style")))
+        for name, part in found.items()
+        if isinstance(part, dict) and "concept" in part
+    ]
+    print_table(("prompts", "pictures", "concept", "style"), rows)
+    print_checks(checks(found))
+    print(arguments.out, file=sys.stderr)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+if __name__ == "__main__":
+    main()
