@@ -1,11 +1,10 @@
 """PSNR of int8 pictures against the float model's, and of TAESD's int8 decoder.
 
-    python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--redraw SEED] [--pairs 64]
+    python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--pairs 64]
                                  [--taesd DIR [--pictures DIR]] [--work DIR] [--json OUT]
 
-Without bundles, the built-in model. Its float weights do not ship: export/demo_model/recover.py
-draws them anew within their rounding, by --redraw, and both bundles are exported from that. The
-prompts are none that the export looks at.
+Without bundles, the built-in model, exported in float and in int8 from the weights beside its recipe
+(export/demo_model/recover.py). The prompts are none that the export looks at.
 
 --taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Real pictures, from
 --pictures or scikit-image's where it is installed, are encoded by its float encoder, and decoded by
@@ -64,13 +63,10 @@ def summary(psnrs: Sequence[float | None]) -> dict[str, float]:
     }
 
 
-def built_in_bundles(work: Path, redraw: int) -> tuple[Path, Path]:
-    """The built-in model in float and in int8, from weights drawn within their rounding."""
-    name = f"emoji-redrawn-{redraw}"
+def built_in_bundles(work: Path) -> tuple[Path, Path]:
+    """The built-in model in float and in int8."""
     script = str(models.ROOT / "export" / "demo_model" / "recover.py")
-    source = models.once(
-        work / name, lambda out: models.run_python(script, str(out), "--redraw", str(redraw))
-    )
+    source = models.once(work / "emoji-float", lambda out: models.run_python(script, str(out)))
     defaults = edgediff.load(provider="cpu", check_hashes=False).defaults
     options = (
         *("--steps", str(defaults.steps)),
@@ -242,7 +238,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--float", type=Path, metavar="BUNDLE", dest="float_bundle")
     parser.add_argument("--int8", type=Path, metavar="BUNDLE", dest="int8_bundle")
-    parser.add_argument("--redraw", type=int, default=0, metavar="SEED", help="%(default)s")
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="%(default)s")
     parser.add_argument("--taesd", type=Path, metavar="DIR")
     parser.add_argument("--pictures", type=Path, metavar="DIR")
@@ -253,7 +248,7 @@ def main() -> None:
         parser.error("give --float and --int8, or neither")
     bundles = (arguments.float_bundle, arguments.int8_bundle)
     if arguments.float_bundle is None:
-        bundles = built_in_bundles(arguments.work, arguments.redraw)
+        bundles = built_in_bundles(arguments.work)
 
     found: dict[str, Any] = {"machine": machine(), "provider": "cpu"}
     print_machine(found["machine"])

@@ -1,9 +1,14 @@
 """The built-in model, as it ships."""
 
 import numpy as np
+import pytest
+from PIL import Image
 
 import edgediff
+from benchmarks import emoji
+from edgediff.image import psnr
 from edgediff.pipeline import find_bundle
+from tests.golden import make_pictures
 
 
 def test_it_is_small_enough_to_ship() -> None:
@@ -36,3 +41,25 @@ def test_it_says_where_it_is_from() -> None:
     credits = " ".join(provenance.attribution)
     for name in ("Noto Emoji", "Fluent Emoji", "Twemoji", "Firefox OS Emoji", "emojilib"):
         assert name in credits
+
+
+@pytest.mark.parametrize("k", range(len(make_pictures.REQUESTS)))
+def test_it_draws_what_it_drew(k: int) -> None:
+    prompt, seed = make_pictures.REQUESTS[k]
+    with edgediff.load(provider="cpu") as pipe:
+        picture = np.asarray(pipe.generate(prompt, seed=seed).images[0])
+    with Image.open(make_pictures.path(k)) as golden:
+        decibels = psnr(picture, np.asarray(golden))
+    assert decibels is None or decibels >= 30
+
+
+@pytest.mark.slow
+def test_a_classifier_sees_what_was_asked_for() -> None:
+    judge = emoji.Judge()
+    named, styled = emoji.by_name(judge, 1, 40), emoji.by_style(judge, 40)
+    with edgediff.load(provider="cpu") as pipe:
+        by_name = emoji.score(judge, named, emoji.draw(pipe, named))
+        by_style = emoji.score(judge, styled, emoji.draw(pipe, styled))
+    assert by_name["pictures"] == by_style["pictures"] == 40
+    assert by_name["concept"] >= LEAST_CONCEPT
+    assert by_style["style"] >= LEAST_STYLE

@@ -81,7 +81,9 @@ class Sampler:
         self._p = weights / weights.sum()
         self._rng = rng
 
-    def batch(self, preferences: NDArray[np.float32], *, p_empty: float) -> tuple[list[int], list[str]]:
+    def batch(
+        self, preferences: NDArray[np.float32], *, p_empty: float
+    ) -> tuple[list[int], list[str]]:
         """n indices into the pictures, n captions; a share p_empty of the captions is "".
 
         preferences (n, 6): of the drawings that fit a caption without a style, the one is taken

@@ -102,8 +102,12 @@ def train(
     """
     shown = published(concepts)
     pairs = [(index, k, style) for k, c in enumerate(shown) for index, style in c.pictures]
-    x = torch.cat([halved(torch.from_numpy(images[[i for i, _, _ in pairs[s : s + 256]]]))
-                   for s in range(0, len(pairs), 256)])
+    x = torch.cat(
+        [
+            halved(torch.from_numpy(images[[i for i, _, _ in pairs[s : s + 256]]]))
+            for s in range(0, len(pairs), 256)
+        ]
+    )
     labels = torch.tensor([k for _, k, _ in pairs])
     styles = torch.tensor([captions.STYLES.index(s) for _, _, s in pairs])
     model = Classifier(len(shown)).to(memory_format=torch.channels_last)

@@ -197,7 +197,9 @@ def update_average(average: nn.Module, networks: nn.Module, step: int) -> None:
     decay = min(EMA, (1 + step) / (10 + step)) ** EMA_EVERY
     with torch.no_grad():
         torch._foreach_lerp_(  # type: ignore[attr-defined]
-            list(average.parameters()), [p.to(q) for p, q in zip(networks.parameters(), average.parameters(), strict=True)], 1 - decay
+            list(average.parameters()),
+            [p.to(q) for p, q in zip(networks.parameters(), average.parameters(), strict=True)],
+            1 - decay,
         )
 
 
@@ -344,5 +346,7 @@ def untrained(folder: Path, tokenizer: CLIPTokenizer, shape: Shape | None = None
     """A new UNet beside the trained text encoder."""
     shape = shape or Shape()
     networks = Networks(shape, tokenizer)
-    networks.text_encoder.load_state_dict(text.load(folder, tokenizer, shape.text_encoder).state_dict())
+    networks.text_encoder.load_state_dict(
+        text.load(folder, tokenizer, shape.text_encoder).state_dict()
+    )
     return networks

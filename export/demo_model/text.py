@@ -126,9 +126,7 @@ class Texts:
         weights = np.sqrt([c.weight for c in self._concepts])
         self._p = weights / weights.sum()
         # Held-out wordings are texts like any others, without a concept.
-        unseen = {
-            s for c in concepts for s in c.synonyms if is_unseen_wording(c.emoji, s)
-        }
+        unseen = {s for c in concepts for s in c.synonyms if is_unseen_wording(c.emoji, s)}
         self._words = sorted(unseen) * 4 + list(words)
         names = [(n, self._index[c.emoji]) for c in self._concepts for n in (*c.names, *c.synonyms)]
         vectors, places = teacher([n for n, _ in names]), torch.tensor([k for _, k in names])
@@ -139,7 +137,7 @@ class Texts:
         near = told @ vectors.T
         best = torch.full((len(self._words), len(self._index)), -1.0)
         best.scatter_reduce_(1, places.expand(len(near), -1), near, "amax")
-        values, which = best.topk(16)
+        values, which = best.topk(min(16, best.shape[1]))
         self._near = softmax(values / TEMPERATURE, -1), which
 
     def batch(self, tokenizer: CLIPTokenizer, n: int) -> tuple[NDArray[np.generic], ...]:

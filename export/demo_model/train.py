@@ -18,7 +18,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo_model import autoencoder, captions, checkpoint, classifier, dataset, diffusion, sentences, text, tokenizer
+from demo_model import (
+    autoencoder,
+    captions,
+    checkpoint,
+    classifier,
+    dataset,
+    diffusion,
+    sentences,
+    text,
+    tokenizer,
+)
 from demo_model.concepts import PROMPTS
 
 STAGES = (

@@ -24,15 +24,33 @@ def test_article(noun: str, expected: str) -> None:
 
 def test_every_form_of_a_caption_occurs() -> None:
     rng = np.random.default_rng(0)
-    seen = {captions.sample(FOX, "3d", rng) for _ in range(2000)}
-    names = ("fox", "fox face", "vixen")
-    expected = {form for name in names for form in captions.forms(name)}
-    assert seen == expected | {f"{form}, 3d" for form in expected}
+    plain = {captions.caption("fox", None, rng) for _ in range(2000)}
+    forms = set(captions.forms("fox"))
+    assert plain == forms | {f.format(form) for f in captions.FRAMES for form in forms}
+    styled = {captions.caption("fox", "3d", rng) for _ in range(2000)}
+    assert {"a fox, 3d", "3d fox", "the fox in 3d style", "fox, 3d style"} <= styled
+    assert all("3d" in text and "fox" in text for text in styled)
+
+
+def test_every_name_of_a_concept_occurs() -> None:
+    rng = np.random.default_rng(0)
+    assert {captions.draw_name(FOX, rng) for _ in range(200)} == {"fox", "fox face", "vixen"}
+    assert captions.draw_name(OWL, rng) == "owl"
+
+
+def test_numbers_have_no_article() -> None:
+    assert set(captions.forms("two cats")) == {"two cats"}
+
+
+def _preferences(n: int, style: str) -> np.ndarray:
+    wanted = np.zeros((n, len(captions.STYLES)), np.float32)
+    wanted[:, captions.STYLES.index(style)] = 1
+    return wanted
 
 
 def test_batches_follow_the_weights_and_leave_captions_out() -> None:
     sampler = captions.Sampler([FOX, OWL], np.random.default_rng(0))
-    indices, texts = sampler.batch(4000, p_empty=0.1)
+    indices, texts = sampler.batch(_preferences(4000, "flat"), p_empty=0.1)
     assert set(indices) == {4, 5, 9}
     assert indices.count(9) / 4000 == pytest.approx(0.25, abs=0.03)
     assert texts.count("") / 4000 == pytest.approx(0.1, abs=0.02)
@@ -40,9 +58,26 @@ def test_batches_follow_the_weights_and_leave_captions_out() -> None:
     assert all(("owl" in text) == (index == 9) for index, text in said)
 
 
+@pytest.mark.parametrize(("style", "index"), [("3d", 4), ("flat", 5)])
+def test_without_a_style_in_the_caption_the_preferred_drawing_is_taken(
+    style: str, index: int
+) -> None:
+    sampler = captions.Sampler([FOX], np.random.default_rng(0))
+    indices, texts = sampler.batch(_preferences(500, style), p_empty=0)
+    for found, text in zip(indices, texts, strict=True):
+        if "3d" in text:
+            assert found == 4
+        elif "flat" in text:
+            assert found == 5
+        else:
+            assert found == index
+
+
 def test_the_same_seed_draws_the_same_batch() -> None:
     first, second = (
-        captions.Sampler([FOX, OWL], np.random.default_rng(7)).batch(50, p_empty=0.1)
+        captions.Sampler([FOX, OWL], np.random.default_rng(7)).batch(
+            _preferences(50, "flat"), p_empty=0.1
+        )
         for _ in range(2)
     )
     assert first == second

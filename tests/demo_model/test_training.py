@@ -1,39 +1,40 @@
 """Every stage trains, resumes from what it wrote, and leaves a folder that diffusers reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from demo_model import autoencoder, captions, checkpoint, diffusion, tokenizer
+from demo_model import autoencoder, captions, checkpoint, coupling, diffusion, text, tokenizer
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
+from demo_model.variants import digest
 from diffusers import AutoencoderTiny, DDIMScheduler
 from transformers import CLIPTokenizer
 
 CONCEPTS = [
     Concept(
-        emoji="x", names=(name,), synonyms=(), weight=1.0, pictures=((k, "flat"), (k + 4, "3d"))
+        emoji=name, names=(name,), synonyms=(), weight=1.0, pictures=((k, "flat"), (k + 4, "3d"))
     )
     for k, name in enumerate(("apple", "fox", "heart", "sun"))
 ]
 SHAPE = diffusion.Shape(
-    channels=(16, 32), attention=(False, True), heads=2, groups=8, text_width=16, text_layers=1,
-    text_heads=2, latent_size=4,
+    channels=(16, 32), attention=(False, True), heads=2, groups=8, latent_channels=8, latent_size=4,
+    text_encoder=text.Shape(width=16, layers=1, heads=2),
 )  # fmt: skip
 
 
 def _images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
 
 
 def _tiny_autoencoder() -> AutoencoderTiny:
     return AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
+        encoder_block_out_channels=(8,) * 5,
+        decoder_block_out_channels=(8,) * 5,
+        num_encoder_blocks=(1,) * 5,
+        num_decoder_blocks=(1,) * 5,
     )
 
 
@@ -53,32 +54,37 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return tokenizer.load(folder)
 
 
-def _train(folder: Path, tokens: CLIPTokenizer, seconds: float) -> Mapping[str, float]:
+def _train(
+    folder: Path, tokens: CLIPTokenizer, seconds: float, *, few_step: bool = False
+) -> Mapping[str, float]:
     figures = diffusion.train(
-        torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
+        torch.randn(8, 8, 4, 4, generator=torch.Generator().manual_seed(0)),
         CONCEPTS,
         tokens,
         folder,
         minutes=seconds / 60,
         log=lambda _: None,
+        start=diffusion.Networks(SHAPE, tokens),
         shape=SHAPE,
         batch=4,
         processes=1,
+        few_step=few_step,
     )
     assert figures["samples"] == 4 * figures["steps"]
     return figures
 
 
+@pytest.mark.parametrize("few_step", [False, True])
 def test_diffusion_resumes_and_then_has_nothing_left_to_do(
-    tmp_path: Path, tokens: CLIPTokenizer
+    tmp_path: Path, tokens: CLIPTokenizer, few_step: bool
 ) -> None:
-    first = _train(tmp_path, tokens, 0.1)
+    first = _train(tmp_path, tokens, 0.1, few_step=few_step)
     assert first["steps"] >= 1
-    second = _train(tmp_path, tokens, first["seconds"] + 0.1)
+    second = _train(tmp_path, tokens, first["seconds"] + 0.1, few_step=few_step)
     assert second["steps"] > first["steps"]
     assert second["seconds"] > first["seconds"]
     # A little less: seconds do not survive the way through minutes to the last bit.
-    assert _train(tmp_path, tokens, second["seconds"] * 0.999) == second
+    assert _train(tmp_path, tokens, second["seconds"] * 0.999, few_step=few_step) == second
 
 
 def test_autoencoder_resumes_and_its_decoder_trains_on_alone(tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_autoencoder_resumes_and_its_decoder_trains_on_alone(tmp_path: Path) -> 
     assert second["step"] > first["step"]
     after = train(0.1, finetune=True)
     latents = [autoencoder.encode(model, _images()) for model in (before, after)]
-    assert latents[0].shape == (8, 4, 4, 4)
+    assert latents[0].shape == (8, 4, 6, 6)
     assert torch.equal(latents[0], latents[1])
     with torch.no_grad():
         assert not torch.equal(before.decoder(latents[0]), after.decoder(latents[0]))
@@ -171,11 +177,11 @@ def test_one_replica_gives_plain_gradients() -> None:
 def test_two_replicas_give_the_gradients_of_one(tokens: CLIPTokenizer) -> None:
     torch.manual_seed(0)
     networks = diffusion.Networks(SHAPE, tokens)
-    x_t, v = torch.randn(2, 4, 4, 4, 4).numpy()
+    x_t, v = torch.randn(2, 4, 8, 4, 4).numpy()
     batch = (
         x_t,
         np.array([10, 300, 600, 999]),
-        diffusion.tokenize(tokens, ["a fox", "", "the sun", "heart, 3d"]).numpy(),
+        text.tokenize(tokens, ["a fox", "", "the sun", "heart, 3d"]).numpy(),
         v,
         np.ones(4, np.float32),
     )
@@ -191,10 +197,50 @@ def test_two_replicas_give_the_gradients_of_one(tokens: CLIPTokenizer) -> None:
     assert torch.cosine_similarity(flat_alone, flat_together, dim=0) > 0.999
 
 
-def test_focus_starts_from_weights_that_are_given(tmp_path: Path, tokens: CLIPTokenizer) -> None:
+def test_four_steps_are_those_of_trailing_spacing() -> None:
+    scheduler = diffusion.new_scheduler()
+    scheduler.set_timesteps(diffusion.FEW)
+    assert diffusion.four_steps() == scheduler.timesteps.tolist()
+    drawn = diffusion.draw_timesteps(4000, 1000, torch.Generator().manual_seed(0))
+    assert (drawn == 999).float().mean() == pytest.approx(diffusion.P_LAST, abs=0.03)
+
+
+def test_a_step_is_diffusers_ddim() -> None:
+    scheduler = diffusion.new_scheduler()
+    scheduler.set_timesteps(diffusion.FEW)
+    x_t, v = torch.randn(2, 3, 8, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    a = scheduler.alphas_cumprod
+    expected = scheduler.step(v, 749, x_t).prev_sample
+    torch.testing.assert_close(diffusion.ddim_step(x_t, v, a[749], a[499]), expected)
+
+
+def test_few_step_loss_is_zero_where_every_step_finds_the_picture(tokens: CLIPTokenizer) -> None:
+    noise, x0 = torch.randn(2, 4, 8, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    a = diffusion.new_scheduler().alphas_cumprod
+
+    class Exact(torch.nn.Module):
+        def encode(self, ids: torch.Tensor) -> torch.Tensor:
+            return ids
+
+        def denoise(self, x_t: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            at = a[t].view(-1, 1, 1, 1)
+            return (at.sqrt() * x_t - x0[rows[:, 0]]) / (1 - at).sqrt()
+
+    batch = (noise, x0, torch.arange(4)[:, None], torch.arange(4), a.expand(4, -1))
+    assert diffusion.few_step_loss(Exact(), batch).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_noise_prefers_every_style_alike_and_stays_normal() -> None:
+    noise = torch.randn(6000, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = coupling.preferences(noise).argmax(1)
+    shares = torch.bincount(wanted, minlength=6) / len(wanted)
+    assert shares.numpy() == pytest.approx(np.full(6, 1 / 6), abs=0.02)
+
+
+def test_few_steps_start_from_weights_that_are_given(tmp_path: Path, tokens: CLIPTokenizer) -> None:
     start = diffusion.Networks(SHAPE, tokens)
     figures = diffusion.train(
-        torch.zeros(8, 4, 4, 4),
+        torch.zeros(8, 8, 4, 4),
         CONCEPTS,
         tokens,
         tmp_path,
@@ -202,10 +248,39 @@ def test_focus_starts_from_weights_that_are_given(tmp_path: Path, tokens: CLIPTo
         log=lambda _: None,
         shape=SHAPE,
         processes=1,
-        name="focus",
+        few_step=True,
         start=start,
     )
     assert figures["steps"] == 0
     loaded = diffusion.load_average(tmp_path, tokens, SHAPE).state_dict()
     for name, value in start.state_dict().items():
         torch.testing.assert_close(loaded[name], value)
+
+
+def _teacher(texts: Sequence[str]) -> torch.Tensor:
+    """Vectors that depend on the text alone."""
+    rows = [np.random.default_rng(digest(t)).standard_normal(384) for t in texts]
+    return torch.nn.functional.normalize(torch.tensor(np.stack(rows)).float(), dim=-1)
+
+
+def test_text_encoder_learns_what_captions_mean_and_is_then_frozen(
+    tmp_path: Path, tokens: CLIPTokenizer
+) -> None:
+    shape = SHAPE.text_encoder
+    student = text.Student(tokens, len(CONCEPTS), shape)
+    texts = text.Texts(CONCEPTS, _teacher, ["pear", "moon"], np.random.default_rng(0))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        batch = tuple(torch.from_numpy(part) for part in texts.batch(tokens, 32))
+        value = text.loss(student, batch)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[-1] < 0.7 * losses[0]
+    checkpoint.save(tmp_path / "text.ckpt", {"student": student.state_dict()})
+    assert text.recall(CONCEPTS, tokens, tmp_path, shape)["names"] == 1
+    networks = diffusion.untrained(tmp_path, tokens, SHAPE)
+    assert not any(p.requires_grad for p in networks.text_encoder.parameters())
+    torch.testing.assert_close(networks.text_encoder.state_dict(), student.encoder.state_dict())
