@@ -1,4 +1,4 @@
-"""How good the built-in model is: what a classifier sees in its pictures, and how far they are copies.
+"""How good the built-in model is: what a classifier sees, and how far pictures are copies.
 
     python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
                                [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
@@ -165,8 +165,8 @@ def confusions(judge: Judge, requests: Sequence[Request], pictures: Pictures) ->
 def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]:
     """How like the nearest training picture is: by pixels, and by the classifier's features.
 
-    pixel_psnr_db: PSNR to the training picture of the least squared error, at 32×32. feature_cosine:
-    to the one of the likest features. For scale, `between_training` is the same from each training
+    pixel_psnr_db: PSNR to the training picture of the least squared error, at 32×32.
+    feature_cosine: to the one of the likest features. For scale, `between_training` is the same from each training
     picture to its nearest other one.
     """
 

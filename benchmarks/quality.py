@@ -3,8 +3,8 @@
     python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--pairs 64]
                                  [--taesd DIR [--pictures DIR]] [--work DIR] [--json OUT]
 
-Without bundles, the built-in model, exported in float and in int8 from the weights beside its recipe
-(export/demo_model/recover.py). The prompts are none that the export looks at.
+Without bundles, the built-in model, exported in float and in int8 from the weights beside its
+recipe (export/demo_model/recover.py). The prompts are none that the export looks at.
 
 --taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Real pictures, from
 --pictures or scikit-image's where it is installed, are encoded by its float encoder, and decoded by

@@ -10,6 +10,9 @@ from edgediff.image import psnr
 from edgediff.pipeline import find_bundle
 from tests.golden import make_pictures
 
+# Of 40 concepts, somewhat below what was measured: rounding differs between processors.
+LEAST_CONCEPT, LEAST_STYLE = 0.5, 0.5
+
 
 def test_it_is_small_enough_to_ship() -> None:
     sizes = [f.stat().st_size for f in find_bundle("emoji").iterdir()]

@@ -185,7 +185,7 @@ def load(folder: Path, new: Callable[[], AutoencoderTiny] = new_model) -> Autoen
 
 @torch.no_grad()
 def encode(model: AutoencoderTiny, images: NDArray[np.uint8]) -> Tensor:
-    """images (n, 128, 128, 3) uint8 → raw latents (n, 4, 16, 16) float32."""
+    """images (n, 128, 128, 3) uint8 → raw latents (n, 16, 8, 8) float32."""
     model.to(memory_format=torch.channels_last)
     parts = []
     for start in range(0, len(images), 64):

@@ -271,6 +271,8 @@ def recall(
     }
     found = {}
     for what, pairs in asked.items():
+        if not pairs:
+            continue
         ids = tokenize(tokenizer, [captions.forms(name)[0] for name, _ in pairs])
         right = student(ids)[1].argmax(-1) == torch.tensor([k for _, k in pairs])
         found[what] = float(right.float().mean())

@@ -51,7 +51,7 @@ def _log(line: str) -> None:
 
 
 def encode_latents(work: Path) -> None:
-    """Encode every picture once: work/latents.ckpt holds `raw` (n, 4, 16, 16) and its `std`."""
+    """Encode every picture once: work/latents.ckpt holds `raw` (n, 16, 8, 8) and its `std`."""
     if (work / "latents.ckpt").exists():
         return
     images, _ = dataset.load(work / "data")
@@ -61,7 +61,7 @@ def encode_latents(work: Path) -> None:
 
 
 def load_latents(work: Path) -> tuple[Tensor, float]:
-    """Latents (n, 4, 16, 16) float32 of unit deviation, and the factor that made them so."""
+    """Latents (n, 16, 8, 8) float32 of unit deviation, and the factor that made them so."""
     state = checkpoint.load(work / "latents.ckpt")
     if state is None:
         raise FileNotFoundError(f"{work / 'latents.ckpt'}: run the stage `latents` first")
@@ -169,10 +169,11 @@ def main() -> None:
             _log(f"text encoder alone: {recall}")
             (work / "text.json").write_text(json.dumps(recall))
         elif stage in ("autoencoder", "decoder"):
-            images, _ = dataset.load(work / "data")
+            images, concepts = dataset.load(work / "data")
             tuned = stage == "decoder"
+            drawn = sum(len(c.pictures) for c in dataset.published(concepts))  # they come first
             autoencoder.train(
-                np.array(images),
+                np.array(images[:drawn]),
                 work,
                 minutes=arguments.decoder_minutes if tuned else arguments.autoencoder_minutes,
                 log=_log,

@@ -214,7 +214,7 @@ def test_a_step_is_diffusers_ddim() -> None:
     torch.testing.assert_close(diffusion.ddim_step(x_t, v, a[749], a[499]), expected)
 
 
-def test_few_step_loss_is_zero_where_every_step_finds_the_picture(tokens: CLIPTokenizer) -> None:
+def test_few_step_loss_is_zero_where_every_step_finds_the_picture() -> None:
     noise, x0 = torch.randn(2, 4, 8, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
     a = diffusion.new_scheduler().alphas_cumprod
 
