@@ -34,7 +34,7 @@ from edgediff.session import ort
 HERE = Path(__file__).parent
 JUDGE, CONCEPTS = HERE / "emoji_judge.onnx", HERE / "emoji_concepts.json"
 FIRST_SEED = 100
-TEACHER_STEPS, TEACHER_GUIDANCE = 20, 2.0
+TEACHER_STEPS, TEACHER_GUIDANCE = 20, 3.0
 PSNR_PAIRS = 64
 SHEET = 36
 STRIP_STEPS = (1, 2, 4, 8)
@@ -166,8 +166,8 @@ def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]
     """How like the nearest training picture is: by pixels, and by the classifier's features.
 
     pixel_psnr_db: PSNR to the training picture of the least squared error, at 32×32.
-    feature_cosine: to the one of the likest features. For scale, `between_training` is the same from each training
-    picture to its nearest other one.
+    feature_cosine: to the one of the likest features. For scale, `between_training` is the same
+    from each training picture to its nearest other one.
     """
 
     def small(x: Pictures) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ WARM_UP = 200  # steps
 P_EMPTY = 0.04  # captions left out, for classifier-free guidance (Ho & Salimans 2022)
 P_LAST, P_FOUR = 0.35, 0.25  # of the timesteps: pure noise; the others that four steps visit
 FEW = 4
+GUIDANCE = 3.0  # that four steps without it are taught
+HUBER = 0.03  # of a latent's unit deviation: below it, the distance is squared
 EMA = 0.998
 EMA_EVERY = 4  # steps
 GAMMA = 5.0
@@ -151,38 +153,52 @@ def loss(networks: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return (weight * (predicted - v).square().mean((1, 2, 3))).mean()
 
 
-def few_step_loss(networks: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """batch: noise, x0, token ids, how many of the four steps were taken (n,), ᾱ (1000,).
+class Pupil(nn.Module):
+    """The networks that learn four steps, beside the frozen ones that they learn from."""
 
-    The network's own steps lead to x_t, from where it must find x0 (backward simulation: Kohler et
-    al. 2024, Yin et al. 2024): in four steps it meets its own errors, not noised pictures. The
-    distance is pseudo-Huber (Song & Dhariwal 2023), whose best guess is sharper than the mean.
+    def __init__(self, student: Networks, teacher: Networks) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        self.teacher.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def guided(self, x_t: Tensor, t: Tensor, hidden: Tensor, empty: Tensor) -> Tensor:
+        """The teacher's v with classifier-free guidance (Ho & Salimans 2022)."""
+        with_text = self.teacher.denoise(x_t, t, hidden)
+        without = self.teacher.denoise(x_t, t, empty)
+        return without + GUIDANCE * (with_text - without)
+
+
+def few_step_loss(pupil: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """batch: noise, token ids, those of "", how many of the four steps were taken (n,), ᾱ (n, 1000).
+
+    The student's own steps lead to x_t, from where its one evaluation must give what the teacher's
+    two with guidance give (Meng et al. 2023). In four steps it meets its own errors, not noised
+    pictures (backward simulation: Kohler et al. 2024, Yin et al. 2024). The distance between
+    predictions of x0 is pseudo-Huber (Song & Dhariwal 2023).
     """
-    noise, x0, ids, taken, alphas_cumprod = batch
-    alphas_cumprod = alphas_cumprod[0]
-    visited = four_steps(timesteps=len(alphas_cumprod))
-    x_t = noise
-    with device.autocast(noise.device):
-        hidden = networks.encode(ids)  # type: ignore[operator]
+    assert isinstance(pupil, Pupil)  # noqa: S101
+    noise, ids, nothing, taken, alphas = batch
+    alphas_cumprod, where = alphas[0], noise.device
+    visited = torch.tensor(four_steps(timesteps=len(alphas_cumprod)), device=where)
+    x_t = noise.clone()
+    with device.autocast(where):
+        hidden, empty = pupil.student.encode(ids), pupil.student.encode(nothing)
         with torch.no_grad():
             for k in range(int(taken.max())):
                 going = taken > k
-                moved = ddim_step(
-                    x_t[going],
-                    networks.denoise(  # type: ignore[operator]
-                        x_t[going], torch.full((int(going.sum()),), visited[k]), hidden[going]
-                    ),
-                    alphas_cumprod[visited[k]],
-                    alphas_cumprod[visited[k + 1]],
+                t = visited[k].expand(int(going.sum()))
+                v = pupil.student.denoise(x_t[going], t, hidden[going])
+                x_t[going] = ddim_step(
+                    x_t[going], v, alphas_cumprod[visited[k]], alphas_cumprod[visited[k + 1]]
                 )
-                x_t = x_t.clone()
-                x_t[going] = moved
-        t = torch.tensor(visited)[taken]
-        v = networks.denoise(x_t, t, hidden)  # type: ignore[operator]
-    a = alphas_cumprod[t].view(-1, 1, 1, 1)
-    error = a.sqrt() * x_t - (1 - a).sqrt() * v - x0
-    c = 0.03 * math.sqrt(x0[0].numel())
-    return ((error.square().sum((1, 2, 3)) + c * c).sqrt() - c).mean() / math.sqrt(x0[0].numel())
+        t = visited[taken]
+        v = pupil.student.denoise(x_t, t, hidden)
+        target = pupil.guided(x_t, t, hidden, empty)
+    # x_t is the same: predictions of x0 differ by that of v alone.
+    error = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) * (v - target)
+    c = HUBER * math.sqrt(noise[0].numel())
+    return ((error.square().sum((1, 2, 3)) + c * c).sqrt() - c).mean() / math.sqrt(noise[0].numel())
 
 
 def ddim_step(x_t: Tensor, v: Tensor, a: Tensor, a_next: Tensor) -> Tensor:
@@ -282,21 +298,23 @@ def train(
             },
         )
 
+    nothing = text.tokenize(tokenizer, [""]).expand(batch, -1)
+
     def new_batch() -> tuple[Tensor, ...]:
         noise = torch.randn((batch, *latents.shape[1:]), generator=random)
         wanted = coupling.preferences(noise).numpy()
         indices, texts = sampler.batch(wanted, p_empty=0.0 if few_step else P_EMPTY)
-        x0, ids = latents[indices], text.tokenize(tokenizer, texts)
+        ids = text.tokenize(tokenizer, texts)
         if few_step:
             taken = torch.randint(FEW, (batch,), generator=random)
-            return noise, x0, ids, taken, alphas_cumprod.expand(batch, -1)
+            return noise, ids, nothing, taken, alphas_cumprod.expand(batch, -1)
         t = draw_timesteps(batch, len(alphas_cumprod), random)
-        x_t, v, weight = noised(x0, t, noise, alphas_cumprod)
+        x_t, v, weight = noised(latents[indices], t, noise, alphas_cumprod)
         return x_t, t, ids, v, weight
 
     networks.unet.train()
     replicas = Replicas(
-        networks,
+        Pupil(networks, start.to(where)) if few_step else networks,
         few_step_loss if few_step else loss,
         1 if where.type == "cuda" else processes,
         seed=step,
@@ -332,9 +350,13 @@ def train(
     return {"steps": step, "samples": seen, "seconds": spent}
 
 
-def load_average(folder: Path, tokenizer: CLIPTokenizer, shape: Shape | None = None) -> Networks:
-    """The averaged networks of folder/few-step.ckpt or, before that stage, of diffusion.ckpt."""
-    state = checkpoint.load(folder / "few-step.ckpt") or checkpoint.load(folder / "diffusion.ckpt")
+def load_average(
+    folder: Path, tokenizer: CLIPTokenizer, shape: Shape | None = None, *, teacher: bool = False
+) -> Networks:
+    """The averaged networks of folder/few-step.ckpt or, before that stage or with `teacher`, of
+    diffusion.ckpt."""
+    few = None if teacher else checkpoint.load(folder / "few-step.ckpt")
+    state = few or checkpoint.load(folder / "diffusion.ckpt")
     if state is None:
         raise FileNotFoundError(f"{folder / 'diffusion.ckpt'}: train the diffusion model first")
     networks = Networks(shape or Shape(), tokenizer)

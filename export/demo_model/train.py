@@ -86,7 +86,6 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: boo
         write_pipeline(work, work / "snapshots" / "latest", networks)
         _log("snapshot written")
 
-    start = diffusion.load_average if few_step else diffusion.untrained
     figures = diffusion.train(
         latents,
         dataset.for_training(concepts),
@@ -94,7 +93,9 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: boo
         work,
         minutes=minutes,
         log=_log,
-        start=start(work, tokens),
+        start=diffusion.load_average(work, tokens, teacher=True)
+        if few_step
+        else diffusion.untrained(work, tokens),
         snapshot=snapshot,
         processes=processes,
         few_step=few_step,

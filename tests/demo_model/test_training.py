@@ -214,20 +214,38 @@ def test_a_step_is_diffusers_ddim() -> None:
     torch.testing.assert_close(diffusion.ddim_step(x_t, v, a[749], a[499]), expected)
 
 
-def test_few_step_loss_is_zero_where_every_step_finds_the_picture() -> None:
-    noise, x0 = torch.randn(2, 4, 8, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+class _Exact(torch.nn.Module):
+    """Finds the picture that a text's first number names from whatever noise is left, plus `off`."""
+
+    def __init__(self, pictures: torch.Tensor, off: float = 0.0) -> None:
+        super().__init__()
+        self.pictures, self.off = pictures, off
+        self.alphas_cumprod = diffusion.new_scheduler().alphas_cumprod
+
+    def encode(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids
+
+    def denoise(self, x_t: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        x0 = self.pictures[rows[:, 0]] + self.off
+        return (a.sqrt() * x_t - x0) / (1 - a).sqrt()
+
+
+def test_few_step_loss_asks_for_what_guidance_gives() -> None:
+    noise, x0 = torch.randn(2, 5, 8, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    x0[4] = 0  # the last is the empty text's
+    guided = diffusion.GUIDANCE * x0
     a = diffusion.new_scheduler().alphas_cumprod
+    asked, nothing = torch.arange(4)[:, None], torch.full((4, 1), 4)
+    batch = (noise[:4], asked, nothing, torch.arange(4), a.expand(4, -1))
 
-    class Exact(torch.nn.Module):
-        def encode(self, ids: torch.Tensor) -> torch.Tensor:
-            return ids
+    def loss(pictures: torch.Tensor, off: float = 0.0) -> float:
+        pupil = diffusion.Pupil(_Exact(pictures, off), _Exact(x0))  # type: ignore[arg-type]
+        return diffusion.few_step_loss(pupil, batch).item()
 
-        def denoise(self, x_t: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            at = a[t].view(-1, 1, 1, 1)
-            return (at.sqrt() * x_t - x0[rows[:, 0]]) / (1 - at).sqrt()
-
-    batch = (noise, x0, torch.arange(4)[:, None], torch.arange(4), a.expand(4, -1))
-    assert diffusion.few_step_loss(Exact(), batch).item() == pytest.approx(0, abs=1e-4)
+    assert loss(guided) == pytest.approx(0, abs=1e-4)
+    assert loss(guided, off=1.0) == pytest.approx((1 + 0.03**2) ** 0.5 - 0.03, rel=0.01)
+    assert loss(x0) > 0.5
 
 
 def test_noise_prefers_every_style_alike_and_stays_normal() -> None:
