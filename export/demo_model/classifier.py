@@ -144,7 +144,7 @@ def train(
         seen = changed(x[chosen], random).contiguous(memory_format=torch.channels_last)
         concept, style, _ = model.judge(seen)
         value = cross_entropy(concept, labels[chosen], label_smoothing=0.1)
-        value = value + 0.5 * cross_entropy(style, styles[chosen], label_smoothing=0.05)
+        value = value + 1.5 * cross_entropy(style, styles[chosen], label_smoothing=0.05)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

@@ -170,7 +170,7 @@ class Pupil(nn.Module):
 
 
 def few_step_loss(pupil: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """batch: noise, token ids, those of "", how many of the four steps were taken (n,), ᾱ (n, 1000).
+    """batch: noise, token ids, those of "", how many of four steps were taken (n,), ᾱ (n, 1000).
 
     The student's own steps lead to x_t, from where its one evaluation must give what the teacher's
     two with guidance give (Meng et al. 2023). In four steps it meets its own errors, not noised

@@ -215,7 +215,7 @@ def test_a_step_is_diffusers_ddim() -> None:
 
 
 class _Exact(torch.nn.Module):
-    """Finds the picture that a text's first number names from whatever noise is left, plus `off`."""
+    """Finds the picture that a text's first number names whatever the noise, plus `off`."""
 
     def __init__(self, pictures: torch.Tensor, off: float = 0.0) -> None:
         super().__init__()
