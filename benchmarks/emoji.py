@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import edgediff
-from benchmarks.contact_sheet import sheet
+from benchmarks.contact_sheet import sheet, strip
 from benchmarks.measure import Check, machine, print_checks, print_machine, print_table
 from edgediff.image import psnr
 from edgediff.session import ort
@@ -37,7 +37,6 @@ FIRST_SEED = 100
 TEACHER_STEPS, TEACHER_GUIDANCE = 20, 3.0
 PSNR_PAIRS = 64
 SHEET = 36
-STRIP_STEPS = (1, 2, 4, 8)
 Pictures = NDArray[np.uint8]
 
 
@@ -230,23 +229,6 @@ def int8_against_float(
     }
 
 
-def strip(pipe: edgediff.Pipeline, prompt: str, seed: int) -> Image.Image:
-    """One prompt at 1, 2, 4 and 8 steps, side by side."""
-    from PIL import ImageDraw, ImageFont
-
-    pictures = [pipe.generate(prompt, seed=seed, steps=n).images[0] for n in STRIP_STEPS]
-    width, height = pictures[0].size
-    canvas = Image.new("RGB", (len(pictures) * (width + 8) + 8, height + 30), "white")
-    write = ImageDraw.Draw(canvas)
-    for k, (n, picture) in enumerate(zip(STRIP_STEPS, pictures, strict=True)):
-        left = 8 + k * (width + 8)
-        canvas.paste(picture, (left, 8))
-        label = f"{n} step{'s' if n > 1 else ''}"
-        font = ImageFont.load_default(size=11)
-        write.text((left + width / 2, height + 12), label, "#444444", font, anchor="ma")
-    return canvas
-
-
 def evaluate(
     judge: Judge, pipe: edgediff.Pipeline, seeds: int, limit: int | None
 ) -> tuple[dict[str, Any], Pictures]:
@@ -314,7 +296,7 @@ def main() -> None:
         plain = by_name(judge, arguments.seeds, arguments.concepts)
         shown = [(r.prompt, r.seed) for r in plain[:: max(1, len(plain) // SHEET)]][:SHEET]
         sheet(pipe, shown, 9).save(arguments.out / "sheet.png", optimize=True)
-        strip(pipe, "a fox, 3d", 1).save(arguments.out / "steps.png", optimize=True)
+        strip(pipe, ("a fox, 3d", 1)).save(arguments.out / "steps.png", optimize=True)
         if arguments.float_bundle:
             with edgediff.load(arguments.float_bundle, provider="cpu") as reference:
                 chosen = plain[:: max(1, len(plain) // PSNR_PAIRS)][:PSNR_PAIRS]

@@ -25,8 +25,8 @@ from demo_model.replicas import Replicas
 
 BATCH = 64
 LR = 1.5e-3
-FEW_STEP_LR = 4e-4
-WARM_UP = 200  # steps
+FEW_STEP_BATCH, FEW_STEP_LR = 32, 5e-4
+WARM_UP, FEW_STEP_WARM_UP = 200, 20  # steps
 P_EMPTY = 0.04  # captions left out, for classifier-free guidance (Ho & Salimans 2022)
 P_LAST, P_FOUR = 0.35, 0.25  # of the timesteps: pure noise; the others that four steps visit
 FEW = 4
@@ -249,7 +249,7 @@ def train(
     start: Networks,
     snapshot: Callable[[Networks], None] | None = None,
     shape: Shape | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     processes: int = 2,
     few_step: bool = False,
 ) -> Mapping[str, float]:
@@ -263,6 +263,7 @@ def train(
     name = "few-step" if few_step else "diffusion"
     path = folder / f"{name}.ckpt"
     shape = shape or Shape()
+    batch = batch or (FEW_STEP_BATCH if few_step else BATCH)
     where = device.choose()
     networks, average = Networks(shape, tokenizer), Networks(shape, tokenizer)
     networks.load_state_dict(start.state_dict())
@@ -319,13 +320,13 @@ def train(
         1 if where.type == "cuda" else processes,
         seed=step,
     )
-    peak = FEW_STEP_LR if few_step else LR
+    peak, warm_up = (FEW_STEP_LR, FEW_STEP_WARM_UP) if few_step else (LR, WARM_UP)
     last = saved = shown = time.monotonic()
     average_loss: float | None = None
     while spent < budget:
         # The rate follows the clock, not a step count: warm up, then down to zero on a cosine.
         decayed = 0.5 + 0.5 * math.cos(math.pi * spent / budget)
-        rate = peak * min(1.0, (step + 1) / WARM_UP) * max(0.01, decayed)
+        rate = peak * min(1.0, (step + 1) / warm_up) * max(0.01, decayed)
         for group in optimizer.param_groups:
             group["lr"] = rate
         value = replicas.backward(tuple(part.numpy() for part in new_batch()))
