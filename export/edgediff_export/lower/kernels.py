@@ -9,13 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from edgediff.session import multiplies_bytes
 from edgediff_export.lower.dense import Kernel, Layer, Range, Writer, read_layer
 from edgediff_export.lower.graph import drop_unused_weights, initializer
 from edgediff_export.lower.group_norm import DOMAIN
 
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
 """auto measures. The others say what a device has, for which a bundle is made elsewhere. A bundle
-made for one runs on all of them, and gives the same values there."""
+made for one runs on all of them, and gives the same values there, but for "direct" convolutions
+on x86 without VNNI: made for x86-avx2, a bundle has none."""
 _GATHERED = 100e6
 """Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
 _WORTH_TIMING = 1e8
@@ -33,13 +35,17 @@ def choose_kernels(
     """Weight → kernel, for the convolutions of more than one pixel.
 
     rows: pixels that a layer reads, at the size that the bundle is for. On AMX, a matrix product is
-    so fast that gathering pays while the copies are small; elsewhere "direct" wins."""
+    so fast that gathering pays while the copies are small; elsewhere "direct" wins, but for
+    processors that add up products of bytes in 16 bits: there its sums overflow."""
     measured: dict[_Shape, Kernel] = {}
     chosen: dict[str, Kernel] = {}
     for layer in layers:
         if layer.pointwise:
             continue
         pixels = max(rows.get(layer.name, 1), 1)
+        if profile == "x86-avx2" or (profile == "auto" and not multiplies_bytes()):
+            chosen[layer.name] = "gather"
+            continue
         if profile == "x86-amx":
             gathered = pixels * layer.channels[0] * layer.kernel[0] * layer.kernel[1]
             chosen[layer.name] = "gather" if gathered < _GATHERED else "direct"

@@ -234,6 +234,8 @@ def test_a_profile_chooses_the_kernels(net: Any, tmp_path: Path, example: Any, o
     assert ops(small.model, "MatMulIntegerToFloat")
     large = prepare(path, cases, profile="x86-amx", scale=1e7)
     assert set(large.kernels.values()) == {"direct"}
+    overflowing = prepare(path, cases, profile="x86-avx2", scale=1e7)
+    assert set(overflowing.kernels.values()) == {"gather"}
     measured = prepare(path, cases, profile="auto")
     assert set(measured.kernels.values()) <= {"direct", "gather"}
     assert measured.kernels.keys() == large.kernels.keys()
