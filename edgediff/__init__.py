@@ -17,8 +17,11 @@ if TYPE_CHECKING:
         InputError,
         ProviderError,
     )
-    from edgediff.pipeline import Pipeline, PromptReport, Result, Timings, load
+    from edgediff.pipeline import Pipeline, load
+    from edgediff.prompt import PromptReport
+    from edgediff.result import Result, Timings
     from edgediff.samplers import Step
+    from edgediff.settings import Options
     from edgediff.verification import verify
 
 __version__ = "0.1.0"
@@ -28,12 +31,13 @@ _HOMES = {
     "EdgediffError": "errors",
     "ExportError": "errors",
     "InputError": "errors",
+    "Options": "settings",
     "Pipeline": "pipeline",
-    "PromptReport": "pipeline",
+    "PromptReport": "prompt",
     "ProviderError": "errors",
-    "Result": "pipeline",
+    "Result": "result",
     "Step": "samplers",
-    "Timings": "pipeline",
+    "Timings": "result",
     "load": "pipeline",
     "verify": "verification",
 }
@@ -43,6 +47,7 @@ __all__ = [
     "EdgediffError",
     "ExportError",
     "InputError",
+    "Options",
     "Pipeline",
     "PromptReport",
     "ProviderError",

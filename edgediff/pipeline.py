@@ -1,24 +1,24 @@
 """Load a bundle and make pictures: the only place that knows the order of the stages."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgediff import __version__, image
 from edgediff.bundle import Bundle, Defaults, GraphSpec
-from edgediff.denoiser import Conditioning, Denoiser, needs_negative
+from edgediff.conditioning import TextConditioner
+from edgediff.denoiser import Denoiser
 from edgediff.errors import BundleError, ProviderError
 from edgediff.noise import TorchGenerator
-from edgediff.prompt import EncodedPrompt, Tokenizer
+from edgediff.prompt import PromptReport
+from edgediff.result import Result, Timings
 from edgediff.samplers import Step, initial_latents, sample
 from edgediff.schedule import make_plan
 from edgediff.session import (
@@ -30,69 +30,11 @@ from edgediff.session import (
     is_installed,
     why_missing,
 )
-from edgediff.settings import Settings, resolve, resolve_seeds
+from edgediff.settings import Options, Settings, resolve, resolve_seeds
 from edgediff.stages import Stages, memory_limit
+from edgediff.vae import Vae
 
 BUILT_IN = "emoji"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptReport:
-    """What became of a prompt. `truncated` and `negative_truncated` are the ends that were cut."""
-
-    text: str
-    tokens: int
-    limit: int
-    truncated: str
-    negative_text: str | None = None
-    negative_truncated: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """Wall-clock seconds: text encoding, each denoising step, decoding, and all of it."""
-
-    text_encoder: float
-    steps: tuple[float, ...]
-    vae_decoder: float
-    total: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The pictures of one call, one for each seed, and how they came about."""
-
-    images: list[Image.Image]
-    seeds: list[int]
-    timings: Timings
-    prompt: PromptReport
-    settings: Settings
-
-    def save(self, path: str | PathLike[str]) -> list[Path]:
-        """Write PNGs that carry their settings. Several go to NAME-SEED.png. Returns the paths.
-
-        Raises InputError where a path cannot be written."""
-        paths = output_paths(Path(path), self.seeds)
-        for p in paths:
-            image.check_output(p)
-        for picture, seed, p in zip(self.images, self.seeds, paths, strict=True):
-            record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
-            image.save_png(picture, p, parameters=image.parameters(record), record=record)
-        return paths
-
-
-def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:
-    """Where the pictures of `seeds` go: `path`, or NAME-SEED.png each where there are several.
-
-    A seed that comes again gets NAME-SEED-2.png, and so on."""
-    if len(seeds) == 1:
-        return [path]
-    paths: list[Path] = []
-    for k, seed in enumerate(seeds):
-        before = list(seeds[:k]).count(seed)
-        name = f"{path.stem}-{seed}-{before + 1}" if before else f"{path.stem}-{seed}"
-        paths.append(path.with_name(name + path.suffix))
-    return paths
 
 
 def load(
@@ -201,11 +143,12 @@ class Pipeline:
         self.passed_over: tuple[str, ...] = ()
         self._stages = Stages(bundle, options, max_memory)
         manifest = bundle.manifest
+        # By a closure, so that who replaces `run_stage` sees every stage that runs.
+        self._vae = Vae(manifest, lambda s, i: self.run_stage(s, i), options.provider)
         with ThreadPoolExecutor(max_workers=1) as pool:
             hashes = pool.submit(_check_hashes, bundle) if check_hashes else None
             try:
-                spec = manifest.tokenizers["text_encoder"]
-                self._tokenizer = Tokenizer(bundle.path(spec.file), spec)
+                self._text = TextConditioner(bundle, lambda s, i: self.run_stage(s, i))
                 missing = why_missing(options.provider)
                 if missing is not None:
                     raise ProviderError(f"provider {options.provider!r}: {missing}")
@@ -254,26 +197,18 @@ class Pipeline:
         self,
         prompt: str,
         *,
-        negative_prompt: str | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
         on_step: Callable[[Step], None] | None = None,
+        **options: Unpack[Options],
     ) -> Result:
         """Make one picture for each seed.
 
-        negative_prompt: what to steer away from; has an effect where guidance_scale > 1.
-        steps: denoising steps. guidance_scale: classifier-free guidance; up to 1 there is none.
-        seed: torch's; one, or one for each picture. None draws one, which the result tells.
-        size: (width, height) in pixels, or one side of a square. sampler: a name in SAMPLERS.
+        options: see `edgediff.Options`; those left out or None take the bundle's defaults.
         on_step: called after each step; what it raises ends the run and reaches the caller.
 
-        Arguments left None take the bundle's defaults. Raises InputError, ProviderError."""
+        Raises InputError, ProviderError, and TypeError for an option that there is not."""
         started = time.perf_counter()
-        settings = self._resolve(prompt, negative_prompt, steps, guidance_scale, size, sampler)
-        seeds = resolve_seeds(seed)
+        settings = self._resolve(prompt, options)
+        seeds = resolve_seeds(options.get("seed"))
         report, trajectory = self._start(settings, seeds)
         before = encoded = time.perf_counter()
         step_times: list[float] = []
@@ -298,57 +233,22 @@ class Pipeline:
             settings=settings,
         )
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        negative_prompt: str | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        size: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
-    ) -> Iterator[Step]:
-        """Yield each denoising step; may be abandoned at any of them. Arguments as in `generate`.
+    def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
+        """Yield each denoising step; may be abandoned at any of them. Options as in `generate`.
 
         The last step's latents are the result, and `decode` turns any step's latents or x0 into
-        pictures. Arguments are checked at the call, before the first step is asked for."""
-        settings = self._resolve(prompt, negative_prompt, steps, guidance_scale, size, sampler)
-        return self._start(settings, resolve_seeds(seed))[1]
+        pictures. Options are checked at the call, before the first step is asked for."""
+        settings = self._resolve(prompt, options)
+        return self._start(settings, resolve_seeds(options.get("seed")))[1]
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where the
         provider gives values that are not finite."""
-        graph = self.bundle.manifest.graphs["vae_decoder"]
-        if not np.isfinite(latents).all():
-            raise ProviderError(
-                f"the latents are not finite on {self.provider}: run `edgediff verify` to see"
-                " whether a stage is at fault, or ask for less guidance"
-            )
-        pictures: list[Image.Image] = []
-        for one in self.decoder_input(latents)[:, None]:
-            outputs = self.run_stage("vae_decoder", {graph.inputs[0].name: one})
-            decoded = outputs[graph.outputs[0].name]
-            if not np.isfinite(decoded).all():
-                raise ProviderError(
-                    f"{graph.file}: gave values that are not finite on {self.provider}:"
-                    " run `edgediff verify` to see which stage is at fault"
-                )
-            pictures += image.to_pictures(decoded)
-        return pictures
+        return self._vae.decode(latents)
 
     def decoder_input(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latents as the UNet has them → as the VAE has them, of the same shape and dtype."""
-        space = self.bundle.manifest.latent
-        return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
-
-    def encode_prompt(self, prompt: str) -> tuple[EncodedPrompt, NDArray[np.float32]]:
-        """A prompt → its tokens and encoder_hidden_states (1, tokens, width) float32."""
-        graph = self.bundle.manifest.graphs["text_encoder"]
-        encoded = self._tokenizer.encode(prompt)
-        ids = encoded.ids.astype(graph.inputs[0].dtype)
-        outputs = self.run_stage("text_encoder", {graph.inputs[0].name: ids})
-        return encoded, outputs["last_hidden_state"]
+        return self._vae.decoder_input(latents)
 
     def run_stage(self, stage: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         dimensions: dict[str, int] = {}
@@ -358,25 +258,8 @@ class Pipeline:
                 dimensions |= free_dimensions(specs[name], array.shape)
         return self._stages.session(stage, dimensions).run(**inputs)
 
-    def _resolve(
-        self,
-        prompt: str,
-        negative_prompt: str | None,
-        steps: int | None,
-        guidance_scale: float | None,
-        size: int | tuple[int, int] | None,
-        sampler: str | None,
-    ) -> Settings:
-        return resolve(
-            self.bundle,
-            prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            size=size,
-            sampler=sampler,
-            provider=self.provider,
-        )
+    def _resolve(self, prompt: str, options: Options) -> Settings:
+        return resolve(self.bundle, prompt, options, provider=self.provider)
 
     def _start(self, settings: Settings, seeds: list[int]) -> tuple[PromptReport, Iterator[Step]]:
         """Encode the prompts and hand back the trajectory, its first step not yet taken."""
@@ -394,41 +277,17 @@ class Pipeline:
         def noise(_: int = 0) -> NDArray[np.float32]:
             return np.concatenate([source.randn(shape) for source in sources])
 
-        encoded, states = self.encode_prompt(settings.prompt)
-        guidance_dim = self._guidance_embedding_dim()
-        negative, negative_states = None, None
-        if needs_negative(settings.guidance_scale, guidance_dim):
-            negative, negative_states = self.encode_prompt(settings.negative_prompt or "")
+        report, prompt, negative = self._text(settings)
         denoise = Denoiser(
             self._unet,
             plan=plan,
             prediction_type=manifest.schedule.prediction_type,
-            prompt=Conditioning(encoder_hidden_states=states),
-            negative=negative_states
-            if negative_states is None
-            else Conditioning(encoder_hidden_states=negative_states),
+            prompt=prompt,
+            negative=negative,
             guidance_scale=settings.guidance_scale,
-            guidance_embedding_dim=guidance_dim,
-        )
-        report = PromptReport(
-            text=settings.prompt,
-            tokens=encoded.tokens,
-            limit=encoded.limit,
-            truncated=encoded.truncated,
-            negative_text=settings.negative_prompt,
-            negative_truncated=negative.truncated if negative else "",
+            guidance_embedding_dim=self._text.guidance_embedding_dim(),
         )
         return report, sample(denoise, initial_latents(noise(), plan), plan, noise)
-
-    def _guidance_embedding_dim(self) -> int | None:
-        """The width of the UNet's `timestep_cond`, None where it has no such input."""
-        spec = self.bundle.manifest.graphs["unet"].input("timestep_cond")
-        if spec is None:
-            return None
-        width = spec.shape[-1]
-        if not isinstance(width, int):
-            raise BundleError("unet: timestep_cond has no fixed width: export the bundle again")
-        return width
 
     def _unet(
         self,

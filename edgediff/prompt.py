@@ -25,6 +25,18 @@ class EncodedPrompt:
     truncated: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptReport:
+    """What became of a prompt. `truncated` and `negative_truncated` are the ends that were cut."""
+
+    text: str
+    tokens: int
+    limit: int
+    truncated: str
+    negative_text: str | None = None
+    negative_truncated: str = ""
+
+
 class Tokenizer:
     """A text encoder's tokenizer: `tokenizer.json` and the framing that bundle.json gives."""
 

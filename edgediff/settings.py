@@ -1,10 +1,12 @@
 """What a call of `generate` asks for: defaults filled in, values checked."""
 
+import difflib
 import numbers
 import operator
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
@@ -12,11 +14,33 @@ from edgediff.bundle import Bundle
 from edgediff.errors import InputError
 from edgediff.schedule import make_plan
 
+T = TypeVar("T")
+
 MAX_SIDE = 4096
 """Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
 
 MAX_GUIDANCE = 1000.0
 """Beyond any use, and below what makes float32 latents overflow."""
+
+
+class Options(TypedDict, total=False):
+    """What a call of `generate` or `stream` may ask for. What is left out, or None, comes from the
+    bundle's defaults.
+
+    negative_prompt: what to steer away from; has an effect where guidance_scale > 1.
+    steps: denoising steps.
+    guidance_scale: classifier-free guidance; up to 1 there is none.
+    seed: torch's; one, or one for each picture. None draws one, which the result tells.
+    size: (width, height) in pixels, or one side of a square.
+    sampler: a name in SAMPLERS.
+    """
+
+    negative_prompt: str | None
+    steps: int | None
+    guidance_scale: float | None
+    seed: int | Sequence[int] | None
+    size: int | tuple[int, int] | None
+    sampler: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,45 +59,31 @@ class Settings:
     provider: str
 
 
-def resolve(
-    bundle: Bundle,
-    prompt: str,
-    *,
-    negative_prompt: str | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    size: int | tuple[int, int] | None = None,
-    sampler: str | None = None,
-    provider: str = "auto",
-) -> Settings:
-    """Fill in the bundle's defaults and check everything that needs no session; see `generate`.
+def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "auto") -> Settings:
+    """Fill in the bundle's defaults and check everything that needs no session.
 
-    Raises InputError."""
+    Raises InputError, and TypeError for an option that there is not."""
+    _check_names(options)
     manifest = bundle.manifest
     defaults = manifest.defaults
     check_text("prompt", prompt)
+    negative_prompt = options.get("negative_prompt")
     if negative_prompt is not None:
         check_text("negative_prompt", negative_prompt)
-    if size is None:
-        size = (defaults.width, defaults.height)
-    width, height = check_size(size, manifest.latent.downscale)
-    guidance = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    if isinstance(guidance, bool | np.bool_) or not isinstance(
-        guidance, numbers.Real | np.floating
-    ):
-        raise InputError(f"guidance_scale is {guidance!r}: expected a number")
-    if not abs(guidance) <= MAX_GUIDANCE:  # nan too
-        raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
+    size = options.get("size")
+    width, height = check_size(
+        (defaults.width, defaults.height) if size is None else size, manifest.latent.downscale
+    )
     plan = make_plan(
         manifest.schedule,
-        defaults.sampler if sampler is None else sampler,
-        defaults.steps if steps is None else steps,
+        _or(options.get("sampler"), defaults.sampler),
+        _or(options.get("steps"), defaults.steps),
     )
     return Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
         steps=len(plan.steps),
-        guidance_scale=float(guidance),
+        guidance_scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
         sampler=plan.sampler,
         width=width,
         height=height,
@@ -81,6 +91,29 @@ def resolve(
         bundle=bundle.id,
         provider=provider,
     )
+
+
+def _or(value: T | None, default: T) -> T:
+    """None means unset; zero is a value."""
+    return default if value is None else value
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    for name in options:
+        if name not in Options.__annotations__:
+            near = difflib.get_close_matches(name, Options.__annotations__, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else "see edgediff.Options"
+            raise TypeError(f"unexpected option {name!r}: {remedy}")
+
+
+def _check_guidance(guidance: float) -> float:
+    if isinstance(guidance, bool | np.bool_) or not isinstance(
+        guidance, numbers.Real | np.floating
+    ):
+        raise InputError(f"guidance_scale is {guidance!r}: expected a number")
+    if not abs(guidance) <= MAX_GUIDANCE:  # nan too
+        raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
+    return float(guidance)
 
 
 def check_text(name: str, text: object) -> None:

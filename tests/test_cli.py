@@ -221,13 +221,14 @@ def test_version_and_help() -> None:
 
 def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
     absent = "raise ModuleNotFoundError('absent', name='onnx_ir')"
+    inherited = filter(None, [os.environ.get("PYTHONPATH")])
     (tmp_path / "onnx_ir.py").write_text(absent)
     done = subprocess.run(
         [*COMMAND, "export", "a", "b"],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *inherited])},
     )
     assert done.returncode == 1
     assert 'needs onnx_ir: pip install "edgediff[export]"' in done.stderr

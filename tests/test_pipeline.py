@@ -444,3 +444,10 @@ def test_the_built_in_models_name_is_not_taken_for_a_folder(
     assert built_in.parent.parent == Path(edgediff.__file__).parent
     assert pipeline_module.find_bundle("./emoji") == Path("emoji")
     assert pipeline_module.find_bundle(Path("emoji")) == Path("emoji")
+
+
+def test_an_option_that_there_is_not_says_which_was_meant(pipe: Pipeline) -> None:
+    with pytest.raises(TypeError, match="unexpected option 'step': did you mean 'steps'"):
+        pipe.generate("a fox", step=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unexpected option 'zoom': see edgediff\.Options"):
+        pipe.stream("a fox", zoom=2)  # type: ignore[call-arg]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from edgediff.bundle import Precision
-from edgediff.cli import count_formats, decibels, megabytes, parse_size, table
+from edgediff.cli.flags import parse_size
+from edgediff.cli.report import count_formats, decibels, megabytes, table
 
 if TYPE_CHECKING:
     from edgediff.bundle import Manifest

@@ -1,0 +1,73 @@
+"""The `edgediff` command. Results on stdout, progress on stderr; exit status 0, 1, 2 or 130.
+
+Heavy modules are imported inside the commands, so that `edgediff --help` answers at once.
+"""
+
+import importlib.metadata
+import sys
+
+import click
+
+from edgediff import __version__
+from edgediff.cli.generate import generate
+from edgediff.cli.inspect import info, providers, verify
+from edgediff.errors import EdgediffError, InputError
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on stderr and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that cannot show a character shows a ?
+            stream.reconfigure(errors="replace")
+    try:
+        status = edgediff.main(standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        status = e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nInterrupted: nothing was left half-written.", err=True)
+        status = 130
+    except InputError as e:
+        click.echo(f"Error: {e}", err=True)
+        status = 2
+    except EdgediffError as e:
+        click.echo(f"Error: {e}", err=True)
+        status = 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        status = 1
+    except OSError as e:
+        click.echo(f"Error: the answer cannot be written ({e.strerror or e})", err=True)
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgediff")
+def edgediff() -> None:
+    """Text-to-image diffusion on the edge: export a pipeline once, make pictures anywhere."""
+
+
+@click.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export(arguments: tuple[str, ...]) -> int | None:
+    """Turn a diffusers pipeline into a bundle (on a dev machine; needs edgediff[export])."""
+    # Found by entry point: the runtime never imports the export stage by name.
+    (entry,) = importlib.metadata.entry_points(group="edgediff.commands", name="export")
+    try:
+        command = entry.load()
+        status: int | None = command.main(
+            args=list(arguments), prog_name="edgediff export", standalone_mode=False
+        )
+    except ModuleNotFoundError as e:
+        raise click.ClickException(
+            f'`edgediff export` needs {e.name}: pip install "edgediff[export]"'
+        ) from e
+    return status
+
+
+for _command in (generate, info, verify, providers, export):
+    edgediff.add_command(_command)

@@ -1,0 +1,170 @@
+"""`edgediff info`, `verify` and `providers`: what a bundle is, and how it does here."""
+
+import dataclasses
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from edgediff.cli.flags import json_flag, provider_flags
+from edgediff.cli.report import count_formats, decibels, megabytes, table
+
+if TYPE_CHECKING:
+    from edgediff.bundle import Bundle, Quantization
+    from edgediff.verification import Check
+
+
+@click.command()
+@click.argument("bundle", default="emoji")
+@json_flag
+def info(bundle: str, as_json: bool) -> None:
+    """Say what a bundle is: model, licence, sizes, defaults, and what its export cost.
+
+    BUNDLE is a folder; without one, the built-in model.
+    """
+    from edgediff.bundle import Bundle
+    from edgediff.pipeline import find_bundle
+
+    opened = Bundle.open(find_bundle(bundle))
+    if as_json:
+        manifest = dataclasses.asdict(opened.manifest)
+        click.echo(json.dumps({"id": opened.id, **manifest}, indent=2))
+        return
+    click.echo(_describe(opened))
+
+
+def _describe(opened: "Bundle") -> str:
+    manifest = opened.manifest
+    defaults, latent, schedule = manifest.defaults, manifest.latent, manifest.schedule
+    total = sum(f.size for f in manifest.files.values())
+    rows = [
+        ("model", f"{manifest.name} ({manifest.pipeline})"),
+        ("id", opened.id[:16]),
+        ("source", manifest.provenance.source),
+        ("licence", manifest.provenance.license or "not stated"),
+        *(("", line) for line in manifest.provenance.attribution),
+        ("made for", f"{manifest.target}; providers {', '.join(manifest.providers)}"),
+        ("size", megabytes(total)),
+        (
+            "defaults",
+            f"{defaults.width}x{defaults.height}, {defaults.steps} steps of {defaults.sampler},"
+            f" guidance {defaults.guidance_scale:g}",
+        ),
+        (
+            "latents",
+            f"{latent.channels} channels, 1/{latent.downscale} of the picture's size;"
+            f" predicts {schedule.prediction_type.removesuffix('_prediction')}",
+        ),
+    ]
+    for name, graph in manifest.graphs.items():
+        size = sum(manifest.files[f].size for f in (graph.file, *graph.data))
+        fidelity = manifest.fidelity.stages.get(name)
+        error = f", {fidelity.error:.1e} from float" if fidelity else ""
+        rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))
+    rows += _plan_rows(manifest.quantization)
+    psnrs = [p.psnr_db for p in manifest.fidelity.pictures]
+    if psnrs:
+        worst = min((p for p in psnrs if p is not None), default=None)
+        text = decibels(worst) + ("" if worst is None else " at worst")
+        rows.append(("pictures", f"{len(psnrs)} against the float model: {text}"))
+    versions = ", ".join(f"{k} {v}" for k, v in manifest.provenance.versions.items())
+    rows.append(("made with", versions))
+    return table(rows)
+
+
+def _plan_rows(quantization: "Quantization") -> list[tuple[str, str]]:
+    """What the weights are stored as, and the budget that this was searched for."""
+    formats = Counter(f for plan in quantization.tensors.values() for f in plan.values())
+    if not formats:
+        return []
+    rows = [("weights", count_formats(formats))]
+    if quantization.averaged_attention:
+        rows.append(("attention", "keys and values averaged 2x2 at the highest resolution"))
+    found = quantization.search
+    if found is not None:
+        asked = [
+            *([f"{found.min_psnr_db:g} dB"] if found.min_psnr_db is not None else []),
+            *([megabytes(found.max_bytes)] if found.max_bytes is not None else []),
+        ]
+        reached = decibels(found.unseen_psnr_db)
+        rows.append(
+            (
+                "budget",
+                f"{', '.join(asked)}; reached {reached} on {found.unseen_pictures} unseen pictures",
+            )
+        )
+    return rows
+
+
+@click.command()
+@click.argument("bundle", default="emoji")
+@provider_flags
+@json_flag
+def verify(
+    bundle: str,
+    provider: str,
+    threads: int | None,
+    provider_options: dict[str, str],
+    max_memory: str | None,
+    as_json: bool,
+) -> None:
+    """Check a bundle's files, and replay its fixtures on this device against the float model.
+
+    BUNDLE is a folder; without one, the built-in model. Exit status 1 where a check fails.
+    """
+    from edgediff.verification import verify as run_verify
+
+    outcome = run_verify(
+        bundle,
+        provider=provider,
+        threads=threads,
+        provider_options=provider_options,
+        max_memory=max_memory,
+    )
+    if as_json:
+        answer = {"ok": outcome.ok, **dataclasses.asdict(outcome)}
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(table([_check_row(check) for check in outcome.checks]))
+        failed = sum(not check.ok for check in outcome.checks)
+        verdict = f"{failed} of {len(outcome.checks)} checks failed" if failed else "all checks ok"
+        where = f" on {outcome.provider}" if outcome.provider else ""
+        click.echo(f"{outcome.model}{where}: {verdict}")
+    if not outcome.ok:
+        raise click.exceptions.Exit(1)
+
+
+def _check_row(check: "Check") -> tuple[str, str, str]:
+    if check.unit == "dB":
+        measured = "equal" if check.measured is None else f"{check.measured:.1f} dB"
+        ran = check.ok or check.measured is not None
+        detail = f"{measured} (at least {check.limit:.1f})" if ran else ""
+    elif check.unit and check.measured is not None:
+        detail = f"{check.measured:.1e} from float (at most {check.limit:.1e})"
+    else:
+        detail = "" if check.unit else ("sha256 matches" if check.ok else "")
+    text = "; ".join(part for part in (detail, check.problem) if part)
+    return ("ok  " if check.ok else "FAIL", check.name, text)
+
+
+@click.command()
+@json_flag
+def providers(as_json: bool) -> None:
+    """List the execution providers: which can run here, and how to get the others."""
+    from edgediff.session import PROVIDERS, why_missing
+
+    missing = {name: why_missing(name) for name in PROVIDERS}
+    if as_json:
+        answer = {
+            name: {
+                "installed": reason is None,
+                "reason": reason,
+                "install": PROVIDERS[name].install,
+            }
+            for name, reason in missing.items()
+        }
+        click.echo(json.dumps(answer, indent=2))
+        return
+    rows = [(name, "yes" if r is None else "no", r or "") for name, r in missing.items()]
+    click.echo(table(rows))

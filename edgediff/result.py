@@ -1,0 +1,59 @@
+"""What a call gives back: pictures, how they came about, and the files that they become."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+
+from edgediff import __version__, image
+from edgediff.prompt import PromptReport
+from edgediff.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Wall-clock seconds: text encoding, each denoising step, decoding, and all of it."""
+
+    text_encoder: float
+    steps: tuple[float, ...]
+    vae_decoder: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The pictures of one call, one for each seed, and how they came about."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+    timings: Timings
+    prompt: PromptReport
+    settings: Settings
+
+    def save(self, path: str | PathLike[str]) -> list[Path]:
+        """Write PNGs that carry their settings. Several go to NAME-SEED.png. Returns the paths.
+
+        Raises InputError where a path cannot be written."""
+        paths = output_paths(Path(path), self.seeds)
+        for p in paths:
+            image.check_output(p)
+        for picture, seed, p in zip(self.images, self.seeds, paths, strict=True):
+            record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
+            image.save_png(picture, p, parameters=image.parameters(record), record=record)
+        return paths
+
+
+def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:
+    """Where the pictures of `seeds` go: `path`, or NAME-SEED.png each where there are several.
+
+    A seed that comes again gets NAME-SEED-2.png, and so on."""
+    if len(seeds) == 1:
+        return [path]
+    paths: list[Path] = []
+    for k, seed in enumerate(seeds):
+        before = list(seeds[:k]).count(seed)
+        name = f"{path.stem}-{seed}-{before + 1}" if before else f"{path.stem}-{seed}"
+        paths.append(path.with_name(name + path.suffix))
+    return paths
