@@ -5,19 +5,17 @@ Unknown keys are rejected, so that a typo or a newer writer is noticed rather th
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from edgediff.errors import BundleError
 from edgediff.schedule import NoiseSchedule
+from edgediff.schema import describe, load_json, parse
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -290,11 +288,11 @@ class Bundle:
 def parse_manifest(text: str) -> Manifest:
     """Parse and check the text of bundle.json. Raises BundleError, naming the place and value."""
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
+        raw = load_json(text)
     except ValueError as e:
         raise BundleError(f"{MANIFEST}: not JSON ({e}): copy or export the bundle again") from e
     if not isinstance(raw, dict):
-        raise BundleError(f"{MANIFEST}: expected an object, found {_describe(raw)}")
+        raise BundleError(f"{MANIFEST}: expected an object, found {describe(raw)}")
     # The version comes first: a newer format may have any keys at all.
     version = raw.get("format_version")
     if type(version) is not int or version < 1:
@@ -307,7 +305,7 @@ def parse_manifest(text: str) -> Manifest:
             f"{MANIFEST}: format version {version}, but this edgediff reads up to"
             f" {FORMAT_VERSION}: pip install -U edgediff"
         )
-    manifest: Manifest = _parse(Manifest, raw, MANIFEST)
+    manifest: Manifest = parse(Manifest, raw, MANIFEST, BundleError)
     _check_references(manifest)
     return manifest
 
@@ -337,10 +335,6 @@ def hash_file(path: Path) -> str:
 def _require(ok: bool, where: str, value: object, expected: str) -> None:
     if not ok:
         raise BundleError(f"{where} is {value!r}, expected {expected}: export the bundle again")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _read_manifest(path: Path) -> str:
@@ -377,65 +371,3 @@ def _check_references(manifest: Manifest) -> None:
             raise BundleError(f"{MANIFEST}: tokenizers: {key!r} has no graph of that name")
     if "text_encoder" not in manifest.tokenizers:
         raise BundleError(f"{MANIFEST}: tokenizers: text_encoder is missing")
-
-
-@functools.cache
-def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Name -> (type, required) of a dataclass's fields."""
-    hints = typing.get_type_hints(cls)
-    missing = dataclasses.MISSING
-    return {
-        f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
-        for f in dataclasses.fields(cls)
-    }
-
-
-def _parse(kind: Any, raw: object, where: str) -> Any:
-    """Turn parsed JSON into `kind`: a dataclass, tuple[T, ...], dict[str, T], union or scalar."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(typing.cast(type, kind), raw, where)
-    if origin is tuple and isinstance(raw, list):
-        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
-    if origin is dict and isinstance(raw, dict):
-        return {key: _parse(args[1], item, f"{where}.{key}") for key, item in raw.items()}
-    if origin is Literal and raw in args:
-        return raw
-    if origin in (types.UnionType, typing.Union):
-        if raw is None and type(None) in args:
-            return None
-        options = [option for option in args if option is not type(None)]
-        matching = [option for option in options if option is type(raw)]
-        return _parse((matching or options)[0], raw, where)
-    if kind is float and type(raw) in (int, float):
-        return float(typing.cast(float, raw))
-    if kind in (int, str, bool) and type(raw) is kind:
-        return raw
-    expected = "one of " + ", ".join(map(str, args)) if origin is Literal else _type_name(kind)
-    raise BundleError(f"{where}: expected {expected}, found {_describe(raw)}")
-
-
-def _parse_dataclass(cls: type, raw: object, where: str) -> Any:
-    if not isinstance(raw, Mapping):
-        raise BundleError(f"{where}: expected an object, found {_describe(raw)}")
-    fields = _fields(cls)
-    for key in raw:
-        if key not in fields:
-            raise BundleError(f"{where}: unknown key {key!r}: expected one of {', '.join(fields)}")
-    for name, (_, required) in fields.items():
-        if required and name not in raw:
-            raise BundleError(f"{where}: {name} is missing")
-    return cls(
-        **{key: _parse(fields[key][0], item, f"{where}: {key}") for key, item in raw.items()}
-    )
-
-
-def _type_name(kind: Any) -> str:
-    names = {tuple: "a list", dict: "an object", float: "a number", int: "a whole number"}
-    names |= {str: "text", bool: "true or false"}
-    return names.get(typing.get_origin(kind) or kind, str(kind))
-
-
-def _describe(raw: object) -> str:
-    text = json.dumps(raw, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
