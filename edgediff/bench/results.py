@@ -1,0 +1,167 @@
+"""The JSON file that `edgediff bench` writes: this module is its only schema.
+
+Written anew after every round, so that what stands is valid whenever the run ends; `missing` says
+what it lacks.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgediff.bench.machine import Conditions, Machine
+from edgediff.errors import InputError
+from edgediff.schema import load_json, parse
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The bundle that ran. `plan`: weights by format; `bytes`: its files on disk."""
+
+    name: str
+    id: str
+    source: str
+    target: str
+    precision: str
+    plan: dict[str, int]
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One point of the grid. threads None: one per core. `label` tells it from the others."""
+
+    label: str
+    model: Model
+    provider: str
+    threads: int | None
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    guidance_scale: float
+    batch: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cold:
+    """Seconds from the start of a process: `first_picture`, and what it is made of."""
+
+    first_picture: float
+    interpreter: float
+    imports: float
+    load: float
+    stages: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Seconds of one call in a process that is warm, and its joules where the system tells."""
+
+    total: float
+    text_encoder: float
+    steps: tuple[float, ...]
+    vae_decoder: float
+    joules: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How much of a graph a provider took: nodes, and the pieces that it got them in."""
+
+    nodes: int
+    partitions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """An operator's share of a stage's time, by onnxruntime's profile."""
+
+    name: str
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The timed run's own picture against the float model's in the bundle's fixtures.
+
+    psnr_db: None where they are equal, or where there is nothing to compare, which `reason` tells.
+    """
+
+    psnr_db: float | None
+    equal: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What was measured of one Config. `status` "failed": `error` says how it ended."""
+
+    config: Config
+    status: Literal["pending", "measured", "failed"] = "pending"
+    error: str = ""
+    cold: tuple[Cold, ...] = ()
+    warm: tuple[Picture, ...] = ()
+    narrow: bool = False
+    peak_bytes: int | None = None
+    gpu_peak_bytes: int | None = None
+    memory: tuple[tuple[float, ...], ...] = ()
+    placement: dict[str, dict[str, Placement]] = field(default_factory=dict)
+    cache: str | None = None
+    quality: Quality | None = None
+    operators: dict[str, tuple[Operator, ...]] = field(default_factory=dict)
+    picture_png: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A whole benchmark. interleaved: whether the warm runs took turns. Times in `started` are UTC.
+
+    versions: edgediff, onnxruntime, numpy and the packages of plug-in providers."""
+
+    format_version: int = FORMAT_VERSION
+    started: str
+    complete: bool
+    missing: tuple[str, ...]
+    interleaved: bool
+    machine: Machine
+    conditions: Conditions | None
+    versions: dict[str, str]
+    runs: tuple[Run, ...]
+
+
+def write(path: Path, result: Result) -> None:
+    """Write the file whole or not at all. Raises InputError where it cannot be written."""
+    text = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({e.strerror})") from e
+
+
+def read(path: Path) -> Result:
+    """Read what `write` wrote. Raises InputError, naming the place and value."""
+    try:
+        raw = load_json(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not JSON ({e}): give a file that `edgediff bench` wrote") from e
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}: give a file that"
+            " `edgediff bench` of this version wrote"
+        )
+    result: Result = parse(Result, raw, str(path), InputError)
+    return result
