@@ -23,6 +23,7 @@ from edgediff.samplers import Step, initial_latents, sample
 from edgediff.schedule import make_plan
 from edgediff.session import (
     PROVIDERS,
+    Observe,
     SessionOptions,
     check_provider_name,
     default_cache_dir,
@@ -46,6 +47,7 @@ def load(
     provider_options: dict[str, str] | None = None,
     max_memory: int | str | None = None,
     check_hashes: bool = True,
+    observe: Observe | None = None,
 ) -> "Pipeline":
     """Load a bundle's folder, or the built-in model by its name.
 
@@ -65,6 +67,7 @@ def load(
         picture of the default size, so larger pictures, several seeds at once, several threads, and
         Python with its libraries (70 MB) come on top.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
+    observe: what sessions note down beside running, for benchmarks (`edgediff.session.Observe`).
 
     Where `auto` passed over a provider that is installed, `Pipeline.passed_over` says why.
 
@@ -83,6 +86,7 @@ def load(
             cache_dir=_cache_dir(bundle, name, cache_dir),
             provider_options=provider_options or {},
             frugal=limit is not None,
+            observe=observe or Observe(),
         )
         try:
             pipe = Pipeline(bundle, options, check_hashes=check_hashes, max_memory=limit)
@@ -172,6 +176,11 @@ class Pipeline:
         """The stages that are in memory now, least recently used first: all, unless max_memory or
         a provider that compiles for each size puts it off."""
         return self._stages.loaded
+
+    @property
+    def stages(self) -> Stages:
+        """The sessions, for those who measure them."""
+        return self._stages
 
     @property
     def defaults(self) -> Defaults:

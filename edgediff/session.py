@@ -78,6 +78,16 @@ PROVIDERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Observe:
+    """What sessions note down beside running, for benchmarks; it costs time.
+
+    placement: which provider each node got. profile: a folder for onnxruntime's own profiles."""
+
+    placement: bool = False
+    profile: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionOptions:
     """How sessions run. `threads`: intra-op CPU threads, None = one per core.
 
@@ -91,6 +101,7 @@ class SessionOptions:
     cache_dir: Path | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
     frugal: bool = False
+    observe: Observe = Observe()
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
@@ -213,6 +224,19 @@ class Session:
         # Copied: an output of onnxruntime's own keeps the work space of the run alive with it.
         return {n: np.array(o) for n, o in zip(self._output_names, outputs, strict=True)}
 
+    def placement(self) -> dict[str, tuple[int, int]]:
+        """onnxruntime's name of a provider → the nodes that it took and in how many pieces, for a
+        session that observes its placement; empty where onnxruntime does not tell."""
+        found: dict[str, tuple[int, int]] = {}
+        for part in _placed(self._session) or []:
+            nodes, pieces = found.get(part.ep_name, (0, 0))
+            found[part.ep_name] = nodes + len(part.get_nodes()), pieces + 1
+        return found
+
+    def end_profiling(self) -> Path:
+        """Where the profile of a session that observes it was written, now that it ends."""
+        return Path(self._session.end_profiling())
+
     def _check(self, inputs: Mapping[str, Array]) -> None:
         if inputs.keys() != self._inputs.keys():
             raise InputError(
@@ -271,10 +295,12 @@ def _create(
         session_options.add_session_config_entry(key, value)
     for name, size in dimensions.items():
         session_options.add_free_dimension_override_by_name(name, size)
-    asks_placement = options.provider != "cpu" and hasattr(
-        ort.InferenceSession, "get_provider_graph_assignment_info"
-    )
-    if asks_placement:
+    if options.observe.profile is not None:
+        session_options.enable_profiling = True
+        prefix = options.observe.profile / Path(spec.file).stem
+        session_options.profile_file_prefix = os.fspath(prefix)
+    asks_placement = options.provider != "cpu" or options.observe.placement
+    if asks_placement and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
         session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if options.cache_dir is not None and provider.static_shapes:
         _make_cache_dir(options.cache_dir)
@@ -299,14 +325,21 @@ def _create(
             f"{spec.file}: provider {options.provider!r} did not start (onnxruntime fell back to"
             f" {', '.join(session.get_providers())}): check its driver, or {provider.install}"
         )
-    if asks_placement:
-        placed = session.get_provider_graph_assignment_info()
-        if all(part.ep_name != provider.onnxruntime_name for part in placed):
+    if options.provider != "cpu":
+        placed = _placed(session)
+        if placed is not None and all(part.ep_name != provider.onnxruntime_name for part in placed):
             raise ProviderError(
                 f"{spec.file}: provider {options.provider!r} takes no node of this graph: use"
                 " another provider, or a bundle that was made for it"
             )
     return session
+
+
+def _placed(session: ort.InferenceSession) -> list[Any] | None:
+    """The partitions that onnxruntime cut the graph into, None where it does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
+        return None
+    return list(session.get_provider_graph_assignment_info())
 
 
 def _make_cache_dir(folder: Path) -> None:

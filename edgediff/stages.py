@@ -6,6 +6,7 @@ import math
 import operator
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -121,6 +122,8 @@ class Stages:
         self._lock = threading.Lock()
         # Least recently used first. A provider that compiles has one for each set of shapes.
         self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Session] = {}
+        self.load_seconds: dict[str, float] = {}
+        """Stage → how long its last session took to load."""
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -139,9 +142,16 @@ class Stages:
             if session is None:
                 graph = self._bundle.manifest.graphs[stage]
                 path = self._bundle.path(graph.file)
+                started = time.perf_counter()
                 session = Session(path, graph, self._options, dimensions)
+                self.load_seconds[stage] = time.perf_counter() - started
             self._sessions[key] = session
             return session
+
+    def sessions(self) -> list[tuple[str, Session]]:
+        """Each stage's sessions that are in memory now."""
+        with self._lock:
+            return [(stage, session) for (stage, _), session in self._sessions.items()]
 
     def close(self) -> None:
         """Release all; the next `session` loads again."""
