@@ -45,7 +45,11 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides a picture but its seed; each default has been filled in."""
+    """Everything that decides a picture but its seed; each default has been filled in.
+
+    It goes into the picture's PNG as JSON, and is read back by name: a field has the name of its
+    option (width and height: size), and a new one a default, None or what is off, which is how an
+    older picture is read. A picture that was given is recorded as {"name": …, "sha256": …}."""
 
     prompt: str
     negative_prompt: str | None

@@ -219,6 +219,28 @@ def test_version_and_help() -> None:
     assert run("nonsense").returncode == 2
 
 
+def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
+    lines = run("generate", "--help").stdout.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Prompt:", "Picture:", "Where it runs:", "Output:", "Other:"]
+    assert [line.split()[0] for line in lines[lines.index("Other:") + 1 :]] == ["-h,"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], 'give a prompt: edgediff generate "a red apple" -o apple.png'),
+        (["a fox"], "give the PNG to write: -o picture.png"),
+        (["a fox", "--stesp", "3"], "--steps"),
+        (["a fox", "-o", "a.png", "another"], "unexpected extra argument"),
+    ],
+)
+def test_an_incomplete_command_says_what_to_type(arguments: list[str], message: str) -> None:
+    done = run("generate", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
     absent = "raise ModuleNotFoundError('absent', name='onnx_ir')"
     inherited = filter(None, [os.environ.get("PYTHONPATH")])

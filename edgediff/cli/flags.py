@@ -1,9 +1,73 @@
-"""Flags that several commands share, and how their values are read."""
+"""Flags, how their values are read, and how --help groups them."""
 
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+SECTIONS = (
+    "Prompt",
+    "Picture",
+    "Image to image",
+    "Control",
+    "Many pictures",
+    "Where it runs",
+    "Output",
+)
+"""Headings of `edgediff generate --help`, in their order. A new heading is a new line here."""
+
+
+_MAX_COLUMN = 28
+
+
+class Flag(click.Option):
+    """An option that stands under the heading `section` of --help."""
+
+    def __init__(self, *arguments: Any, section: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if section not in SECTIONS:
+            raise ValueError(f"section {section!r}: not one of {SECTIONS}")
+        self.section = section
+
+
+def flag(section: str, *names: str, **settings: Any) -> Decorator[Any]:
+    """`click.option` under a heading."""
+    return click.option(*names, cls=Flag, section=section, **settings)
+
+
+def flags(table: Sequence[Decorator[Any]]) -> Decorator[Any]:
+    """A table of flags as one decorator."""
+
+    def decorate(command: Any) -> Any:
+        for one in reversed(table):
+            command = one(command)
+        return command
+
+    return decorate
+
+
+class SectionedCommand(click.Command):
+    """A command whose --help groups its flags by their section, in columns that line up."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in (*SECTIONS, "Other")}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None and isinstance(parameter, click.Option):
+                section = parameter.section if isinstance(parameter, Flag) else "Other"
+                groups[section].append(row)
+        firsts = [first for rows in groups.values() for first, _ in rows]
+        width = max(len(first) for first in firsts if len(first) <= _MAX_COLUMN)
+        for name, rows in groups.items():
+            if rows:
+                with formatter.section(name):
+                    formatter.write_dl(
+                        [(first.ljust(width), text) for first, text in rows], _MAX_COLUMN
+                    )
 
 
 def parse_size(
@@ -29,18 +93,19 @@ def _parse_pairs(
     return {key: value for key, _, value in pairs}
 
 
-def provider_flags(command: Any) -> Any:
-    """The flags that say where and how a bundle runs."""
-    flags = [
-        click.option(
+provider_flags = flags(
+    [
+        flag(
+            "Where it runs",
             "--provider",
             default="auto",
             show_default=True,
             help="auto (the first that runs of those in the bundle's list), cpu, cuda, tensorrt,"
             " coreml or openvino.",
         ),
-        click.option("--threads", type=int, help="CPU threads.  [default: one per core]"),
-        click.option(
+        flag("Where it runs", "--threads", type=int, help="CPU threads.  [default: one per core]"),
+        flag(
+            "Where it runs",
             "--provider-option",
             "provider_options",
             metavar="KEY=VALUE",
@@ -48,15 +113,14 @@ def provider_flags(command: Any) -> Any:
             callback=_parse_pairs,
             help="Handed to the provider as it is; repeatable.",
         ),
-        click.option(
+        flag(
+            "Where it runs",
             "--max-memory",
             metavar="SIZE",
             help="Memory to aim for, such as 1.4GB: stages are loaded and released one by one.",
         ),
     ]
-    for flag in reversed(flags):
-        command = flag(command)
-    return command
+)
+"""The flags that say where and how a bundle runs."""
 
-
-json_flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+json_flag = flag("Output", "--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
-from edgediff.cli.flags import json_flag, parse_size, provider_flags
+from edgediff.cli.flags import SectionedCommand, flag, flags, json_flag, parse_size, provider_flags
 
 if TYPE_CHECKING:
     from edgediff.result import Result
@@ -19,38 +20,80 @@ if TYPE_CHECKING:
     from edgediff.settings import Options
 
 
-@click.command()
-@click.argument("prompt")
-@click.option("-m", "--model", default="emoji", help="A bundle's folder.  [default: built-in]")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The PNG to write."
+# What a call may ask for, flag by flag. A flag whose parameter has the name of one of
+# `edgediff.Options` is handed on under that name where it is given, and its default is the
+# bundle's: a new option is one new line here, under a heading of `flags.SECTIONS`. click takes the
+# parameter's name from the flag (--clip-skip: clip_skip) unless one stands beside it.
+PICTURE_FLAGS = (
+    flag(
+        "Prompt",
+        *("--negative", "negative_prompt"),
+        metavar="TEXT",
+        help="What to steer away from; has an effect where guidance is above 1.",
+    ),
+    flag("Picture", "--steps", type=int, help="Denoising steps."),
+    flag(
+        "Picture",
+        "--size",
+        metavar="WxH",
+        callback=parse_size,
+        help="Width x height in pixels, such as 512x512.",
+    ),
+    flag(
+        "Picture", *("--guidance", "guidance_scale"), type=float, help="Classifier-free guidance."
+    ),
+    flag(
+        "Picture",
+        "--sampler",
+        help="euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras or lcm.",
+    ),
+    flag(
+        "Picture",
+        "--seed",
+        type=int,
+        multiple=True,
+        help="The picture's random numbers; repeat for more pictures.  [default: drawn, and told]",
+    ),
 )
-@click.option("--steps", type=int, help="Denoising steps.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="Repeat for more pictures.")
-@click.option(
-    "--size", metavar="WxH", callback=parse_size, help="Width x height in pixels, such as 512x512."
-)
-@click.option("--guidance", type=float, help="Classifier-free guidance scale.")
-@click.option("--negative", metavar="TEXT", help="What to steer away from.")
-@click.option("--sampler", help="euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras or lcm.")
+
+
+def _options(context: click.Context) -> "Options":
+    """The flags that were given, of those that are options of a call."""
+    from edgediff.settings import Options
+
+    given: dict[str, Any] = {}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if (
+            name in Options.__annotations__
+            and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        ):
+            value = context.params[name]
+            given[name] = list(value) if parameter.multiple else value
+    return cast("Options", given)
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("prompt", required=False)
+@flags(PICTURE_FLAGS)
+@flag("Where it runs", "-m", "--model", default="emoji", help="A bundle.  [default: built-in]")
 @provider_flags
-@click.option(
+@flag(
+    "Where it runs",
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where a compiling provider keeps its result.  [default: in the user's cache]",
 )
-@click.option("--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
+@flag("Where it runs", "--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
+@flag("Output", "-o", "--output", type=click.Path(path_type=Path), help="The PNG to write.")
 @json_flag
+@click.pass_context
 def generate(
-    prompt: str,
+    context: click.Context,
+    /,
+    prompt: str | None,
     model: str,
-    output: Path,
-    steps: int | None,
-    seeds: tuple[int, ...],
-    size: tuple[int, int] | None,
-    guidance: float | None,
-    negative: str | None,
-    sampler: str | None,
+    output: Path | None,
     provider: str,
     threads: int | None,
     provider_options: dict[str, str],
@@ -58,6 +101,7 @@ def generate(
     cache_dir: Path | None,
     no_cache: bool,
     as_json: bool,
+    **_: Any,  # PICTURE_FLAGS
 ) -> None:
     """Make a picture of PROMPT.
 
@@ -68,14 +112,11 @@ def generate(
     from edgediff.pipeline import find_bundle, load
     from edgediff.settings import resolve
 
-    options: Options = {
-        "negative_prompt": negative,
-        "steps": steps,
-        "guidance_scale": guidance,
-        "seed": list(seeds) or None,
-        "size": size,
-        "sampler": sampler,
-    }
+    if prompt is None:
+        raise click.UsageError('give a prompt: edgediff generate "a red apple" -o apple.png')
+    if output is None:
+        raise click.UsageError("give the PNG to write: -o picture.png")
+    options = _options(context)
     check_output(output)
     # What is wrong with the request is said before the model loads.
     settings = resolve(Bundle.open(find_bundle(model)), prompt, options)
