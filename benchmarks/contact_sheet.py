@@ -10,9 +10,10 @@ is 1. The seeds are printed below the pictures. --strip: one prompt at 1, 2, 4 a
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 import edgediff
+from edgediff.sheet import contact_sheet
 
 PROMPTS = (
     "a red apple", "a fox", "a red heart", "the sun", "a house", "a fish", "a tree", "a car",
@@ -23,43 +24,21 @@ PROMPTS = (
 )  # fmt: skip
 COLUMNS = 9
 STRIP_STEPS = (1, 2, 4, 8)
-LABEL = 22
-MARGIN = 8
 
 
 def sheet(pipe: edgediff.Pipeline, requests: list[tuple[str, int]], columns: int) -> Image.Image:
     """One RGB picture of all `requests`, (prompt, seed), row by row, each with its label."""
-    width, height = pipe.defaults.width, pipe.defaults.height
-    rows = -(-len(requests) // columns)
-    cell = (width + MARGIN, height + LABEL + MARGIN)
-    canvas = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=11)
-    for k, (prompt, seed) in enumerate(requests):
-        left = MARGIN + (k % columns) * cell[0]
-        top = MARGIN + (k // columns) * cell[1]
-        canvas.paste(pipe.generate(prompt, seed=seed).images[0], (left, top))
-        draw.rectangle((left - 1, top - 1, left + width, top + height), outline="#dddddd")
-        label = f"{prompt}, seed {seed}"
-        draw.text((left + width / 2, top + height + 4), label, "#444444", font, anchor="ma")
-    return canvas
+    pictures = [pipe.generate(prompt, seed=seed).images[0] for prompt, seed in requests]
+    labels = [f"{prompt}, seed {seed}" for prompt, seed in requests]
+    return contact_sheet(pictures, labels, columns=columns)
 
 
 def strip(pipe: edgediff.Pipeline, request: tuple[str, int]) -> Image.Image:
     """One (prompt, seed) at 1, 2, 4 and 8 steps, side by side, each with its number of steps."""
     prompt, seed = request
     pictures = [pipe.generate(prompt, seed=seed, steps=n).images[0] for n in STRIP_STEPS]
-    width, height = pictures[0].size
-    size = (len(pictures) * (width + MARGIN) + MARGIN, height + LABEL + MARGIN)
-    canvas = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=11)
-    for k, (n, picture) in enumerate(zip(STRIP_STEPS, pictures, strict=True)):
-        left = MARGIN + k * (width + MARGIN)
-        canvas.paste(picture, (left, MARGIN))
-        label = f"{n} step{'s' if n > 1 else ''}"
-        draw.text((left + width / 2, height + MARGIN + 4), label, "#444444", font, anchor="ma")
-    return canvas
+    labels = [f"{n} step{'s' if n > 1 else ''}" for n in STRIP_STEPS]
+    return contact_sheet(pictures, labels, columns=len(pictures))
 
 
 def parse(request: str) -> tuple[str, int]:

@@ -49,14 +49,15 @@ def check_output(path: Path) -> None:
 
 
 def save_png(
-    picture: Image.Image, path: Path, *, parameters: str, record: Mapping[str, Any]
+    picture: Image.Image, path: Path, *, parameters: str | None, record: Mapping[str, Any]
 ) -> None:
     """Write a PNG whole or not at all: to a temporary file beside `path`, then renamed.
 
-    `parameters` becomes the text chunk that other tools read; `record`, as JSON, the chunk
-    `edgediff`."""
+    `parameters`, where given, becomes the text chunk that other tools read; `record`, as JSON,
+    the chunk `edgediff`."""
     info = PngInfo()
-    info.add_itxt("parameters", parameters)
+    if parameters is not None:
+        info.add_itxt("parameters", parameters)
     info.add_itxt("edgediff", json.dumps(record, ensure_ascii=False))
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:

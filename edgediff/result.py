@@ -10,6 +10,7 @@ from PIL import Image
 from edgediff import __version__, image
 from edgediff.prompt import PromptReport
 from edgediff.settings import Settings
+from edgediff.sheet import contact_sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,23 @@ class Result:
             record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
             image.save_png(picture, p, parameters=image.parameters(record), record=record)
         return paths
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """One RGB picture of all pictures, each with its seed, below the prompt.
+
+        columns: None = about as wide as high. Raises InputError for fewer than 1."""
+        labels = [f"seed {seed}" for seed in self.seeds]
+        return contact_sheet(self.images, labels, title=self.settings.prompt, columns=columns)
+
+    def save_grid(self, path: str | PathLike[str], columns: int | None = None) -> Path:
+        """Write `grid` to a PNG that carries the settings and all seeds. Returns the path.
+
+        Raises InputError where it cannot be written."""
+        path = Path(path)
+        image.check_output(path)
+        record = {"edgediff": __version__, "seeds": self.seeds, **asdict(self.settings)}
+        image.save_png(self.grid(columns), path, parameters=None, record=record)
+        return path
 
 
 def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:

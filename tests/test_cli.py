@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from edgediff.cli.flags import SECTIONS
+
 COMMAND = [sys.executable, "-m", "edgediff"]
 
 
@@ -52,6 +54,25 @@ def test_every_flag_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
     assert len(answer["seconds"]["steps"]) == 3
     with Image.open(answer["images"][0]["path"]) as picture:
         assert picture.size == (128, 64)
+
+
+def test_count_and_grid(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = ["-m", tiny_bundle, "--steps", 1, "--count", 3]
+    last = 2**64 - 1
+    done = run("generate", "a", "-o", tmp_path / "a.png", *flags, "--seed", last - 1)
+    assert done.returncode == 0, done.stderr
+    names = [f"a-{seed}.png" for seed in (last - 1, last, 0)]
+    assert [Path(line).name for line in done.stdout.splitlines()] == names
+    done = run("generate", "a", "-o", tmp_path / "sheet.png", *flags, "--grid", "--json")
+    assert done.returncode == 0, done.stderr
+    (sheet,) = json.loads(done.stdout)["images"]
+    first = sheet["seeds"][0]
+    assert sheet["seeds"] == [first, first + 1, first + 2]
+    with Image.open(sheet["path"]) as picture:
+        record = json.loads(picture.info["edgediff"])
+    assert record["seeds"] == sheet["seeds"]
+    assert (record["prompt"], record["steps"]) == ("a", 1)
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "sheet.png"}
 
 
 def test_max_memory_changes_no_pixel(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -95,6 +116,10 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--threads", "0"], 2, "threads is 0"),
         (["--seed", "1.5"], 2, "not a valid integer"),
         (["--seed", "99999999999999999999"], 2, "seed is 99999999999999999999"),
+        (["--count", "0"], 2, "0 is not in the range 1<=x<=1000"),
+        (["--count", "1001"], 2, "1001 is not in the range"),
+        (["--count", "2", "--seed", "1", "--seed", "5"], 2, "--count 2 with 2 seeds: give one"),
+        (["--count", "2", "--seed", str(2**64)], 2, "seed is 18446744073709551616: give"),
         (["--guidance", "nan"], 2, "guidance_scale is nan"),
         (["--provider-option", "x"], 2, "give KEY=VALUE"),
         (["--max-memory", "lots"], 2, "such as 1.4GB, 900MB or 1GiB"),
@@ -222,7 +247,9 @@ def test_version_and_help() -> None:
 def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
     lines = run("generate", "--help").stdout.splitlines()
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Prompt:", "Picture:", "Where it runs:", "Output:", "Other:"]
+    every = [f"{section}:" for section in (*SECTIONS, "Other")]
+    assert headings == [heading for heading in every if heading in headings]
+    assert {"Prompt:", "Picture:", "Where it runs:", "Output:"} <= set(headings)
     assert [line.split()[0] for line in lines[lines.index("Other:") + 1 :]] == ["-h,"]
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,9 @@ import click
 from click.core import ParameterSource
 
 from edgediff.cli.flags import SectionedCommand, flag, flags, json_flag, parse_size, provider_flags
+
+MAX_COUNT = 1000
+"""Pictures of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
     from edgediff.result import Result
@@ -73,9 +77,36 @@ def _options(context: click.Context) -> "Options":
     return cast("Options", given)
 
 
+def _count_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
+    """`count` consecutive seeds from the one that was given, or a drawn one, on; 0 follows the
+    last that there is."""
+    from edgediff.settings import resolve_seeds
+
+    first, *others = resolve_seeds(seeds)
+    if others:
+        raise click.UsageError(
+            f"--count {count} with {len(others) + 1} seeds: give one --seed to count from, or every"
+            " seed without --count"
+        )
+    end = 2**64  # beyond it, what was given is no seed, and said to be none
+    return [s if s < end or first >= end else s - end for s in range(first, first + count)]
+
+
 @click.command(cls=SectionedCommand)
 @click.argument("prompt", required=False)
 @flags(PICTURE_FLAGS)
+@flag(
+    "Many pictures",
+    "--count",
+    type=click.IntRange(1, MAX_COUNT),
+    help="As many pictures, of consecutive seeds from --seed on.",
+)
+@flag(
+    "Many pictures",
+    "--grid",
+    is_flag=True,
+    help="Instead of single pictures, write one sheet of all with their seeds.",
+)
 @flag("Where it runs", "-m", "--model", default="emoji", help="A bundle.  [default: built-in]")
 @provider_flags
 @flag(
@@ -92,6 +123,8 @@ def generate(
     context: click.Context,
     /,
     prompt: str | None,
+    count: int | None,
+    grid: bool,
     model: str,
     output: Path | None,
     provider: str,
@@ -117,6 +150,8 @@ def generate(
     if output is None:
         raise click.UsageError("give the PNG to write: -o picture.png")
     options = _options(context)
+    if count is not None:
+        options["seed"] = _count_seeds(options.get("seed"), count)
     check_output(output)
     # What is wrong with the request is said before the model loads.
     settings = resolve(Bundle.open(find_bundle(model)), prompt, options)
@@ -135,7 +170,7 @@ def generate(
     click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
     with _progress(settings.steps) as on_step:
         result = pipe.generate(prompt, on_step=on_step, **options)
-    paths = result.save(output)
+    paths = [result.save_grid(output)] if grid else result.save(output)
     _warn_of_truncation(result)
     _report(result, paths, loaded, as_json)
 
@@ -173,10 +208,12 @@ def _shorten(text: str) -> str:
 def _report(result: "Result", paths: list[Path], loaded: float, as_json: bool) -> None:
     settings, timings = result.settings, result.timings
     if as_json:
+        if len(paths) == len(result.seeds):
+            images = [{"path": str(p), "seed": s} for p, s in zip(paths, result.seeds, strict=True)]
+        else:
+            images = [{"path": str(paths[0]), "seeds": result.seeds}]
         answer = {
-            "images": [
-                {"path": str(p), "seed": s} for p, s in zip(paths, result.seeds, strict=True)
-            ],
+            "images": images,
             "settings": dataclasses.asdict(settings),
             "prompt": dataclasses.asdict(result.prompt),
             "seconds": {"load": loaded, **dataclasses.asdict(timings)},
@@ -185,9 +222,17 @@ def _report(result: "Result", paths: list[Path], loaded: float, as_json: bool) -
         return
     for path in paths:
         click.echo(path)
-    seeds = ", ".join(map(str, result.seeds))
     click.echo(
         f"{settings.width}x{settings.height}, {settings.steps} steps of {settings.sampler},"
-        f" guidance {settings.guidance_scale:g}, seed {seeds}: {timings.total:.2f} s",
+        f" guidance {settings.guidance_scale:g}, {_tell_seeds(result.seeds)}:"
+        f" {timings.total:.2f} s",
         err=True,
     )
+
+
+def _tell_seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if len(seeds) > 2 and all(b == a + 1 for a, b in itertools.pairwise(seeds)):
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
