@@ -80,19 +80,25 @@ class LatentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """How a tokenizer's ids are framed: bos, text, eos, then `pad_token_id` up to `max_length`."""
+    """How a tokenizer's ids are framed: bos, text, eos, then `pad_token_id` up to `max_length`.
+
+    embeddings: what textual inversion added: a token → the ids that it stands for in a prompt."""
 
     file: str
     max_length: int
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+    embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(self.max_length >= 3, "tokenizer: max_length", self.max_length, "3 or more")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             _require(value >= 0, f"tokenizer: {name}", value, "0 or more")
+        for token, ids in self.embeddings.items():
+            ok = len(ids) >= 1 and min(ids) >= 0
+            _require(ok, f"tokenizer: embeddings: {token}", list(ids), "ids of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,13 +182,35 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedLora:
+    """A LoRA that was merged: its file's name and SHA-256 in hex, and how much of it."""
+
+    file: str
+    scale: float
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedEmbedding:
+    """A textual inversion that was merged: its file's name and SHA-256 in hex, and what a prompt
+    calls it."""
+
+    file: str
+    token: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the weights came from, under what terms, and the versions that made the bundle."""
+    """Where the weights came from, under what terms, what was merged into them, and the versions
+    that made the bundle."""
 
     source: str
     license: str | None = None
     attribution: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    loras: tuple[MergedLora, ...] = ()
+    embeddings: tuple[MergedEmbedding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ class Tokenizer:
 
     def __init__(self, path: Path, spec: TokenizerSpec) -> None:
         self._spec = spec
+        self._vectors = {ids[0]: ids for ids in spec.embeddings.values()}
         try:
             self._tokenizer = RustTokenizer.from_file(str(path))
         except Exception as e:  # tokenizers raises bare Exception
@@ -54,16 +55,25 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InputError(f"the prompt is {type(text).__name__}, expected text (str)")
         spec = self._spec
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        tokens = self._tokens(text)
         limit = spec.max_length - 2
-        kept = encoding.ids[:limit]
+        kept = [token for token, _ in tokens[:limit]]
         framed = [spec.bos_token_id, *kept, spec.eos_token_id]
         framed += [spec.pad_token_id] * (spec.max_length - len(framed))
-        cut = len(encoding.ids) > limit
         return EncodedPrompt(
             text=text,
             ids=np.array([framed], dtype=np.int64),
-            tokens=len(encoding.ids),
+            tokens=len(tokens),
             limit=limit,
-            truncated=text[encoding.offsets[limit][0] :] if cut else "",
+            truncated=text[tokens[limit][1] :] if len(tokens) > limit else "",
         )
+
+    def _tokens(self, text: str) -> list[tuple[int, int]]:
+        """The ids of a text, each with where it begins; a token of textual inversion stands for as
+        many as it has vectors (Gal et al. 2022, arXiv:2208.01618)."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [
+            (vector, start)
+            for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for vector in self._vectors.get(token, (token,))
+        ]

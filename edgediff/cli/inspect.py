@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgediff.cli.flags import json_flag, provider_flags
-from edgediff.cli.report import count_formats, decibels, megabytes, table
+from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
 
 if TYPE_CHECKING:
     from edgediff.bundle import Bundle, Quantization
@@ -44,6 +44,7 @@ def _describe(opened: "Bundle") -> str:
         ("source", manifest.provenance.source),
         ("licence", manifest.provenance.license or "not stated"),
         *(("", line) for line in manifest.provenance.attribution),
+        *(("merged", line) for line in merged(manifest.provenance)),
         ("made for", f"{manifest.target}; providers {', '.join(manifest.providers)}"),
         ("size", megabytes(total)),
         (

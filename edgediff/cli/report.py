@@ -1,6 +1,10 @@
 """How figures and tables look on a terminal."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgediff.bundle import Provenance
 
 
 def count_formats(formats: Mapping[str, int]) -> str:
@@ -12,6 +16,13 @@ def count_formats(formats: Mapping[str, int]) -> str:
 def decibels(psnr: float | None) -> str:
     """A PSNR, None where the pictures are equal."""
     return "equal" if psnr is None else f"{psnr:.1f} dB"
+
+
+def merged(provenance: "Provenance") -> list[str]:
+    """A line for each LoRA and textual inversion in the weights."""
+    loras = [f"{m.file}, scale {m.scale:g}, sha256 {m.sha256[:16]}" for m in provenance.loras]
+    words = [f"{m.file} as {m.token!r}, sha256 {m.sha256[:16]}" for m in provenance.embeddings]
+    return loras + words
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -13,7 +13,7 @@ import click
 
 from edgediff.bundle import Precision
 from edgediff.cli.flags import parse_size
-from edgediff.cli.report import count_formats, decibels, megabytes, table
+from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
 
 if TYPE_CHECKING:
     from edgediff.bundle import Manifest
@@ -83,6 +83,22 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
 @click.option("--sampler", help="Default sampler.  [default: the nearest to the pipeline's]")
 @click.option("--license", "license_", metavar="TEXT", help="Licence of the weights.")
 @click.option("--attribution", metavar="TEXT", multiple=True, help="Whom to credit; repeatable.")
+@click.option(
+    "--lora",
+    "loras",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="A LoRA to merge, such as style.safetensors:0.8; repeatable. How to sample is not in the"
+    " file: with an LCM-LoRA give --sampler lcm --steps 4 --guidance 1.",
+)
+@click.option(
+    "--embedding",
+    "embeddings",
+    metavar="FILE[:TOKEN]",
+    multiple=True,
+    help="A textual inversion to merge, and the word for it in prompts; repeatable."
+    "  [default: the file's own word, or its name]",
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
@@ -103,6 +119,8 @@ def export(
     sampler: str | None,
     license_: str | None,
     attribution: tuple[str, ...],
+    loras: tuple[str, ...],
+    embeddings: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -112,8 +130,10 @@ def export(
     torch, and whole pictures against the float model's; what that showed is the report.
     """
     from edgediff_export.budget import Budget
+    from edgediff_export.embedding import parse_embedding
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
+    from edgediff_export.lora import parse_lora
 
     started = time.monotonic()
 
@@ -140,6 +160,8 @@ def export(
             sampler=sampler,
             license=license_,
             attribution=attribution,
+            loras=tuple(map(parse_lora, loras)),
+            embeddings=tuple(map(parse_embedding, embeddings)),
             force=force,
         ),
         report,
@@ -163,7 +185,7 @@ def _describe(exported: "Exported") -> str:
     rows.append(
         ("bundle", manifest.quantization.precision, megabytes(total), f"{total / before:.0%}", "")
     )
-    lines = [table(rows)]
+    lines = [table(rows), *(f"merged {line}" for line in merged(manifest.provenance))]
     if manifest.quantization.precision != "fp32":
         for picture in manifest.fidelity.pictures:
             lines.append(
@@ -213,6 +235,8 @@ def _as_json(exported: "Exported") -> str:
             for stage, graph in manifest.graphs.items()
         },
         "target": manifest.target,
+        "loras": [asdict(m) for m in manifest.provenance.loras],
+        "embeddings": [asdict(m) for m in manifest.provenance.embeddings],
         "providers": list(manifest.providers),
         "averaged_attention": manifest.quantization.averaged_attention,
         "search": None if search is None else asdict(search),

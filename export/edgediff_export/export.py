@@ -31,7 +31,9 @@ from edgediff.schedule import NoiseSchedule, make_plan
 from edgediff.settings import check_size
 from edgediff_export import budget, fidelity, precision, qdq, tokenizer
 from edgediff_export.budget import Budget
+from edgediff_export.embedding import Embedding
 from edgediff_export.fidelity import Case, Picture, Shot
+from edgediff_export.lora import Lora
 from edgediff_export.lower.cpu import Prepared, prepare
 from edgediff_export.lower.dense import Format
 from edgediff_export.lower.kernels import Profile
@@ -86,6 +88,8 @@ class Options:
     sampler: str | None = None
     license: str | None = None
     attribution: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
     force: bool = False
 
 
@@ -125,6 +129,7 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
     with folder_in_one_piece(options.out, force=options.force) as work:
         report(f"opening {options.source}")
         source = open_source(options.source, work=work, vae=options.vae)
+        source = source.merged(options.loras, options.embeddings)
         if plan is not None:
             plan.check_model(options.name or source.name)
         average = options.average_attention or (plan is not None and plan.averaged)
@@ -135,7 +140,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         floats.mkdir()
         bundle.mkdir()
         report("tokenizer")
-        spec = tokenizer.write_tokenizer(source.folder / "tokenizer", bundle)
+        added = [learned.tokens for learned in source.embeddings]
+        spec = tokenizer.write_tokenizer(source.folder / "tokenizer", bundle, added)
         shutil.copy(bundle / spec.file, floats / spec.file)
         stages: dict[str, _Stage] = {}
         for stage in COMPONENTS:
@@ -161,6 +167,8 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
                 license=options.license or source.license,
                 attribution=options.attribution,
                 versions=_versions(),
+                loras=tuple(matched.record() for matched in source.loras),
+                embeddings=tuple(learned.record() for learned in source.embeddings),
             ),
         )
         report("pictures of the float model")
@@ -259,8 +267,12 @@ def export(options: Options, report: Callable[[str], None] = lambda _: None) -> 
         )
         float_sizes = {stage: _bytes(floats, traced.spec) for stage, traced in stages.items()}
         report(f"writing {options.out}")
+    unmatched = [matched.note for matched in source.loras if matched.note]
     return Exported(
-        root=options.out, manifest=manifest, float_sizes=float_sizes, notes=tuple(notes)
+        root=options.out,
+        manifest=manifest,
+        float_sizes=float_sizes,
+        notes=(*unmatched, *notes),
     )
 
 

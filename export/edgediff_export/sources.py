@@ -6,13 +6,18 @@ Components are loaded one at a time, in float32, and never two at once.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgediff.errors import ExportError, first_line
+from edgediff_export import embedding, lora
+from edgediff_export.embedding import Embedding, Learned
+from edgediff_export.lora import Lora, Matched
 from edgediff_export.quiet import quiet
+from edgediff_export.tensorfile import PICKLES
+from edgediff_export.tokenizer import open_tokenizer
 
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 SUPPORTED = (
@@ -25,7 +30,8 @@ _COMPONENTS = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
-_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+TEXT_ENCODERS = {"text_encoder": "tokenizer"}
+"""Text encoder → the folder of its tokenizer."""
 # Options of UNet2DConditionModel that add an input, which no pipeline of the family feeds.
 _EXTRA_INPUTS = (
     "class_embed_type",
@@ -40,7 +46,7 @@ class Source:
     """An opened pipeline: its configs, and the folders from which components are loaded.
 
     `description` is the hub id, or the name of the folder or file; `license` is the model card's,
-    where it has one."""
+    where it has one. `loras` and `embeddings` are merged into components as these are loaded."""
 
     description: str
     name: str
@@ -52,6 +58,8 @@ class Source:
     vae: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
     scheduler: Mapping[str, Any]
+    loras: tuple[Matched, ...] = ()
+    embeddings: tuple[Learned, ...] = ()
 
     def load(self, component: str) -> Any:
         """`text_encoder`, `unet` or `vae` as a torch module in float32, in eval mode.
@@ -60,19 +68,11 @@ class Source:
         folder = self.vae_folder if component == "vae" else self.folder / component
         variant = find_weights(folder)
         with quiet():
-            import diffusers
             import torch
-            import transformers
             from safetensors import SafetensorError
 
-            if component == "text_encoder":
-                cls: Any = transformers.CLIPTextModel
-            elif component == "unet":
-                cls = diffusers.UNet2DConditionModel
-            else:
-                cls = getattr(diffusers, self.vae["_class_name"])
             try:
-                module, report = cls.from_pretrained(
+                module, report = self._class(component).from_pretrained(
                     folder,
                     variant=variant,
                     use_safetensors=True,
@@ -91,7 +91,55 @@ class Source:
                 f"{folder}: {len(missing)} weights are missing, such as {missing[0]}:"
                 " download or save the pipeline again"
             )
-        return module.eval().requires_grad_(False)
+        module = module.eval().requires_grad_(False)
+        for matched in self.loras:
+            matched.merge(component, module)
+        if component in TEXT_ENCODERS and self.embeddings:
+            tokens = [learned.tokens for learned in self.embeddings]
+            tokenizer = open_tokenizer(self.folder / TEXT_ENCODERS[component], tokens)
+            for learned in self.embeddings:
+                ids = tokenizer.convert_tokens_to_ids(list(learned.tokens))
+                learned.merge(component, module, ids)
+        return module
+
+    def merged(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> "Source":
+        """The same pipeline with LoRAs and textual inversions, which were read and fit it.
+
+        Raises InputError and ExportError as `lora.match` and `embedding.learn`."""
+        components = ("unet", *self.text_encoders)
+        shapes = {c: lora.layers(self._skeleton(c)) for c in components} if loras else {}
+        widths = {c: config["hidden_size"] for c, config in self.text_encoders.items()}
+        return replace(
+            self,
+            loras=tuple(lora.match(asked, shapes) for asked in loras),
+            embeddings=tuple(embedding.learn(asked, widths) for asked in embeddings),
+        )
+
+    @property
+    def text_encoders(self) -> dict[str, Mapping[str, Any]]:
+        """Component → its config."""
+        return {"text_encoder": self.text_encoder}
+
+    def _class(self, component: str) -> Any:
+        import diffusers
+        import transformers
+
+        if component == "text_encoder":
+            return transformers.CLIPTextModel
+        if component == "unet":
+            return diffusers.UNet2DConditionModel
+        return getattr(diffusers, self.vae["_class_name"])
+
+    def _skeleton(self, component: str) -> Any:
+        """The module without its weights."""
+        with quiet():
+            import torch
+
+            cls = self._class(component)
+            with torch.device("meta"):
+                if component == "unet":
+                    return cls.from_config(dict(self.unet))
+                return cls(cls.config_class.from_dict(dict(self.text_encoders[component])))
 
 
 def open_source(source: str, *, work: Path, vae: Path | None = None) -> Source:
@@ -165,7 +213,7 @@ def find_weights(folder: Path) -> str | None:
         )
         if any(pattern.fullmatch(name) for name in names):
             return variant
-    pickles = sorted(n for n in names if n.endswith(_PICKLES))
+    pickles = sorted(n for n in names if n.endswith(PICKLES))
     if pickles:
         raise ExportError(
             f"{folder / pickles[0]}: a pickle, which can run any code when it is read; edgediff"
@@ -233,7 +281,7 @@ def _find_vae(path: Path) -> Path:
 def _unpack(path: Path, folder: Path) -> Path:
     """A single-file checkpoint → a diffusers folder. The configs that it lacks are diffusers' own,
     from the hub or from the hub's local cache."""
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise ExportError(
             f"{path}: a pickle, which can run any code when it is read; edgediff reads safetensors"
             " only: where you trust it, convert it with"

@@ -6,6 +6,7 @@ arXiv:1508.07909). Framing (begin, end, padding, truncation) is left to the runt
 """
 
 import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,18 @@ _WORDS = (
 )
 
 
-def write_tokenizer(folder: Path, out: Path) -> TokenizerSpec:
+def write_tokenizer(
+    folder: Path, out: Path, embeddings: Iterable[Sequence[str]] = ()
+) -> TokenizerSpec:
     """folder with vocab.json and merges.txt → `out`/tokenizer.json, and how ids are framed.
 
-    Raises ExportError where the vocabulary is missing or damaged."""
-    with quiet():
-        from transformers import CLIPTokenizer
+    embeddings: tokens to add, those of each textual inversion together.
 
-        try:
-            slow = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as e:  # transformers raises anything
-            line = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise ExportError(f"{folder}: not CLIP's vocab.json and merges.txt ({line})") from e
+    Raises ExportError where the vocabulary is missing or damaged, or has such a token already."""
+    slow = open_tokenizer(folder, embeddings)
     merges = sorted(slow.bpe_ranks, key=slow.bpe_ranks.__getitem__)
-    special = [slow.bos_token, slow.eos_token, slow.pad_token]
-    if None in special or slow.model_max_length > 10_000:
-        raise ExportError(f"{folder}: no begin, end or padding token, or no length: not CLIP's")
     try:
-        text = build(slow.encoder, merges, slow.added_tokens_decoder)
+        text = build(slow.get_vocab(), merges, slow.added_tokens_decoder)
     except Exception as e:  # tokenizers raises bare Exception
         raise ExportError(f"{folder}: vocab.json and merges.txt do not match ({e})") from e
     (out / FILE).write_text(text, encoding="utf-8")
@@ -62,7 +57,47 @@ def write_tokenizer(folder: Path, out: Path) -> TokenizerSpec:
         bos_token_id=slow.bos_token_id,
         eos_token_id=slow.eos_token_id,
         pad_token_id=slow.pad_token_id,
+        embeddings=_vectors(slow.added_tokens_encoder, special=set(slow.all_special_tokens)),
     )
+
+
+def open_tokenizer(folder: Path, embeddings: Iterable[Sequence[str]] = ()) -> Any:
+    """transformers' CLIPTokenizer of a folder, to which the tokens of `embeddings` were added; ids
+    are given to them in order. Raises ExportError as `write_tokenizer`."""
+    with quiet():
+        from transformers import CLIPTokenizer
+
+        try:
+            slow = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as e:  # transformers raises anything
+            line = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise ExportError(f"{folder}: not CLIP's vocab.json and merges.txt ({line})") from e
+    special = [slow.bos_token, slow.eos_token, slow.pad_token]
+    if None in special or slow.model_max_length > 10_000:
+        raise ExportError(f"{folder}: no begin, end or padding token, or no length: not CLIP's")
+    for tokens in embeddings:
+        known = next((token for token in tokens if token in slow.get_vocab()), None)
+        if known is not None:
+            raise ExportError(
+                f"--embedding: the token {known!r} is in the vocabulary already: give another, as"
+                " FILE:TOKEN"
+            )
+        slow.add_tokens(list(tokens))
+    return slow
+
+
+def _vectors(added: Mapping[str, int], *, special: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Token of textual inversion → its ids; those of several vectors are numbered, as diffusers
+    does: "token", "token_1", "token_2"…"""
+    found: dict[str, tuple[int, ...]] = {}
+    for token, first in added.items():
+        if token in special:
+            continue
+        ids = [first]
+        while (following := added.get(f"{token}_{len(ids)}")) is not None:
+            ids.append(following)
+        found[token] = tuple(ids)
+    return found
 
 
 def build(vocabulary: dict[str, int], merges: list[tuple[str, str]], added: dict[int, Any]) -> str:
