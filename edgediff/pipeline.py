@@ -14,13 +14,10 @@ from PIL import Image
 
 from edgediff.bundle import Bundle, Defaults, GraphSpec
 from edgediff.conditioning import TextConditioner
-from edgediff.denoiser import Denoiser
 from edgediff.errors import BundleError, ProviderError
-from edgediff.noise import TorchGenerator
-from edgediff.prompt import PromptReport
-from edgediff.result import Result, Timings
-from edgediff.samplers import Step, initial_latents, sample
-from edgediff.schedule import make_plan
+from edgediff.result import Result
+from edgediff.run import Run
+from edgediff.samplers import Step
 from edgediff.session import (
     PROVIDERS,
     Observe,
@@ -31,7 +28,7 @@ from edgediff.session import (
     is_installed,
     why_missing,
 )
-from edgediff.settings import Options, Settings, resolve, resolve_seeds
+from edgediff.settings import Options, resolve, resolve_seeds
 from edgediff.stages import Stages, memory_limit
 from edgediff.vae import Vae
 
@@ -216,30 +213,19 @@ class Pipeline:
 
         Raises InputError, ProviderError, and TypeError for an option that there is not."""
         started = time.perf_counter()
-        settings = self._resolve(prompt, options)
-        seeds = resolve_seeds(options.get("seed"))
-        report, trajectory = self._start(settings, seeds)
-        before = encoded = time.perf_counter()
-        step_times: list[float] = []
-        for step in trajectory:
-            step_times.append(time.perf_counter() - before)
+        run = self._start(prompt, options)
+        for step in run:
             if on_step is not None:
                 on_step(step)
-            before = time.perf_counter()
         denoised = time.perf_counter()
-        pictures = self.decode(step.latents)
+        pictures = run.finish(step.latents)
         ended = time.perf_counter()
         return Result(
             images=pictures,
-            seeds=seeds,
-            timings=Timings(
-                text_encoder=encoded - started,
-                steps=tuple(step_times),
-                vae_decoder=ended - denoised,
-                total=ended - started,
-            ),
-            prompt=report,
-            settings=settings,
+            seeds=run.seeds,
+            timings=run.timings(vae_decoder=ended - denoised, total=ended - started),
+            prompt=run.report,
+            settings=run.settings,
         )
 
     def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
@@ -247,8 +233,7 @@ class Pipeline:
 
         The last step's latents are the result, and `decode` turns any step's latents or x0 into
         pictures. Options are checked at the call, before the first step is asked for."""
-        settings = self._resolve(prompt, options)
-        return self._start(settings, resolve_seeds(options.get("seed")))[1]
+        return iter(self._start(prompt, options))
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where the
@@ -267,36 +252,16 @@ class Pipeline:
                 dimensions |= free_dimensions(specs[name], array.shape)
         return self._stages.session(stage, dimensions).run(**inputs)
 
-    def _resolve(self, prompt: str, options: Options) -> Settings:
-        return resolve(self.bundle, prompt, options, provider=self.provider)
-
-    def _start(self, settings: Settings, seeds: list[int]) -> tuple[PromptReport, Iterator[Step]]:
-        """Encode the prompts and hand back the trajectory, its first step not yet taken."""
-        manifest = self.bundle.manifest
-        plan = make_plan(manifest.schedule, settings.sampler, settings.steps)
-        space = manifest.latent
-        shape = (
-            1,
-            space.channels,
-            settings.height // space.downscale,
-            settings.width // space.downscale,
+    def _start(self, prompt: str, options: Options) -> Run:
+        """Check the options, and encode what they give; no step is taken yet."""
+        return Run(
+            self.bundle.manifest,
+            resolve(self.bundle, prompt, options, provider=self.provider),
+            resolve_seeds(options.get("seed")),
+            text=self._text,
+            unet=self._unet,
+            vae=self._vae,
         )
-        sources = [TorchGenerator(seed) for seed in seeds]
-
-        def noise(_: int = 0) -> NDArray[np.float32]:
-            return np.concatenate([source.randn(shape) for source in sources])
-
-        report, prompt, negative = self._text(settings)
-        denoise = Denoiser(
-            self._unet,
-            plan=plan,
-            prediction_type=manifest.schedule.prediction_type,
-            prompt=prompt,
-            negative=negative,
-            guidance_scale=settings.guidance_scale,
-            guidance_embedding_dim=self._text.guidance_embedding_dim(),
-        )
-        return report, sample(denoise, initial_latents(noise(), plan), plan, noise)
 
     def _unet(
         self,
