@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from edgediff.pipeline import Pipeline, load
     from edgediff.prompt import PromptReport
+    from edgediff.record import Recorded, recorded
     from edgediff.result import Result, Timings
     from edgediff.samplers import Step
     from edgediff.settings import Options
@@ -35,10 +36,12 @@ _HOMES = {
     "Pipeline": "pipeline",
     "PromptReport": "prompt",
     "ProviderError": "errors",
+    "Recorded": "record",
     "Result": "result",
     "Step": "samplers",
     "Timings": "result",
     "load": "pipeline",
+    "recorded": "record",
     "verify": "verification",
 }
 
@@ -51,11 +54,13 @@ __all__ = [
     "Pipeline",
     "PromptReport",
     "ProviderError",
+    "Recorded",
     "Result",
     "Step",
     "Timings",
     "__version__",
     "load",
+    "recorded",
     "verify",
 ]
 

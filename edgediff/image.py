@@ -72,7 +72,7 @@ def save_png(
 
 
 # How AUTOMATIC1111's web UI, and the tools that read its PNGs, name the samplers.
-_SAMPLER_LABELS = {
+SAMPLER_LABELS = {
     "euler": "Euler",
     "euler_a": "Euler a",
     "ddim": "DDIM",
@@ -91,7 +91,7 @@ def parameters(record: Mapping[str, Any]) -> str:
         lines.append(f"Negative prompt: {record['negative_prompt']}")
     fields = {
         "Steps": record["steps"],
-        "Sampler": _SAMPLER_LABELS.get(record["sampler"], record["sampler"]),
+        "Sampler": SAMPLER_LABELS.get(record["sampler"], record["sampler"]),
         "CFG scale": f"{record['guidance_scale']:g}",
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",

@@ -10,9 +10,11 @@ The bits come from MT19937 (Matsumoto and Nishimura 1998), the normals from the 
   time. The second of a pair is kept for the next short draw.
 """
 
+import contextlib
 import math
 import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,17 @@ from edgediff.errors import InputError
 
 _BLOCK = 16
 _TWO_PI = np.float32(2.0 * math.pi)
+
+
+def check_seed(seed: object) -> int:
+    """A seed as an int. Raises InputError unless it is one from -2**63 to 2**64 - 1."""
+    number = None
+    if isinstance(seed, SupportsIndex) and not isinstance(seed, bool | np.bool_):
+        with contextlib.suppress(TypeError):  # an array of several numbers
+            number = operator.index(seed)
+    if number is None or not -(2**63) <= number < 2**64:
+        raise InputError(f"seed is {seed!r}: give an integer from -2**63 to 2**64 - 1")
+    return number
 
 
 class TorchGenerator:
@@ -32,14 +45,8 @@ class TorchGenerator:
     """
 
     def __init__(self, seed: int) -> None:
-        try:
-            number = operator.index(seed)
-        except TypeError:
-            number = None
-        if number is None or isinstance(seed, (bool, np.bool_)) or not -(2**63) <= number < 2**64:
-            raise InputError(f"seed is {seed!r}: give an integer from -2**63 to 2**64 - 1")
         # RandomState seeds MT19937 as torch does, and numpy promises never to change its stream.
-        self._words = np.random.RandomState(number & 0xFFFFFFFF)
+        self._words = np.random.RandomState(check_seed(seed) & 0xFFFFFFFF)
         self._spare: float | None = None
 
     def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgediff.bundle import Bundle
 from edgediff.errors import InputError
+from edgediff.noise import check_seed
 from edgediff.schedule import make_plan
 
 T = TypeVar("T")
@@ -78,9 +79,11 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
     width, height = check_size(
         (defaults.width, defaults.height) if size is None else size, manifest.latent.downscale
     )
+    sampler = _or(options.get("sampler"), defaults.sampler)
+    check_text("sampler", sampler)
     plan = make_plan(
         manifest.schedule,
-        _or(options.get("sampler"), defaults.sampler),
+        sampler,
         _or(options.get("steps"), defaults.steps),
     )
     return Settings(
@@ -153,13 +156,12 @@ def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
 
 
 def resolve_seeds(seed: int | Iterable[int] | None) -> list[int]:
-    """One seed for each picture; None draws one. Raises InputError for an empty list."""
+    """One seed for each picture; None draws one.
+
+    Raises InputError for an empty list and for what is no seed."""
     if seed is None:
         return [secrets.randbelow(2**32)]
     seeds = list(seed) if isinstance(seed, Iterable) else [seed]
     if not seeds:
         raise InputError("seed is an empty list: give one seed for each picture")
-    try:
-        return [operator.index(s) for s in seeds]
-    except TypeError as e:
-        raise InputError(f"seed is {seed!r}: expected whole numbers") from e
+    return [check_seed(s) for s in seeds]

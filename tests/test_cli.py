@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from edgediff.cli.flags import SECTIONS
 
@@ -73,6 +74,50 @@ def test_count_and_grid(tiny_bundle: Path, tmp_path: Path) -> None:
     assert record["seeds"] == sheet["seeds"]
     assert (record["prompt"], record["steps"]) == ("a", 1)
     assert {p.name for p in tmp_path.iterdir()} == {*names, "sheet.png"}
+
+
+def test_a_picture_made_again_from_its_png(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = ["-m", tiny_bundle, "--provider", "cpu"]
+    first = ["generate", "a fox", "--seed", 7, "--steps", 2, "--guidance", 0, "--size", "128x64"]
+    assert run(*first, *flags, "-o", "a.png", cwd=tmp_path).returncode == 0
+    done = run("generate", "--from", "a.png", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a-again.png\n"
+    assert "Warning" not in done.stderr
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "a-again.png").read_bytes()
+
+    done = run(
+        *["generate", "a cat", "--from", tmp_path / "a.png", "-o", tmp_path / "b.png", "--json"],
+        *["--steps", 1, "--count", 2, *flags],
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [i["seed"] for i in answer["images"]] == [7, 8]
+    settings = answer["settings"]
+    assert (settings["prompt"], settings["steps"], settings["width"]) == ("a cat", 1, 128)
+
+    done = run("generate", "--from", "a.png", "-o", "c.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Warning: the picture may differ: tiny made it, this is emoji (" in done.stderr
+
+
+def test_pictures_that_cannot_be_made_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    made = {"edgediff": "1", "prompt": "a", "model": "m", "bundle": "b", "provider": "cpu"}
+    for texts, status, message in (
+        ({}, 2, "does not say how it was made"),
+        ({"edgediff": json.dumps(made | {"width": 60, "height": 64})}, 2, "size 60x64: both"),
+        ({"edgediff": json.dumps(made | {"sampler": "magic"})}, 2, "choose one of euler, "),
+        ({"parameters": "a\nSteps: 0, Sampler: Restart"}, 2, "also says, ignored: Sampler: Rest"),
+    ):
+        info = PngInfo()
+        for key, text in texts.items():
+            info.add_itxt(key, text)
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+        done = run("generate", "--from", "a.png", "-m", tiny_bundle, cwd=tmp_path)
+        assert done.returncode == status
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_max_memory_changes_no_pixel(tiny_bundle: Path, tmp_path: Path) -> None:

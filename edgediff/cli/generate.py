@@ -19,6 +19,7 @@ MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
+    from edgediff.record import Recorded
     from edgediff.result import Result
     from edgediff.samplers import Step
     from edgediff.settings import Options
@@ -92,13 +93,42 @@ def _count_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
     return [s if s < end or first >= end else s - end for s in range(first, first + count)]
 
 
+def _start_from(
+    source: Path, prompt: str | None, options: "Options", context: click.Context
+) -> tuple["Recorded", str, "Options"]:
+    """What a picture's PNG says, and the prompt and options to make it again: those that were
+    given, and its own for the others."""
+    from edgediff.record import describe_given, recorded
+
+    made = recorded(source)
+    for name, record in made.given.items():
+        if name not in options:
+            flag_of = {p.name: p.opts[0] for p in context.command.params}
+            raise click.UsageError(
+                f"{source} was made from {describe_given(record)}, which is not in it: give that"
+                f" again, with {flag_of.get(name, name)}"
+            )
+    if made.ignored:
+        click.echo(f"Warning: {source} also says, ignored: {'; '.join(made.ignored)}", err=True)
+    merged = cast("Options", {**made.options, **options})
+    return made, made.prompt if prompt is None else prompt, merged
+
+
 @click.command(cls=SectionedCommand)
 @click.argument("prompt", required=False)
+@flag(
+    "Prompt",
+    *("--from", "source"),
+    metavar="PNG",
+    type=click.Path(path_type=Path),
+    help="Make a picture again from what its PNG says; the flags beside it come first.",
+)
 @flags(PICTURE_FLAGS)
 @flag(
     "Many pictures",
     "--count",
     type=click.IntRange(1, MAX_COUNT),
+    metavar="N",
     help="As many pictures, of consecutive seeds from --seed on.",
 )
 @flag(
@@ -116,13 +146,20 @@ def _count_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
     help="Where a compiling provider keeps its result.  [default: in the user's cache]",
 )
 @flag("Where it runs", "--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
-@flag("Output", "-o", "--output", type=click.Path(path_type=Path), help="The PNG to write.")
+@flag(
+    "Output",
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The PNG to write.  [with --from: NAME-again.png]",
+)
 @json_flag
 @click.pass_context
 def generate(
     context: click.Context,
     /,
     prompt: str | None,
+    source: Path | None,
     count: int | None,
     grid: bool,
     model: str,
@@ -136,7 +173,7 @@ def generate(
     as_json: bool,
     **_: Any,  # PICTURE_FLAGS
 ) -> None:
-    """Make a picture of PROMPT.
+    """Make a picture of PROMPT, or several.
 
     What is left unset comes from the bundle: `edgediff info` shows its defaults.
     """
@@ -145,11 +182,18 @@ def generate(
     from edgediff.pipeline import find_bundle, load
     from edgediff.settings import resolve
 
+    options = _options(context)
+    made = None
+    if source is not None:
+        made, prompt, options = _start_from(source, prompt, options, context)
+        output = Path(f"{source.stem}-again.png") if output is None else output
     if prompt is None:
-        raise click.UsageError('give a prompt: edgediff generate "a red apple" -o apple.png')
+        raise click.UsageError(
+            'give a prompt: edgediff generate "a red apple" -o apple.png; or a picture to make'
+            " again: --from apple.png"
+        )
     if output is None:
         raise click.UsageError("give the PNG to write: -o picture.png")
-    options = _options(context)
     if count is not None:
         options["seed"] = _count_seeds(options.get("seed"), count)
     check_output(output)
@@ -168,6 +212,10 @@ def generate(
     for reason in pipe.passed_over:
         click.echo(f"Passed over: {reason}", err=True)
     click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
+    if made is not None:
+        settings = dataclasses.replace(settings, provider=pipe.provider)
+        for difference in made.differences(settings):
+            click.echo(f"Warning: the picture may differ: {difference}", err=True)
     with _progress(settings.steps) as on_step:
         result = pipe.generate(prompt, on_step=on_step, **options)
     paths = [result.save_grid(output)] if grid else result.save(output)

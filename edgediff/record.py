@@ -1,0 +1,239 @@
+"""How a picture was made, read back from its PNG."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+from PIL.PngImagePlugin import PngImageFile
+
+from edgediff import __version__
+from edgediff.errors import InputError, first_line
+from edgediff.image import SAMPLER_LABELS
+from edgediff.settings import Options, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a PNG says of how it was made.
+
+        made = edgediff.recorded("fox.png")
+        again = edgediff.load().generate(made.prompt, **made.options)
+
+    options: of that call, with its seed (a contact sheet: all its seeds).
+    given: option → what its PNG says of pictures that the call was given, such as init_image. They
+        are not in it, and have to be given again.
+    model, bundle, provider: what made it: names, and the bundle's id; None where it does not say.
+    version: of edgediff; None where another tool made it.
+    ignored: what it says beside that, and has no counterpart here.
+    """
+
+    prompt: str
+    options: Options
+    given: Mapping[str, Any]
+    model: str | None
+    bundle: str | None
+    provider: str | None
+    version: str | None
+    ignored: tuple[str, ...]
+
+    def differences(self, settings: Settings) -> list[str]:
+        """Why a call of these settings may give another picture, a clause each, where it is not by
+        prompt or options: another tool, edgediff, bundle, provider or picture that was given."""
+        if self.version is None:
+            by = f" with {self.model}" if self.model else ""
+            return [f"another tool made it{by}"]
+        found = []
+        if self.version != __version__:
+            found.append(f"edgediff {self.version} made it, this is {__version__}")
+        if self.bundle != settings.bundle:
+            names = f"{self.model} made it, this is {settings.model}"
+            if self.model == settings.model:
+                names = f"another bundle of {self.model} made it"
+            found.append(f"{names} ({(self.bundle or '?')[:12]}, {settings.bundle[:12]})")
+        if self.provider not in (settings.provider, None) and settings.provider != "auto":
+            found.append(f"{self.provider} made it, this is {settings.provider}")
+        now = asdict(settings)
+        for name, then in self.given.items():
+            if list(_hashes(now.get(name))) != list(_hashes(then)):
+                found.append(f"{name} is not {describe_given(then)}, which it was made from")
+        return found
+
+
+def recorded(path: str | PathLike[str]) -> Recorded:
+    """Read how a picture was made: of a PNG by edgediff everything, of one by a tool that writes
+    as AUTOMATIC1111's web UI does, what has a counterpart here.
+
+    Raises InputError where the file is no PNG, is damaged, or does not say."""
+    path = Path(path)
+    texts = _texts(path)
+    record = texts.get("edgediff")
+    if isinstance(record, str):
+        return _from_record(record, path)
+    parameters = texts.get("parameters")
+    if isinstance(parameters, str):
+        return _from_parameters(parameters, path)
+    raise InputError(
+        f"{path}: does not say how it was made: a PNG as edgediff wrote it does (editing or sending"
+        " a picture often drops that)"
+    )
+
+
+def describe_given(record: Any) -> str:
+    """The names, in text, of the pictures that a call was given."""
+    return " and ".join(_names(record)) or "the picture"
+
+
+def _texts(path: Path) -> dict[str | tuple[int, int], Any]:
+    """A PNG's text chunks by keyword; pixels are not read."""
+    try:
+        with path.open("rb") as f:
+            # Of this class and not by Image.open, which warns of sizes that only decoding feels.
+            return dict(PngImageFile(f).info)
+    except Exception as e:  # pillow raises almost anything on damaged files
+        reason = first_line(e)
+        if isinstance(e, OSError) and e.strerror:
+            raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        if "not a PNG" in reason:
+            raise InputError(f"{path}: is no PNG: give a picture as edgediff wrote it") from e
+        raise InputError(f"{path}: is a damaged PNG ({reason})") from e
+
+
+def _from_record(text: str, path: Path) -> Recorded:
+    """A record is Settings as JSON, and `edgediff`, its version, and `seed` or `seeds`."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path}: its `edgediff` text is no JSON ({first_line(e)})") from e
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: its `edgediff` text is no record of a picture")
+    prompt = record.pop("prompt", None)
+    if not isinstance(prompt, str):
+        raise InputError(f"{path}: its `edgediff` text has no prompt")
+    origin = {name: record.pop(name, None) for name in ("edgediff", "model", "bundle", "provider")}
+    for name, value in origin.items():
+        if not isinstance(value, str):
+            raise InputError(f"{path}: its `edgediff` text has {name} {value!r}: expected text")
+    if "seeds" in record:
+        record["seed"] = record.pop("seeds")
+    if "width" in record and "height" in record:
+        record["size"] = (record.pop("width"), record.pop("height"))
+    known = {name: v for name, v in record.items() if name in Options.__annotations__}
+    given = {name: v for name, v in known.items() if any(_hashes(v))}
+    return Recorded(
+        prompt=prompt,
+        options=cast("Options", {n: v for n, v in known.items() if n not in given}),
+        given=given,
+        model=origin["model"],
+        bundle=origin["bundle"],
+        provider=origin["provider"],
+        version=origin["edgediff"],
+        ignored=tuple(f"{name}: {value}" for name, value in record.items() if name not in known),
+    )
+
+
+def _hashes(record: Any) -> Any:
+    """Every `sha256` in a part of a record, in order."""
+    return (found["sha256"] for found in _pictures(record))
+
+
+def _names(record: Any) -> Any:
+    return (str(found["name"]) for found in _pictures(record) if found.get("name"))
+
+
+def _pictures(record: Any) -> Any:
+    """Every {"name": …, "sha256": …} in a part of a record, in order."""
+    if isinstance(record, Mapping):
+        if "sha256" in record:
+            yield record
+        for value in record.values():
+            yield from _pictures(value)
+    elif isinstance(record, list | tuple):
+        for value in record:
+            yield from _pictures(value)
+
+
+_FIELD = re.compile(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_NETWORK = re.compile(r" *(<(?:lora|lyco|hypernet):[^>]*>)")
+_NEGATIVE = "Negative prompt:"
+
+
+def _from_parameters(text: str, path: Path) -> Recorded:
+    """AUTOMATIC1111's form: the prompt, `Negative prompt: …`, a line of `Key: value, …`."""
+    lines = text.strip().splitlines()
+    last = next((k for k in range(len(lines) - 1, -1, -1) if lines[k].startswith("Steps:")), None)
+    if last is None:
+        raise InputError(
+            f"{path}: its `parameters` text is not in the form of AUTOMATIC1111's web UI: expected"
+            " a line of `Steps: …, Sampler: …, Seed: …`"
+        )
+    start = next((k for k in range(last) if lines[k].startswith(_NEGATIVE)), last)
+    prompt = "\n".join(lines[:start]).strip()
+    negative = "\n".join(lines[start:last]).removeprefix(_NEGATIVE).strip()
+    fields = {key.strip(): _unquote(value) for key, value in _FIELD.findall(lines[last])}
+    ignored = _NETWORK.findall(prompt)
+    prompt = _NETWORK.sub("", prompt).strip()
+    model = fields.pop("Model", None)
+    for who in ("Model hash", "Version"):  # they say who made it, not how
+        fields.pop(who, None)
+    options: dict[str, Any] = {"negative_prompt": negative} if negative else {}
+    for name, value in (
+        ("steps", _take(fields, "Steps", r"\d+", int)),
+        ("sampler", _take_sampler(fields)),
+        ("guidance_scale", _take(fields, "CFG scale", r"[-+.\deE]+", float)),
+        ("seed", _take(fields, "Seed", r"-?\d+", int)),
+        ("size", _take(fields, "Size", r"\d+x\d+", lambda v: tuple(map(int, v.split("x"))))),
+    ):
+        if value is not None:
+            options[name] = value
+    ignored += [f"{key}: {value}" for key, value in fields.items()]
+    ignored += [line for line in lines[last + 1 :] if line.strip()]
+    return Recorded(
+        prompt=prompt,
+        options=cast("Options", options),
+        given={},
+        model=model,
+        bundle=None,
+        provider=None,
+        version=None,
+        ignored=tuple(ignored),
+    )
+
+
+def _unquote(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value
+
+
+def _take(fields: dict[str, str], key: str, pattern: str, convert: Any) -> Any:
+    """A field's value, which then is no longer among the fields; None where it cannot be read."""
+    value = fields.get(key)
+    if value is None or not re.fullmatch(pattern, value, re.ASCII):
+        return None
+    try:
+        converted = convert(value)
+    except ValueError:
+        return None
+    del fields[key]
+    return converted
+
+
+def _take_sampler(fields: dict[str, str]) -> str | None:
+    """Our sampler of that name. Newer versions write the spacing of the steps beside it."""
+    names = {label: name for name, label in SAMPLER_LABELS.items()}
+    label = fields.get("Sampler", "")
+    spacing = fields.get("Schedule type", "Automatic")
+    if f"{label} {spacing}" in names:
+        del fields["Sampler"], fields["Schedule type"]
+        return names[f"{label} {spacing}"]
+    if label in names:
+        del fields["Sampler"]
+        if spacing == "Automatic":
+            fields.pop("Schedule type", None)
+        return names[label]
+    return None
