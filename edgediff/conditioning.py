@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from edgediff.bundle import Bundle
 from edgediff.denoiser import Conditioning, needs_negative
+from edgediff.emphasis import apply_weights
 from edgediff.errors import BundleError
 from edgediff.prompt import EncodedPrompt, PromptReport, Tokenizer
-from edgediff.settings import Settings
+from edgediff.settings import Settings, states_output
 
 RunStage = Callable[[str, dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 """(stage, inputs by name) → outputs by name."""
@@ -32,19 +33,21 @@ class TextConditioner:
     ) -> tuple[PromptReport, Conditioning, Conditioning | None]:
         """What became of the prompts, and the conditioning of the prompt and of the negative one,
         None where guidance does not need it."""
-        encoded, prompt = self._encode(settings.prompt)
-        negative_encoded, negative = None, None
+        encoded = [self._tokenize(settings.prompt, settings)]
         if needs_negative(settings.guidance_scale, self.guidance_embedding_dim()):
-            negative_encoded, negative = self._encode(settings.negative_prompt or "")
+            encoded.append(self._tokenize(settings.negative_prompt or "", settings))
+        chunks = max(len(e.ids) for e in encoded)
+        conditionings = [self._encode(e, chunks, settings.clip_skip) for e in encoded]
         report = PromptReport(
             text=settings.prompt,
-            tokens=encoded.tokens,
-            limit=encoded.limit,
-            truncated=encoded.truncated,
+            tokens=encoded[0].tokens,
+            limit=encoded[0].limit,
+            truncated=encoded[0].truncated,
             negative_text=settings.negative_prompt,
-            negative_truncated=negative_encoded.truncated if negative_encoded else "",
+            negative_truncated=encoded[1].truncated if len(encoded) > 1 else "",
+            chunks=chunks,
         )
-        return report, prompt, negative
+        return report, conditionings[0], conditionings[1] if len(encoded) > 1 else None
 
     def guidance_embedding_dim(self) -> int | None:
         """The width of the UNet's `timestep_cond`, None where it has no such input."""
@@ -56,10 +59,26 @@ class TextConditioner:
             raise BundleError("unet: timestep_cond has no fixed width: export the bundle again")
         return width
 
-    def _encode(self, prompt: str) -> tuple[EncodedPrompt, Conditioning]:
-        """A prompt → its tokens and its hidden states (1, tokens, width) float32."""
+    def _tokenize(self, prompt: str, settings: Settings) -> EncodedPrompt:
+        return self._tokenizer.encode(
+            prompt, weighted=settings.prompt_weights, chunked=settings.long_prompts
+        )
+
+    def _encode(self, encoded: EncodedPrompt, chunks: int, clip_skip: int | None) -> Conditioning:
+        """A prompt → its hidden states (1, chunks · tokens, width) float32, chunk after chunk;
+        empty ones make up for what it has fewer."""
+        name = states_output(self._manifest, clip_skip)
+        states = [
+            apply_weights(self._run_encoder(ids)[name], weights)
+            for ids, weights in zip(encoded.ids, encoded.weights, strict=True)
+        ]
+        missing = chunks - len(states)
+        if missing:
+            states += [self._run_encoder(self._tokenizer.encode("").ids[0])[name]] * missing
+        return Conditioning(encoder_hidden_states=np.concatenate(states, axis=1))
+
+    def _run_encoder(self, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """ids (tokens) → what the text encoder gives for them, in a batch of one."""
         graph = self._manifest.graphs["text_encoder"]
-        encoded = self._tokenizer.encode(prompt)
-        ids = encoded.ids.astype(np.dtype(graph.inputs[0].dtype))
-        outputs = self._run_stage("text_encoder", {graph.inputs[0].name: ids})
-        return encoded, Conditioning(encoder_hidden_states=outputs["last_hidden_state"])
+        ids = ids[None].astype(np.dtype(graph.inputs[0].dtype))
+        return self._run_stage("text_encoder", {graph.inputs[0].name: ids})

@@ -97,10 +97,23 @@ def parameters(record: Mapping[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": record["bundle"][:10],
         "Model": record["model"],
+        **_text_fields(record),
         "Version": f"edgediff {record['edgediff']}",
     }
     lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in fields.items()))
     return "\n".join(lines)
+
+
+def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
+    """How the prompts were read, where that is not what the readers of this form take for granted:
+    they count the last layer as clip skip 1, and give brackets weight."""
+    fields: dict[str, object] = {}
+    if record.get("clip_skip") is not None:
+        fields["Clip skip"] = record["clip_skip"] + 1
+    brackets = set(record["prompt"] + (record["negative_prompt"] or "")) & set("([")
+    if brackets and not record.get("prompt_weights"):
+        fields["Emphasis"] = "None"
+    return fields
 
 
 def _quote(value: str) -> str:

@@ -10,7 +10,7 @@ from typing import TypedDict, TypeVar
 
 import numpy as np
 
-from edgediff.bundle import Bundle
+from edgediff.bundle import Bundle, Manifest
 from edgediff.errors import InputError
 from edgediff.noise import check_seed
 from edgediff.schedule import make_plan
@@ -34,6 +34,12 @@ class Options(TypedDict, total=False):
     seed: torch's; one, or one for each picture. None draws one, which the result tells.
     size: (width, height) in pixels, or one side of a square.
     sampler: a name in SAMPLERS.
+    prompt_weights: brackets in both prompts weigh words, `(word:1.3)`, `(word)`, `[word]`, as in
+        AUTOMATIC1111's web UI; otherwise they are text.
+    long_prompts: what does not fit the text encoder goes on in further chunks of tokens instead of
+        being cut; the word BREAK starts a new one.
+    clip_skip: how many of the text encoder's last layers to leave out, as diffusers counts (the web
+        UI's "Clip skip" is one more); needs a text encoder that was exported with those outputs.
     """
 
     negative_prompt: str | None
@@ -42,6 +48,9 @@ class Options(TypedDict, total=False):
     seed: int | Sequence[int] | None
     size: int | tuple[int, int] | None
     sampler: str | None
+    prompt_weights: bool | None
+    long_prompts: bool | None
+    clip_skip: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,9 @@ class Settings:
     model: str
     bundle: str
     provider: str
+    prompt_weights: bool = False
+    long_prompts: bool = False
+    clip_skip: int | None = None
 
 
 def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "auto") -> Settings:
@@ -97,6 +109,9 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
         model=manifest.name,
         bundle=bundle.id,
         provider=provider,
+        prompt_weights=_check_flag("prompt_weights", options.get("prompt_weights")),
+        long_prompts=_check_long_prompts(manifest, options.get("long_prompts")),
+        clip_skip=_check_clip_skip(manifest, options.get("clip_skip")),
     )
 
 
@@ -121,6 +136,59 @@ def _check_guidance(guidance: float) -> float:
     if not abs(guidance) <= MAX_GUIDANCE:  # nan too
         raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
     return float(guidance)
+
+
+def _check_flag(name: str, value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}: expected True or False")
+    return bool(value)
+
+
+def _check_long_prompts(manifest: Manifest, value: object) -> bool:
+    wanted = _check_flag("long_prompts", value)
+    states = manifest.graphs["unet"].input("encoder_hidden_states")
+    if wanted and states is not None and isinstance(states.shape[1], int):
+        raise InputError(
+            f"long_prompts: the UNet of this bundle takes {states.shape[1]} tokens, no more and no"
+            " less: leave it out, or export the bundle again"
+        )
+    return wanted
+
+
+def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(
+            f"clip_skip is {value!r}: expected a whole number from 1 up, or None for no layer"
+        )
+    states_output(manifest, int(value))
+    return int(value)
+
+
+_CLIP_SKIP = "clip_skip_"
+
+
+def states_output(manifest: Manifest, clip_skip: int | None) -> str:
+    """The text encoder's output that conditions the UNet, clip_skip layers before the usual one.
+
+    Raises InputError where the graph has no such output."""
+    outputs = [spec.name for spec in manifest.graphs["text_encoder"].outputs]
+    if clip_skip is None:
+        return outputs[0]
+    name = f"{_CLIP_SKIP}{clip_skip}"
+    if name in outputs:
+        return name
+    able = [name.removeprefix(_CLIP_SKIP) for name in outputs if name.startswith(_CLIP_SKIP)]
+    if able:
+        raise InputError(
+            f"clip_skip is {clip_skip}: this bundle's text encoder can leave out"
+            f" {' or '.join(able)} layers, or none"
+        )
+    raise InputError(
+        f"clip_skip is {clip_skip}: this bundle's text encoder gives its last layer alone: export"
+        " the bundle again"
+    )
 
 
 def check_text(name: str, text: object) -> None:

@@ -64,6 +64,21 @@ def test_parameters_without_a_negative_prompt_and_with_an_awkward_name() -> None
     assert 'Model: "a, b: c"' in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"clip_skip": 1}, "Clip skip: 2"),
+        ({"clip_skip": 2}, "Clip skip: 3"),
+        ({"prompt": "a (fox)"}, "Emphasis: None"),
+        ({"negative_prompt": "[fog]"}, "Emphasis: None"),
+    ],
+)
+def test_parameters_say_how_prompts_were_read(changes: dict[str, Any], field: str) -> None:
+    assert f", {field}, Version" in image.parameters(RECORD | changes)
+    weighted = image.parameters(RECORD | changes | {"prompt_weights": True})
+    assert ("Emphasis" in weighted) is False
+
+
 def test_a_png_carries_both_texts_and_survives_reading(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     picture = Image.new("RGB", (8, 8), "red")

@@ -36,6 +36,25 @@ PICTURE_FLAGS = (
         metavar="TEXT",
         help="What to steer away from; has an effect where guidance is above 1.",
     ),
+    flag(
+        "Prompt",
+        "--prompt-weights",
+        is_flag=True,
+        help="Brackets weigh words: (word:1.3), (word) for 1.1, [word] for 1/1.1; \\( is text.",
+    ),
+    flag(
+        "Prompt",
+        "--long-prompts",
+        is_flag=True,
+        help="Encode what does not fit in further chunks; the word BREAK starts a new one.",
+    ),
+    flag(
+        "Prompt",
+        "--clip-skip",
+        type=int,
+        metavar="N",
+        help="Leave out the text encoder's last N layers, counted as diffusers does.",
+    ),
     flag("Picture", "--steps", type=int, help="Denoising steps."),
     flag(
         "Picture",
@@ -237,14 +256,19 @@ def _warn_of_truncation(result: "Result") -> None:
     report = result.prompt
     if report.truncated:
         click.echo(
-            f"Warning: the prompt has {report.tokens} tokens and {report.limit} fit; cut:"
-            f" {_shorten(report.truncated)}",
+            f"Warning: the prompt has {report.tokens} tokens and {report.limit} fit"
+            f" (--long-prompts takes all); cut: {_shorten(report.truncated)}",
             err=True,
         )
     if report.negative_truncated:
         click.echo(
             f"Warning: the negative prompt has more than {report.limit} tokens; cut:"
             f" {_shorten(report.negative_truncated)}",
+            err=True,
+        )
+    if report.chunks > 1:
+        click.echo(
+            f"The prompt's {report.tokens} tokens: {report.chunks} chunks of {report.limit}",
             err=True,
         )
 
