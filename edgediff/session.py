@@ -120,6 +120,11 @@ def check_provider_name(name: str) -> None:
         )
 
 
+def version() -> str:
+    """onnxruntime's version."""
+    return str(ort.__version__)
+
+
 def is_installed(name: str) -> bool:
     """Whether the provider's package is there; `why_missing` says whether it also works."""
     provider = PROVIDERS[name]

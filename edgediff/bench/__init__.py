@@ -1,11 +1,13 @@
 """Latency benchmarks whose result is evidence: what ran, where, how good the picture was, and how
 sure the figure is.
 
-    runner      the grid, interleaved, each configuration in a process of its own
+    grid        what was asked for, as configurations
+    runner      these in turns, each in a process of its own
     worker      that process
+    quality     the picture that was timed against the float model's
     machine     what it ran on, and what that did meanwhile
-    intervals   how sure a median is
-    results     the JSON file, and nothing that is not in it
+    intervals   how sure a median is, and a ratio
+    results     the JSON file
     compare     two results side by side, or why they are not alike
-    page        a result as one HTML file
+    page        results as one HTML file, with plots
 """

@@ -9,6 +9,7 @@ import sys
 import click
 
 from edgediff import __version__
+from edgediff.cli.bench import bench
 from edgediff.cli.generate import generate
 from edgediff.cli.inspect import info, providers, verify
 from edgediff.errors import EdgediffError, InputError
@@ -69,5 +70,5 @@ def export(arguments: tuple[str, ...]) -> int | None:
     return status
 
 
-for _command in (generate, info, verify, providers, export):
+for _command in (generate, info, verify, providers, bench, export):
     edgediff.add_command(_command)

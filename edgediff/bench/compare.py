@@ -1,0 +1,158 @@
+"""Two results side by side, or why they are not alike."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
+from edgediff.bench.results import Config, Picture, Result, Run
+from edgediff.errors import InputError
+
+# What must be equal for times to be comparable, and what each is called in a message.
+_ALIKE: dict[str, Callable[[Config], object]] = {
+    "model": lambda c: c.model.name,
+    "size": lambda c: f"{c.width}x{c.height}",
+    "steps": lambda c: c.steps,
+    "sampler": lambda c: c.sampler,
+    "guidance scale": lambda c: c.guidance_scale,
+    "batch": lambda c: c.batch,
+}
+# What may differ, since it is what one compares, but pairs up runs where there are several.
+_TOLD: dict[str, Callable[[Config], object]] = {
+    "provider": lambda c: c.provider,
+    "threads": lambda c: c.threads,
+    "bundle": lambda c: c.model.id,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One run of A against one of B: B's time over A's, so that below 1 B is faster.
+
+    ratios: of the whole picture, and of its stages. cold: of the first picture from the start of
+    a process, None where either lacks it."""
+
+    a: Run
+    b: Run
+    ratios: dict[str, Interval]
+    cold: Interval | None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the ratio's bounds hold 1: no difference was shown."""
+        found = self.ratios["picture"]
+        return found.low <= 1.0 <= found.high
+
+
+def stages(pictures: Sequence[Picture]) -> dict[str, list[float]]:
+    """Seconds of the whole picture and of each stage; "step" is a picture's mean step."""
+    return {
+        "picture": [p.total for p in pictures],
+        "text_encoder": [p.text_encoder for p in pictures],
+        "step": [sum(p.steps) / len(p.steps) for p in pictures if p.steps],
+        "vae_decoder": [p.vae_decoder for p in pictures],
+    }
+
+
+def against(a: Run, b: Run, *, interleaved: bool) -> Comparison:
+    """Two measured runs. interleaved: taken in turns, in one result."""
+    ratio = _paired if interleaved else unpaired_ratio
+    first, second = stages(a.warm), stages(b.warm)
+    cold = [[c.first_picture for c in run.cold] for run in (b, a)]
+    return Comparison(
+        a=a,
+        b=b,
+        ratios={
+            name: ratio(second[name], first[name])
+            for name in first
+            if first[name] and second[name] and min(first[name]) > 0
+        },
+        cold=ratio(*cold) if all(cold) else None,
+    )
+
+
+def _paired(a: Sequence[float], b: Sequence[float]) -> Interval:
+    rounds = min(len(a), len(b))  # one may have failed before the other
+    return paired_ratio(a[:rounds], b[:rounds])
+
+
+def compare(a: Result, b: Result, *, exports: bool = False) -> list[Comparison]:
+    """Pair up the runs of two results. exports: bundles may differ, as two exports of one model.
+
+    Raises InputError where no two are alike, naming what differs."""
+    measured = [[run for run in result.runs if run.warm] for result in (a, b)]
+    for letter, runs in zip("AB", measured, strict=True):
+        if not runs:
+            raise InputError(f"{letter} holds no measured run: let `edgediff bench` finish first")
+    must = dict(_ALIKE) if exports else {**_ALIKE, "bundle": _TOLD["bundle"]}
+    pairs = []
+    left = list(measured[1])
+    for run in measured[0]:
+        alike = [other for other in left if _key(run, must) == _key(other, must)]
+        exact = [other for other in alike if _key(run, _TOLD) == _key(other, _TOLD)]
+        several = sum(_key(other, must) == _key(run, must) for other in measured[0]) > 1
+        # Where one file holds several runs that are alike, only equal ones belong together.
+        chosen = exact or ([] if several or len(alike) > 1 else alike)
+        if chosen:
+            left.remove(chosen[0])
+            pairs.append(against(run, chosen[0], interleaved=False))
+    if not pairs:
+        raise InputError(_why_not(measured[0][0], measured[1], must))
+    return pairs
+
+
+def _key(run: Run, parts: dict[str, Callable[[Config], object]]) -> tuple[object, ...]:
+    return tuple(part(run.config) for part in parts.values())
+
+
+def _why_not(a: Run, others: Sequence[Run], must: dict[str, Callable[[Config], object]]) -> str:
+    """What keeps a run from being compared with the one that is most like it."""
+    differences = min(
+        ([n for n, part in must.items() if part(a.config) != part(b.config)], k)
+        for k, b in enumerate(others)
+    )
+    names, k = differences
+    b = others[k]
+    if names:
+        told = ", ".join(
+            f"{name} {_short(must[name](a.config))} against {_short(must[name](b.config))}"
+            for name in names
+        )
+        remedy = (
+            "where they are two exports of one model, add --exports"
+            if names == ["bundle"]
+            else "measure both with the same"
+        )
+        return f"not alike: {told}: {remedy}"
+    told = ", ".join(
+        f"{name} {_short(part(a.config))} against {_short(part(b.config))}"
+        for name, part in _TOLD.items()
+        if part(a.config) != part(b.config)
+    )
+    return (
+        "several runs are alike, and none of A has the same provider and threads as one of B"
+        f" ({told}): measure one configuration each"
+    )
+
+
+def _short(value: object) -> str:
+    text = "default" if value is None else str(value)
+    return text[:12] + "…" if len(text) > 40 else text
+
+
+def differences(a: Result, b: Result) -> list[str]:
+    """What else differs between two results, a line each: machine, versions, conditions."""
+    found = []
+    for name in (f.name for f in dataclasses.fields(a.machine)):
+        x, y = getattr(a.machine, name), getattr(b.machine, name)
+        if x != y:
+            found.append(f"{name.replace('_', ' ')}: {_listed(x)} / {_listed(y)}")
+    for name in sorted(a.versions.keys() | b.versions.keys()):
+        x, y = a.versions.get(name), b.versions.get(name)
+        if x != y:
+            found.append(f"{name}: {x or 'absent'} / {y or 'absent'}")
+    return found
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)

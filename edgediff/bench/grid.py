@@ -1,0 +1,158 @@
+"""From what was asked for to the configurations to run."""
+
+import importlib.metadata
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+import edgediff
+from edgediff.bench.results import Config, Model
+from edgediff.bench.runner import Job
+from edgediff.bundle import Bundle, PictureFidelity
+from edgediff.errors import InputError
+from edgediff.pipeline import find_bundle
+from edgediff.session import PROVIDERS, check_provider_name, default_cache_dir, version
+from edgediff.settings import resolve
+
+PROMPT = "a red apple"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every combination is run; an empty axis takes the bundle's own default."""
+
+    bundles: tuple[str, ...]
+    providers: tuple[str, ...] = ("auto",)
+    threads: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    steps: tuple[int, ...] = ()
+    batches: tuple[int, ...] = (1,)
+
+
+def jobs(grid: Grid) -> list[Job]:
+    """The configurations, checked. Raises BundleError, InputError."""
+    found = []
+    for name in grid.bundles:
+        path = find_bundle(name)
+        bundle = Bundle.open(path)
+        for provider, threads, size, steps, batch in itertools.product(
+            grid.providers or ("auto",),
+            grid.threads or (None,),
+            grid.sizes or (None,),
+            grid.steps or (None,),
+            grid.batches or (1,),
+        ):
+            found.append(_job(path, bundle, provider, threads, size, steps, batch))
+    return _label(found)
+
+
+def _job(
+    path: Path,
+    bundle: Bundle,
+    provider: str,
+    threads: int | None,
+    size: tuple[int, int] | None,
+    steps: int | None,
+    batch: int,
+) -> Job:
+    if provider != "auto":
+        check_provider_name(provider)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}: expected a whole number from 1 up")
+    if batch < 1:
+        raise InputError(f"batch is {batch}: expected a whole number from 1 up")
+    settings = resolve(bundle, PROMPT, {"size": size, "steps": steps})
+    wanted = (settings.steps, settings.width, settings.height)
+    shown = _fixture(bundle, wanted)
+    config = Config(
+        label="",
+        model=_model(bundle),
+        provider=provider,
+        threads=threads,
+        width=settings.width,
+        height=settings.height,
+        steps=settings.steps,
+        sampler=settings.sampler if shown is None else shown.sampler,
+        guidance_scale=settings.guidance_scale if shown is None else shown.guidance_scale,
+        batch=batch,
+        prompt=PROMPT if shown is None else shown.prompt,
+        seed=0 if shown is None else shown.seed,
+    )
+    asked = {f.name: getattr(config, f.name) for f in fields(config)}
+    del asked["label"], asked["model"]
+    compiles = provider != "auto" and PROVIDERS[provider].static_shapes
+    return Job(
+        config=config,
+        inputs={"bundle": str(path), **asked},
+        bundle=path,
+        cache_dir=default_cache_dir(bundle.id) if compiles else None,
+    )
+
+
+def _fixture(bundle: Bundle, wanted: tuple[int, int, int]) -> PictureFidelity | None:
+    """The first picture of the export that has these steps, width and height, whose prompt and
+    seed show how good the timed picture is."""
+    made = bundle.manifest.fidelity.pictures
+    return next((p for p in made if (p.steps, p.width, p.height) == wanted), None)
+
+
+def _model(bundle: Bundle) -> Model:
+    manifest = bundle.manifest
+    formats = Counter(f for plan in manifest.quantization.tensors.values() for f in plan.values())
+    return Model(
+        name=manifest.name,
+        id=bundle.id,
+        source=manifest.provenance.source,
+        target=manifest.target,
+        precision=manifest.quantization.precision,
+        plan=dict(formats),
+        bytes=sum(f.size for f in manifest.files.values()),
+    )
+
+
+def _label(found: Sequence[Job]) -> list[Job]:
+    """Give each configuration a name that tells it from the others, and no more than that."""
+    parts: dict[str, Callable[[Config], str]] = {
+        "model": lambda c: c.model.name,
+        "precision": lambda c: c.model.precision,
+        "id": lambda c: c.model.id[:8],
+        "provider": lambda c: c.provider,
+        "threads": lambda c: "all threads" if c.threads is None else f"{c.threads} threads",
+        "size": lambda c: f"{c.width}x{c.height}",
+        "steps": lambda c: f"{c.steps} steps",
+        "batch": lambda c: f"batch {c.batch}",
+    }
+    differing = {
+        name for name, part in parts.items() if len({part(job.config) for job in found}) > 1
+    }
+    if {"model", "precision"} & differing:
+        differing.discard("id")
+    chosen = [name for name in parts if name in differing or name == "model"]
+    labels = [" ".join(parts[name](job.config) for name in chosen) for job in found]
+    if len(set(labels)) < len(labels):  # the same configuration twice: A against A
+        labels = [f"{label} #{k + 1}" for k, label in enumerate(labels)]
+    return [
+        replace(job, config=replace(job.config, label=label))
+        for job, label in zip(found, labels, strict=True)
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Of edgediff, onnxruntime, numpy and the plug-in providers that are installed."""
+    found = {
+        "edgediff": edgediff.__version__,
+        "onnxruntime": version(),
+        "numpy": np.__version__,
+    }
+    for provider in PROVIDERS.values():
+        if provider.plugin is not None:
+            package = provider.plugin.replace("_", "-")
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found

@@ -1,0 +1,150 @@
+"""The process that one configuration runs in: `python -m edgediff.bench.worker`.
+
+It speaks JSON, a line at a time: the configuration in, `started`, `loaded`, and then for each
+`{"do": "picture"}` a `picture` with its seconds. Times are `time.monotonic()`, which processes of
+one machine share. Anything else that can speak this can be measured beside edgediff.
+"""
+
+import base64
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgediff.errors import EdgediffError
+
+if TYPE_CHECKING:
+    from edgediff.pipeline import Pipeline
+
+
+_PROFILED = 3
+"""Pictures that a profile is the mean of."""
+
+
+def channel() -> tuple[TextIO, TextIO]:
+    """(in, out) for the lines; what else prints to stdout goes to stderr from now on."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return sys.stdin, out
+
+
+def tell(out: TextIO, event: str, **what: Any) -> None:
+    """Send one line."""
+    out.write(json.dumps({"event": event, "at": time.monotonic(), **what}) + "\n")
+    out.flush()
+
+
+def main() -> None:
+    """Serve until there is no more to do; an expected failure is an `error` line."""
+    lines, out = channel()
+    tell(out, "started")
+    config = json.loads(lines.readline())
+    try:
+        serve(config, lines, out)
+    except EdgediffError as e:
+        tell(out, "error", message=str(e))
+        sys.exit(1)
+
+
+def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
+    """Load what `config` names and answer each line."""
+    before = time.perf_counter()
+    from edgediff.bench.machine import peak_memory
+    from edgediff.pipeline import load
+    from edgediff.session import Observe
+
+    imported = time.perf_counter()
+    pipe = load(
+        config["bundle"],
+        provider=config["provider"],
+        threads=config["threads"],
+        check_hashes=False,
+        observe=Observe(placement=config["placement"]),
+    )
+    loaded = time.perf_counter()
+    tell(
+        out,
+        "loaded",
+        provider=pipe.provider,
+        imports=imported - before,
+        load=loaded - imported,
+        stages=pipe.stages.load_seconds,
+    )
+    options = {
+        "steps": config["steps"],
+        "sampler": config["sampler"],
+        "guidance_scale": config["guidance_scale"],
+        "size": (config["width"], config["height"]),
+        "seed": list(range(config["seed"], config["seed"] + config["batch"])),
+    }
+    for line in lines:
+        request = json.loads(line)
+        if request["do"] == "picture":
+            result = pipe.generate(config["prompt"], **options)
+            timings = result.timings
+            tell(
+                out,
+                "picture",
+                total=timings.total,
+                text_encoder=timings.text_encoder,
+                steps=list(timings.steps),
+                vae_decoder=timings.vae_decoder,
+                stages=pipe.stages.load_seconds,
+                peak_bytes=peak_memory(),
+            )
+        elif request["do"] == "show":
+            buffer = io.BytesIO()
+            result.images[0].save(buffer, format="PNG")
+            picture = base64.b64encode(buffer.getvalue()).decode()
+            tell(out, "shown", png=picture, placement=placement(pipe))
+        elif request["do"] == "profile":
+            pipe.close()
+            tell(out, "profiled", operators=profile(config, options, request["top"]))
+
+
+def placement(pipe: "Pipeline") -> dict[str, dict[str, tuple[int, int]]]:
+    """Stage → onnxruntime's name of a provider → (nodes, partitions)."""
+    return {stage: session.placement() for stage, session in pipe.stages.sessions()}
+
+
+def profile(
+    config: dict[str, Any], options: dict[str, Any], top: int
+) -> dict[str, list[tuple[str, float, float]]]:
+    """Stage → (operator, seconds a picture, share of the stage's), the slowest first."""
+    from edgediff.pipeline import load
+    from edgediff.session import Observe
+
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = load(
+            config["bundle"],
+            provider=config["provider"],
+            threads=config["threads"],
+            check_hashes=False,
+            observe=Observe(profile=Path(folder)),
+        )
+        for _ in range(_PROFILED):
+            pipe.generate(config["prompt"], **options)
+        return {
+            stage: slowest(session.end_profiling(), top)
+            for stage, session in pipe.stages.sessions()
+        }
+
+
+def slowest(path: Path, top: int) -> list[tuple[str, float, float]]:
+    """(operator, seconds a picture, share of all) of a profile that onnxruntime wrote."""
+    by_operator: dict[str, float] = {}
+    for event in json.loads(path.read_text()):
+        operator = event.get("args", {}).get("op_name")
+        if event.get("cat") == "Node" and operator and event["name"].endswith("_kernel_time"):
+            by_operator[operator] = by_operator.get(operator, 0.0) + event["dur"] / 1e6
+    total = sum(by_operator.values())
+    ordered = sorted(by_operator.items(), key=lambda item: -item[1])[:top]
+    return [(name, seconds / _PROFILED, seconds / total) for name, seconds in ordered if total]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""`edgediff bench`, `bench compare` and `bench report`."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgediff.cli.flags import json_flag, parse_size
+from edgediff.cli.report import megabytes, table
+
+if TYPE_CHECKING:
+    from edgediff.bench.compare import Comparison
+    from edgediff.bench.intervals import Interval
+    from edgediff.bench.results import Result, Run
+
+
+class _DefaultGroup(click.Group):
+    """A group whose arguments go to `run` where they name no command of its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        helps = any(a in ctx.help_option_names for a in args[:1])
+        if not args or (args[0] not in self.commands and not helps):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def bench() -> None:
+    """Measure how long a bundle's pictures take here, and how good they are.
+
+    \b
+    edgediff bench [BUNDLE...] --json OUT.json   measure (edgediff bench run --help: all flags)
+    edgediff bench compare A.json B.json         two devices, providers, versions
+    edgediff bench report *.json -o report.html  a page with plots and the pictures
+
+    A folder called `compare`, `report` or `run` is given as ./compare.
+    """
+
+
+def _parse_sizes(
+    context: click.Context, flag: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, int], ...]:
+    return tuple(s for s in (parse_size(context, flag, value) for value in values) if s is not None)
+
+
+@bench.command()
+@click.argument("bundles", nargs=-1)
+@click.option("--provider", "providers", multiple=True, help="As in generate.  [default: auto]")
+@click.option("--threads", type=int, multiple=True, help="CPU threads.  [default: one per core]")
+@click.option(
+    "--size",
+    "sizes",
+    metavar="WxH",
+    multiple=True,
+    callback=_parse_sizes,
+    help="In pixels.  [default: the bundle's]",
+)
+@click.option("--steps", type=int, multiple=True, help="[default: the bundle's]")
+@click.option("--batch", "batches", type=int, multiple=True, help="Pictures a call.  [default: 1]")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all of it there.")
+@click.option(
+    "--width",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Go on until the median is known this well: its 95 % interval over the median.",
+)
+@click.option("--runs", type=int, default=50, show_default=True, help="At most so many pictures.")
+@click.option(
+    "--seconds", type=float, default=600.0, show_default=True, help="Stop near this, however wide."
+)
+@click.option("--cold", type=int, default=3, show_default=True, help="Process starts to time.")
+@click.option(
+    "--ort-profile",
+    "operators",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also the N slowest operators of each stage, in a run of their own.",
+)
+def run(
+    bundles: tuple[str, ...],
+    providers: tuple[str, ...],
+    threads: tuple[int, ...],
+    sizes: tuple[tuple[int, int], ...],
+    steps: tuple[int, ...],
+    batches: tuple[int, ...],
+    out: Path | None,
+    width: float,
+    runs: int,
+    seconds: float,
+    cold: int,
+    operators: int,
+) -> None:
+    """Run every combination of what is given, in turns (A B A B …), each in its own process.
+
+    All flags but the last six may be repeated. BUNDLE is a folder; without one, the built-in model.
+    Exit status 1 where a configuration failed.
+    """
+    from edgediff.bench.grid import Grid, jobs, versions
+    from edgediff.bench.results import write
+    from edgediff.bench.runner import Bench, Budget
+    from edgediff.errors import InputError
+
+    grid = Grid(
+        bundles=bundles or ("emoji",),
+        providers=providers,
+        threads=threads,
+        sizes=sizes,
+        steps=steps,
+        batches=batches,
+    )
+    budget = Budget(width=width, warm=min(5, runs), most=runs, cold=cold, seconds=seconds)
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder: create it first")
+    with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+        result = Bench(
+            jobs=jobs(grid),
+            budget=budget,
+            out=out or Path(folder) / "bench.json",
+            versions=versions(),
+            progress=progress,
+            operators=operators,
+        ).run()
+        if out is not None:
+            write(out, result)
+    click.echo(_table(result))
+    for line in result.missing:
+        click.echo(f"Note: {line}", err=True)
+    if any(r.status == "failed" for r in result.runs):
+        raise click.exceptions.Exit(1)
+
+
+class _progress:  # noqa: N801 (used as a context manager's name)
+    """A line on stderr: what is being measured, and the time left; only at a terminal."""
+
+    def __enter__(self) -> Callable[[str, float, float | None], None]:
+        self._shown = 0.0
+        return self._show
+
+    def __exit__(self, *exception: object) -> None:
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def _show(self, what: str, share: float, left: float | None) -> None:
+        if sys.stderr.isatty() and time.monotonic() - self._shown > 0.1:
+            self._shown = time.monotonic()
+            until = "" if left is None else f", about {left:.0f} s left"
+            click.echo(f"\r\x1b[K{share:4.0%} {what}{until}", nl=False, err=True)
+
+
+def _table(result: "Result") -> str:
+    from edgediff.bench.compare import against, stages
+    from edgediff.bench.intervals import median_interval
+    from edgediff.bench.page import quality
+
+    machine = result.machine
+    flags = " ".join(machine.cpu_flags)
+    lines = [
+        f"{machine.cpu} ({flags}), {machine.cores} cores; {machine.system};"
+        f" onnxruntime {result.versions.get('onnxruntime', '?')}",
+    ]
+    conditions = result.conditions
+    if conditions is not None and (conditions.others or 0) > 0.1:
+        lines.append(
+            f"Other processes took {conditions.others:.0%} of the machine meanwhile: read ratios,"
+            " not seconds."
+        )
+    several = len(result.runs) > 1
+    header = (
+        *("configuration", "picture", "95 % within", "step", "decode", "from start", "peak memory"),
+        *("on disk", "quality", *(("against the first",) if several else ())),
+    )
+    rows: list[tuple[str, ...]] = [header]
+    first = next((r for r in result.runs if r.warm), None)
+    for r in result.runs:
+        if not r.warm:
+            rows.append((r.config.label, r.status, *[""] * (len(header) - 2)))
+            continue
+        found = {name: median_interval(v) for name, v in stages(r.warm).items() if v}
+        starts = [c.first_picture for c in r.cold]
+        ratio = ""
+        if several and first is not None and r is not first:
+            ratio = _ratio(against(first, r, interleaved=result.interleaved).ratios["picture"])
+        rows.append(
+            (
+                r.config.label,
+                f"{found['picture'].median:.3g} s",
+                f"{found['picture'].low:.3g} … {found['picture'].high:.3g}",
+                f"{found['step'].median:.3g} s" if "step" in found else "",
+                f"{found['vae_decoder'].median:.3g} s",
+                f"{median_interval(starts).median:.3g} s" if starts else "",
+                "" if r.peak_bytes is None else megabytes(r.peak_bytes),
+                megabytes(r.config.model.bytes),
+                quality(r),
+                *((ratio,) if several else ()),
+            )
+        )
+    return "\n".join([*lines, table(rows), *_operator_lines(result)])
+
+
+def _operator_lines(result: "Result") -> list[str]:
+    rows = [
+        (r.config.label, stage, o.name, f"{o.seconds * 1e3:.3g} ms", f"{o.share:.0%}")
+        for r in result.runs
+        for stage, operators in r.operators.items()
+        for o in operators
+    ]
+    header = ("configuration", "stage", "operator", "a picture", "share")
+    return ["", table([header, *rows])] if rows else []
+
+
+def _ratio(found: "Interval") -> str:
+    noise = ", within noise" if found.low <= 1 <= found.high else ""
+    return f"{found.median:.3g} ({found.low:.3g} … {found.high:.3g}{noise})"
+
+
+@bench.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--exports", is_flag=True, help="A and B are two exports of one model.")
+@json_flag
+def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
+    """Ratios of B's times over A's, with bounds; refuses results that are not alike."""
+    from edgediff.bench.compare import compare as run_compare
+    from edgediff.bench.compare import differences
+    from edgediff.bench.results import read
+
+    first, second = read(a), read(b)
+    pairs = run_compare(first, second, exports=exports)
+    told = differences(first, second)
+    if as_json:
+        click.echo(json.dumps({"pairs": [_record(p) for p in pairs], "differs": told}, indent=2))
+        return
+    for pair in pairs:
+        click.echo(f"{a.name}: {_describe(pair.a)}\n{b.name}: {_describe(pair.b)}")
+        rows = [("", "B over A", "95 % within", "")]
+        for name, found in pair.ratios.items():
+            noise = "within noise" if found.low <= 1 <= found.high else ""
+            rows.append(
+                (
+                    name.replace("_", " "),
+                    f"{found.median:.3g}",
+                    f"{found.low:.3g} … {found.high:.3g}",
+                    noise,
+                )
+            )
+        if pair.cold is not None:
+            bounds = f"{pair.cold.low:.3g} … {pair.cold.high:.3g}"
+            told_confidence = f"{pair.cold.confidence:.0%} of {pair.cold.count} starts"
+            rows.append(("from start", f"{pair.cold.median:.3g}", bounds, told_confidence))
+        click.echo(table(rows))
+        click.echo(
+            "No difference shown: it is within the noise."
+            if pair.within_noise
+            else f"B takes {pair.ratios['picture'].median:.3g} of A's time."
+        )
+    for line in told:
+        click.echo(f"differs: {line}", err=True)
+
+
+def _describe(run: "Run") -> str:
+    from edgediff.bench.page import quality
+
+    c = run.config
+    threads = "" if c.threads is None else f", {c.threads} threads"
+    good = f", {quality(run)}" if run.quality is not None else ""
+    return (
+        f"{c.model.name} {c.model.precision} ({c.model.id[:8]}) on {c.provider}{threads},"
+        f" {c.width}x{c.height}, {c.steps} steps of {c.sampler}, batch {c.batch}{good}"
+    )
+
+
+def _record(pair: "Comparison") -> dict[str, Any]:
+    return {
+        "a": pair.a.config.label,
+        "b": pair.b.config.label,
+        "ratios": {name: dataclasses.asdict(found) for name, found in pair.ratios.items()},
+        "from_start": None if pair.cold is None else dataclasses.asdict(pair.cold),
+        "within_noise": pair.within_noise,
+    }
+
+
+@bench.command()
+@click.argument(
+    "results", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RESULT.json..."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The HTML to write."
+)
+def report(results: tuple[Path, ...], output: Path) -> None:
+    """One page of results, with plots and pictures; it needs no network and no other file."""
+    from edgediff.bench.page import write
+    from edgediff.bench.results import read
+
+    names: dict[str, Result] = {}
+    for path in results:
+        name = path.stem if path.stem not in names else str(path)
+        names[name] = read(path)
+    write(output, names)
+    click.echo(output)
