@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+_RAPL = Path("/sys/class/powercap")
 _SECONDS = 0.05
 """Between two looks at a process."""
 
@@ -127,8 +128,7 @@ class Energy:
     """Joules of all processor packages, by Linux's RAPL counters."""
 
     def __init__(self) -> None:
-        root = Path("/sys/class/powercap")
-        packages = sorted(root.glob("intel-rapl:[0-9]*")) if root.is_dir() else []
+        packages = sorted(_RAPL.glob("intel-rapl:[0-9]*")) if _RAPL.is_dir() else []
         # "intel-rapl:0:1" is a part of "intel-rapl:0".
         self._packages = [p for p in packages if p.name.count(":") == 1]
 

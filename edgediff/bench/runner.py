@@ -99,7 +99,8 @@ class Worker:
             self._stderr.close()
             raise WorkerError(f"{job.command[0]}: does not start ({e.strerror})") from e
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self._send({**job.inputs, "placement": placement})
 
     @property
@@ -142,6 +143,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join()
         self._stderr.close()
 
     def _send(self, what: dict[str, Any]) -> None:
@@ -152,8 +154,9 @@ class Worker:
 
     def _read(self) -> None:
         if self._process.stdout is not None:
-            for line in self._process.stdout:
-                self._lines.put(line)
+            with self._process.stdout as lines:
+                for line in lines:
+                    self._lines.put(line)
         self._lines.put(None)
 
     def _ending(self) -> str:
@@ -399,7 +402,7 @@ class Bench:
             elif not state.run.narrow:
                 width = median_interval(state.totals).relative_width
                 wanted = self.budget.width
-                missing.append(f"{label}: the median is known to {width:.0%}, not {wanted:.0%}")
+                missing.append(f"{label}: the median is known to {width:.1%}, not {wanted:.1%}")
         return missing
 
     def _write(self, *, complete: bool) -> Result:

@@ -253,8 +253,9 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
             )
         if pair.cold is not None:
             bounds = f"{pair.cold.low:.3g} … {pair.cold.high:.3g}"
-            told_confidence = f"{pair.cold.confidence:.0%} of {pair.cold.count} starts"
-            rows.append(("from start", f"{pair.cold.median:.3g}", bounds, told_confidence))
+            # Few starts bound a median with less than 95 %.
+            sure = "" if pair.cold.confidence > 0.9 else f"only {pair.cold.count} starts"
+            rows.append(("from start", f"{pair.cold.median:.3g}", bounds, sure))
         click.echo(table(rows))
         click.echo(
             "No difference shown: it is within the noise."
