@@ -77,6 +77,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="A folder with another VAE, such as a tiny one."
 )
+@click.option("--with-encoder", is_flag=True, help="Also the VAE's encoder, for pictures as input.")
 @click.option("--name", help="The model's name.  [default: SOURCE's last part]")
 @click.option("--steps", type=int, help="Default number of steps.")
 @click.option("--guidance", type=float, help="Default guidance scale.")
@@ -113,6 +114,7 @@ def export(
     average_attention: bool,
     size: tuple[int, int] | None,
     vae: Path | None,
+    with_encoder: bool,
     name: str | None,
     steps: int | None,
     guidance: float | None,
@@ -154,6 +156,7 @@ def export(
             average_attention=average_attention,
             size=size,
             vae=vae,
+            with_encoder=with_encoder,
             name=name,
             steps=steps,
             guidance_scale=guidance,

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.bundle import GraphSpec, PictureFidelity, Precision, StageFidelity
-from edgediff.denoiser import guidance_embedding
 from edgediff.errors import ExportError
 from edgediff.image import psnr, to_pictures
-from edgediff.prompt import Tokenizer
 from edgediff.session import Session, SessionOptions
 from edgediff.verification import relative_error
+from edgediff_export.stages import Stage
 
 if TYPE_CHECKING:
     from edgediff.pipeline import Pipeline
@@ -34,9 +33,6 @@ FLOAT_LIMIT = 1e-3
 _TOLERANCE_FLOOR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
 # What bfloat16 adds: 8 bits of mantissa, through some fifty layers.
 _BFLOAT16 = 5e-2
-# Latents a side in a stage's fixtures: enough for every layer to do what it does, and no more.
-_LATENT_SIDE = {"unet": 32, "vae_decoder": 8}
-_TIMESTEPS = (981.0, 261.5)
 PROMPTS = (
     "a red apple on a wooden table",
     "a lighthouse by the sea at sunset",
@@ -78,56 +74,7 @@ class Picture:
     encoding: tuple[Case, ...]
 
 
-def text_encoder_inputs(tokenizer: Tokenizer) -> dict[str, Named]:
-    """input_ids (1, 77) int64 of a prompt, and of none."""
-    return {
-        "prompt": {"input_ids": tokenizer.encode(PROMPTS[0]).ids},
-        "empty": {"input_ids": tokenizer.encode("").ids},
-    }
-
-
-def unet_inputs(
-    config: Mapping[str, Any], text: Sequence[Case], *, guidance_scale: float
-) -> dict[str, Named]:
-    """Noise (1, c, h, w) near both ends of the schedule, each under one prompt of `text`."""
-    rng = np.random.default_rng(0)
-    side = min(sample_side(config), _LATENT_SIDE["unet"])
-    cond_dim = config.get("time_cond_proj_dim")
-    cases: dict[str, Named] = {}
-    for timestep, prompt in zip(_TIMESTEPS, text, strict=True):
-        shape = (1, config.get("in_channels", 4), side, side)
-        cases[f"t{timestep:g}"] = {
-            "sample": rng.standard_normal(shape, dtype=np.float32),
-            "timestep": np.array(timestep, np.float32),
-            "encoder_hidden_states": prompt.outputs["last_hidden_state"],
-            **({"timestep_cond": guidance_embedding(guidance_scale, cond_dim)} if cond_dim else {}),
-        }
-    return cases
-
-
-def vae_decoder_inputs(
-    config: Mapping[str, Any], sample_size: int, scaling_factor: float
-) -> dict[str, Named]:
-    """Latents of a real picture's scale: unit variance, over the scaling factor."""
-    rng = np.random.default_rng(1)
-    side = min(sample_size, _LATENT_SIDE["vae_decoder"])
-    shape = (1, config.get("latent_channels", 4), side, side)
-    noise = rng.standard_normal(shape, dtype=np.float32)
-    coarse = rng.standard_normal((*shape[:2], 2, 2), dtype=np.float32)
-    # Real latents have large even areas, which a decoder's norms amplify.
-    even = np.kron(coarse, np.ones((1, 1, -(-side // 2), -(-side // 2)), np.float32))
-    even = 1.5 * even[..., :side, :side] + 0.1 * noise
-    scale = np.float32(1 / scaling_factor)
-    return {"noise": {"latent_sample": noise * scale}, "even": {"latent_sample": even * scale}}
-
-
-def sample_side(unet_config: Mapping[str, Any]) -> int:
-    """A UNet's own latent size, the shorter side where there are two."""
-    size = unet_config.get("sample_size") or 64
-    return min(size) if isinstance(size, list | tuple) else int(size)
-
-
-def run_torch(module: Any, stage: str, inputs: Mapping[str, Named]) -> list[Case]:
+def run_torch(module: Any, stage: Stage, inputs: Mapping[str, Named]) -> list[Case]:
     """The float32 reference outputs. Raises ExportError where they are not finite."""
     import torch
 
@@ -135,20 +82,21 @@ def run_torch(module: Any, stage: str, inputs: Mapping[str, Named]) -> list[Case
     for name, arrays in inputs.items():
         tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in arrays.items()}
         with torch.inference_mode():
-            if stage == "text_encoder":
-                out = {"last_hidden_state": module(**tensors).last_hidden_state}
-            elif stage == "unet":
-                out = {"out_sample": module(**tensors).sample}
-            else:
-                out = {"sample": module.decode(tensors["latent_sample"]).sample}
-        outputs = {k: v.float().numpy().copy() for k, v in out.items()}
+            found = stage.evaluate(module, tensors)
+        outputs = {k: v.float().numpy().copy() for k, v in zip(stage.outputs, found, strict=True)}
         if not all(np.isfinite(v).all() for v in outputs.values()):
             raise ExportError(
-                f"{stage}: the torch model itself gives values that are not finite: are its"
+                f"{stage.name}: the torch model itself gives values that are not finite: are its"
                 " weights damaged?"
             )
         cases.append(Case(name=name, inputs=arrays, outputs=outputs))
     return cases
+
+
+def run_graph(path: Path, spec: GraphSpec, inputs: Mapping[str, Named]) -> list[Case]:
+    """What a graph on disk makes of inputs, each a case of its own."""
+    session = Session(path, spec, SessionOptions(provider="cpu"))
+    return [Case(name=k, inputs=v, outputs=session.run(**v)) for k, v in inputs.items()]
 
 
 def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, float]:

@@ -116,7 +116,9 @@ class Trial:
     def _costs(self) -> dict[str, float]:
         """stage/weight → mean square error of the pictures, as far as latents tell, for each
         multiplication in bytes."""
-        probes = {s: make_probe(p.model, p.source) for s, p in self.prepared.items()}
+        # No picture passes through an encoder: its layers cost nothing, and go to int4 first.
+        shown_in = [s for s in self.prepared if s != "vae_encoder"]
+        probes = {s: make_probe(self.prepared[s].model, self.prepared[s].source) for s in shown_in}
         shots = [replace(s, steps=min(s.steps, 4)) for s in self.calibration[:2]]
         costs: dict[str, float] = {}
         work = {(s, y.name): p.work(y) for s, p in self.prepared.items() for y in p.layers}

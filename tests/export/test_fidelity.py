@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edgediff_export import export as exporting
-from edgediff_export import fidelity
+from edgediff_export import fidelity, lowering
 from edgediff_export.export import Options, export
 from edgediff_export.sources import open_source
+from edgediff_export.stages import VAE_DECODER
 
 from edgediff.bundle import Bundle
 from edgediff.errors import ExportError
@@ -44,7 +44,7 @@ def test_a_model_that_gives_nan(small_pipeline: Callable[[str], Path], tmp_path:
     vae.decoder.conv_in.weight.data[:] = np.nan
     with pytest.raises(ExportError, match="the torch model itself gives values that are not fini"):
         fidelity.run_torch(
-            vae, "vae_decoder", {"a": {"latent_sample": np.ones((1, 4, 4, 4), np.float32)}}
+            vae, VAE_DECODER, {"a": {"latent_sample": np.ones((1, 4, 4, 4), np.float32)}}
         )
 
 
@@ -65,7 +65,7 @@ def test_a_stage_that_suffers_too_much_stays_float(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(exporting._LIMITS, precision, 0.0)
+    monkeypatch.setitem(lowering._LIMITS, precision, 0.0)
     source = str(small_pipeline("sd1"))
     made = export(Options(source=source, out=tmp_path / "out", precision=precision, steps=1))
     assert {g.precision for g in made.manifest.graphs.values()} == {"fp32"}

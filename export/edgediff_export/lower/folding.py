@@ -90,6 +90,44 @@ def _unswap(node: ir.Node) -> None:
         node.replace_input_with(1, a)
 
 
+def absorb_padding(model: ir.Model) -> None:
+    """Zeros that are put around what only convolutions read become pads of theirs: before strided
+    ones, torch pads one side alone."""
+    for node in list(model.graph):
+        pads = _zeros_around(node)
+        if pads is None:
+            continue
+        convs = [use.node for use in node.outputs[0].uses()]
+        if not convs or not all(c.op_type == "Conv" and _pads_itself(c) for c in convs):
+            continue
+        for conv in convs:
+            own = conv.attributes.get_ints("pads", [0, 0, 0, 0])
+            both = [a + b for a, b in zip(own, pads, strict=True)]
+            conv.attributes["pads"] = ir.AttrInt64s("pads", both)
+            conv.replace_input_with(0, node.inputs[0])
+    sweep(model.graph)
+
+
+def _zeros_around(node: ir.Node) -> list[int] | None:
+    """[top, left, bottom, right] of a Pad of (b, c, h, w) with zeros; None for another node."""
+    if node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
+        return None
+    if len(node.inputs) > 3 or node.outputs[0].is_graph_output():
+        return None
+    pads = elements(node.inputs[1])
+    fill = None if len(node.inputs) < 3 else node.inputs[2]
+    if pads is None or len(pads) != 8 or (fill is not None and scalar(fill) != 0):
+        return None
+    known = [int(p) for p in pads if p is not None]
+    if len(known) != 8 or min(known) < 0 or any(known[i] for i in (0, 1, 4, 5)):
+        return None
+    return [known[i] for i in (2, 3, 6, 7)]
+
+
+def _pads_itself(conv: ir.Node) -> bool:
+    return conv.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+
+
 def split_products(model: ir.Model) -> None:
     """A product whose result is only cut in pieces along its last axis → a product for each piece,
     so that nothing is copied: the two halves of a GEGLU (Shazeer 2020, arXiv:2002.05202)."""

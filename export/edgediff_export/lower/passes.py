@@ -8,7 +8,7 @@ from onnx_ir.passes import common
 
 from edgediff_export.lower.attention import fuse_attention
 from edgediff_export.lower.dense import Format, Kernel, Layer, Range, Writer, read_layer
-from edgediff_export.lower.folding import fold_constants, split_products
+from edgediff_export.lower.folding import absorb_padding, fold_constants, split_products
 from edgediff_export.lower.graph import Builder, dims, replace, sweep
 from edgediff_export.lower.group_norm import DOMAIN, Affine, fuse_group_norms, write_group_norm
 from edgediff_export.lower.layout import attach_biases, channels_last
@@ -30,6 +30,7 @@ def restructure(model: ir.Model) -> None:
     common.ShapeInferencePass()(model)
     fold_constants(model)
     common.ShapeInferencePass()(model)
+    absorb_padding(model)
     fuse_attention(model)
     split_products(model)
     fuse_group_norms(model)

@@ -1,0 +1,60 @@
+"""What a bundle says of a pipeline beside its graphs: latent space, and what to sample with."""
+
+import math
+
+from edgediff.bundle import Defaults, LatentSpec
+from edgediff.errors import InputError
+from edgediff.schedule import NoiseSchedule, make_plan
+from edgediff.settings import check_size
+from edgediff_export.options import Options
+from edgediff_export.scheduling import Sampling, choose_sampling
+from edgediff_export.sources import Source
+
+
+def latent_space(source: Source) -> LatentSpec:
+    """The VAE's."""
+    vae = source.vae
+    tiny = vae["_class_name"] == "AutoencoderTiny"
+    blocks = vae.get("decoder_block_out_channels" if tiny else "block_out_channels")
+    # AutoencoderTiny's own default; AutoencoderKL's is one block, which no pipeline has.
+    depth = len(blocks) if blocks else 4
+    return LatentSpec(
+        channels=vae.get("latent_channels", 4),
+        downscale=2 ** (depth - 1),
+        scaling_factor=float(vae.get("scaling_factor") or (1.0 if tiny else 0.18215)),
+        shift_factor=float(vae.get("shift_factor") or 0.0),
+    )
+
+
+def choose_defaults(
+    options: Options, source: Source, schedule: NoiseSchedule, latent: LatentSpec
+) -> Defaults:
+    """What the user asked for, or else what the pipeline suggests. Raises InputError."""
+    suggested: Sampling = choose_sampling(
+        source.scheduler,
+        name=options.name or source.name,
+        guidance_embedding=source.unet.get("time_cond_proj_dim") is not None,
+    )
+    unit = latent.downscale
+    if options.size is None:
+        size = source.unet.get("sample_size") or 64
+        rows, columns = size if isinstance(size, list | tuple) else (size, size)
+        width, height = columns * latent.downscale, rows * latent.downscale
+    else:
+        width, height = options.size
+    width, height = check_size((width, height), unit)
+    guidance = options.guidance_scale
+    guidance = suggested.guidance_scale if guidance is None else guidance
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance is {guidance}: give a finite number")
+    sampler = options.sampler or suggested.sampler
+    if options.steps is not None:
+        steps = options.steps
+    elif options.sampler in (None, suggested.sampler):
+        steps = suggested.steps
+    else:
+        steps = 4 if sampler == "lcm" else 20
+    make_plan(schedule, sampler, steps)  # InputError where they do not go together
+    return Defaults(
+        sampler=sampler, steps=steps, guidance_scale=float(guidance), width=width, height=height
+    )

@@ -1,0 +1,84 @@
+"""What an export is asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgediff.bundle import Precision
+from edgediff.errors import InputError
+from edgediff_export.budget import Budget
+from edgediff_export.embedding import Embedding
+from edgediff_export.lora import Lora
+from edgediff_export.lower.kernels import Profile
+
+Target = Literal["cpu", "openvino", "gpu"]
+"""What a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a GPU."""
+
+PROVIDERS: dict[tuple[Target, Precision], tuple[str, ...]] = {
+    ("cpu", "fp32"): ("cpu", "openvino", "coreml"),
+    ("cpu", "int8"): ("cpu",),
+    ("openvino", "fp32"): ("openvino", "cpu"),
+    ("openvino", "int8"): ("openvino", "cpu"),
+    ("gpu", "fp32"): ("cuda", "tensorrt", "coreml", "cpu"),
+    ("gpu", "fp16"): ("cuda", "tensorrt", "coreml", "cpu"),
+}
+"""The providers that a bundle is made for, fastest first: `auto` takes the first installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to export. None leaves it to the pipeline. size: (width, height) in pixels."""
+
+    source: str
+    out: Path
+    precision: Precision = "fp32"
+    target: Target | None = None
+    budget: Budget = field(default_factory=Budget)
+    plan: Path | None = None
+    average_attention: bool = False
+    profile: Profile = "auto"
+    size: tuple[int, int] | None = None
+    vae: Path | None = None
+    with_encoder: bool = False
+    name: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    license: str | None = None
+    attribution: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    force: bool = False
+
+
+def check_target(options: Options) -> Target:
+    """The target, by default the usual one of the precision. Raises InputError."""
+    target: Target = options.target or ("gpu" if options.precision == "fp16" else "cpu")
+    possible = [p for t, p in PROVIDERS if t == target]
+    if options.precision not in possible:
+        why = (
+            "CPUs have no float16 arithmetic that would be faster"
+            if options.precision == "fp16"
+            else "GPUs are fast in float16"
+        )
+        raise InputError(
+            f"--precision {options.precision} for --target {target}: {why}; give"
+            f" {' or '.join(f'--precision {p}' for p in possible)}, or another target"
+        )
+    searched = target == "cpu" and options.precision == "int8"
+    asked = [
+        flag
+        for flag, given in (
+            ("--min-psnr", options.budget.min_psnr is not None),
+            ("--max-size", options.budget.max_size is not None),
+            ("--plan", options.plan is not None),
+            ("--average-attention", options.average_attention),
+            ("--profile", options.profile != "auto"),
+        )
+        if given
+    ]
+    if asked and not searched:
+        raise InputError(f"{asked[0]}: only goes with --precision int8 --target cpu")
+    if options.plan is not None and options.budget.asked:
+        raise InputError("--plan: says itself what each layer becomes; leave the budget out")
+    return target

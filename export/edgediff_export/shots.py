@@ -1,0 +1,93 @@
+"""The pictures that an export compares, and what its stages see in them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgediff.bundle import Defaults, LatentSpec
+from edgediff_export import budget, fidelity
+from edgediff_export.fidelity import Array, Case, Picture, Shot
+from edgediff_export.tracing import Traced
+
+_CALIBRATION_STEPS = 16
+"""Denoising steps of the float pictures that calibration looks at."""
+_SMALL_UNET = 100e6
+"""Parameters; pictures of smaller models are compared at full size."""
+
+
+def choose_shots(defaults: Defaults, latent: LatentSpec, parameters: int) -> list[Shot]:
+    """Four pictures as the model makes them, or one small, short one where that takes minutes."""
+    small = parameters < _SMALL_UNET
+    unit = latent.downscale
+    width, height = (
+        (defaults.width, defaults.height)
+        if small
+        else (
+            min(side, max(unit, 256 // unit * unit)) for side in (defaults.width, defaults.height)
+        )
+    )
+    steps = defaults.steps if small else min(defaults.steps, 4)
+    return [
+        Shot(
+            name=str(k),
+            prompt=prompt,
+            seed=k,
+            steps=steps,
+            guidance_scale=defaults.guidance_scale,
+            sampler=defaults.sampler,
+            width=width,
+            height=height,
+        )
+        for k, prompt in enumerate(fidelity.PROMPTS[: 4 if small else 1])
+    ]
+
+
+def examples(
+    traced: Mapping[str, Traced], references: Sequence[Picture], floats: Path
+) -> dict[str, list[Case]]:
+    """What to calibrate each stage on: the fixtures, and what came by in the pictures.
+
+    What a stage does to made-up inputs says little of what it does to a picture's."""
+    denoising = [case for p in references for case in p.denoising]
+    every = max(1, len(denoising) // _CALIBRATION_STEPS)
+    seen: dict[str, list[Case]] = {
+        "text_encoder": [c for p in references for c in p.encoding],
+        "unet": denoising[::every],
+        "vae_decoder": [p.decoding for p in references],
+    }
+    if "vae_encoder" in traced:
+        spec = traced["vae_encoder"].spec
+        pixels = {p.decoding.name: {"sample": _pixels(p)} for p in references}
+        seen["vae_encoder"] = fidelity.run_graph(floats / spec.file, spec, pixels)
+    return {stage: [*t.cases, *seen.get(stage, ())] for stage, t in traced.items()}
+
+
+def _pixels(picture: Picture) -> Array:
+    """A finished picture as an encoder takes it: (1, 3, h, w) float32 in [-1, 1]."""
+    pixels = picture.pixels.astype(np.float32).transpose(2, 0, 1)[None]
+    scaled: Array = pixels / np.float32(127.5) - np.float32(1)
+    return scaled
+
+
+def scale(stage: str, defaults: Defaults, latent: LatentSpec, cases: Sequence[Case]) -> float:
+    """How many times as many pixels a picture of the default size has as the largest example."""
+    if stage == "text_encoder":
+        return 1.0
+    area = float(defaults.width * defaults.height)
+    if stage != "vae_encoder":
+        area /= latent.downscale**2
+    name = "latent_sample" if stage == "vae_decoder" else "sample"
+    return area / max(float(np.prod(case.inputs[name].shape[2:])) for case in cases)
+
+
+def trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:
+    """The pictures that a search compares, and those that it does not see: fewer of a model that
+    takes minutes."""
+    used, others = (budget.CALIBRATION, 8) if parameters < _SMALL_UNET else (1, 2)
+    shots = [
+        replace(shot, name=str(k), prompt=prompt, seed=100 + k)
+        for k, prompt in enumerate(budget.PROMPTS)
+    ]
+    return shots[:used], shots[budget.CALIBRATION :][:others]

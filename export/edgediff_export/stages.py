@@ -1,0 +1,119 @@
+"""What the stages of a pipeline are: which component each is made of, what it takes and gives, and
+how torch evaluates it."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgediff_export.sources import Source
+
+Axes = Mapping[str, Mapping[int, str]]
+"""Name of an input or output → {axis: the name of its free dimension}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One graph of a bundle. component: what `Source.load` is asked for.
+
+    inputs, outputs: see Axes; `height` and `width` count latents. Further inputs, which only some
+    models have, are free in their batch alone.
+    evaluate: (module, inputs by name, torch tensors) → the outputs, in order."""
+
+    name: str
+    component: str
+    inputs: Axes
+    outputs: Axes
+    evaluate: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]
+
+    def axes(self, name: str) -> Mapping[int, str]:
+        """The free dimensions of an input or output."""
+        return {**self.inputs, **self.outputs}.get(name, {0: "batch"})
+
+    def bind(self, module: Any, names: Sequence[str]) -> None:
+        """Let `module(*inputs)` be the stage, its inputs in the order of `names`."""
+
+        def bound(*inputs: Any) -> tuple[Any, ...]:
+            return self.evaluate(module, dict(zip(names, inputs, strict=True)))
+
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        bound.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, positional) for name in names]
+        )
+        module.forward = bound
+
+
+def stages_of(source: Source, *, with_encoder: bool = False) -> list[Stage]:
+    """The stages that a pipeline becomes, in the order in which they run."""
+    stages = [TEXT_ENCODER, UNET, VAE_DECODER]
+    return [*stages, _vae_encoder(source)] if with_encoder else stages
+
+
+def forward(module: Any, inputs: Mapping[str, Any]) -> Any:
+    """What a module's class says that it computes, `Stage.bind` or not."""
+    return type(module).forward(module, **inputs)
+
+
+def _encode_text(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (forward(module, inputs).last_hidden_state,)
+
+
+TEXT_ENCODER = Stage(
+    name="text_encoder",
+    component="text_encoder",
+    inputs={"input_ids": {0: "batch"}},
+    outputs={"last_hidden_state": {0: "batch"}},
+    evaluate=_encode_text,
+)
+
+
+def _predict(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (forward(module, inputs).sample,)
+
+
+UNET = Stage(
+    name="unet",
+    component="unet",
+    inputs={
+        "sample": {0: "batch", 2: "height", 3: "width"},
+        # A float32 scalar, since some samplers stop between the timesteps of training.
+        "timestep": {},
+        "encoder_hidden_states": {0: "batch", 1: "sequence"},
+    },
+    outputs={"out_sample": {0: "batch", 2: "height", 3: "width"}},
+    evaluate=_predict,
+)
+
+
+def _decode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (module.decode(inputs["latent_sample"]).sample,)
+
+
+VAE_DECODER = Stage(
+    name="vae_decoder",
+    component="vae",
+    inputs={"latent_sample": {0: "batch", 2: "height", 3: "width"}},
+    outputs={"sample": {0: "batch", 2: "picture_height", 3: "picture_width"}},
+    evaluate=_decode,
+)
+
+
+def _vae_encoder(source: Source) -> Stage:
+    """Pictures (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
+    of the variance of AutoencoderKL's (Kingma and Welling 2013, arXiv:1312.6114), one after the
+    other along the channels; both before scaling."""
+    tiny = source.vae["_class_name"] == "AutoencoderTiny"
+
+    def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        encoded = module.encode(inputs["sample"])
+        return (encoded.latents if tiny else encoded.latent_dist.parameters,)
+
+    return Stage(
+        name="vae_encoder",
+        component="vae",
+        inputs={"sample": {0: "batch", 2: "picture_height", 3: "picture_width"}},
+        outputs={
+            "latents" if tiny else "latent_parameters": {0: "batch", 2: "height", 3: "width"},
+        },
+        evaluate=encode,
+    )

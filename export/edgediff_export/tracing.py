@@ -1,0 +1,120 @@
+"""From a component to a checked float32 graph: load, run the fixtures, trace, compare."""
+
+import gc
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgediff.bundle import Defaults, GraphSpec, LatentSpec, Precision, StageFidelity
+from edgediff.errors import ExportError
+from edgediff.prompt import Tokenizer
+from edgediff_export import fidelity, fixtures
+from edgediff_export.fidelity import Case, Named
+from edgediff_export.sources import Source
+from edgediff_export.stages import Stage
+from edgediff_export.trace import trace
+from edgediff_export.write import tensor_specs, write_graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A traced stage: its float32 graph on disk, and the cases that torch ran."""
+
+    spec: GraphSpec
+    cases: list[Case]
+    fidelity: StageFidelity
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracer:
+    """Traces the stages of one source into `floats`, in the order in which they run."""
+
+    source: Source
+    tokenizer: Tokenizer
+    latent: LatentSpec
+    defaults: Defaults
+    floats: Path
+    scratch: Path
+
+    def trace(self, stage: Stage, done: Mapping[str, Traced]) -> Traced:
+        """Load a component, run the fixtures through it, trace it, let go of it, check the graph.
+
+        done: the stages before. Raises ExportError, also where graph and torch differ."""
+        inputs = self._inputs(stage, done)
+        module = self.source.load(stage.component)
+        parameters = sum(p.numel() for p in module.parameters())
+        cases = fidelity.run_torch(module, stage, inputs)
+        example = _example(cases[0].inputs)
+        if stage.name == "unet":
+            example["sample"] = _odd_latents(self.source.unet, example["sample"])
+        shapes = {k: v.shape for k, v in cases[0].outputs.items()}
+        self.scratch.mkdir()
+        model = trace(module, stage, example, shapes, self.scratch)
+        del module
+        gc.collect()
+        path = self.floats / f"{stage.name}.onnx"
+        data = write_graph(model, path)
+        spec = graph_spec(model, path, data, "fp32")
+        del model
+        gc.collect()
+        shutil.rmtree(self.scratch)
+        error, max_abs_error = fidelity.measure(path, spec, cases)
+        if not error <= fidelity.FLOAT_LIMIT:
+            raise ExportError(
+                f"{stage.name}: the exported graph differs from torch by {error:.1e} of its"
+                f" output's norm, more than {fidelity.FLOAT_LIMIT:.0e}: report this with the"
+                " pipeline's configs"
+            )
+        judged = fidelity.judge(error, max_abs_error, "fp32")
+        return Traced(spec=spec, cases=cases, fidelity=judged, parameters=parameters)
+
+    def _inputs(self, stage: Stage, done: Mapping[str, Traced]) -> Mapping[str, Named]:
+        """The fixtures of a stage."""
+        side = fixtures.sample_side(self.source.unet)
+        if stage.name == "text_encoder":
+            return fixtures.text_encoder_inputs(self.tokenizer)
+        if stage.name == "unet":
+            return fixtures.unet_inputs(
+                self.source.unet,
+                done["text_encoder"].cases,
+                guidance_scale=self.defaults.guidance_scale,
+            )
+        if stage.name == "vae_encoder":
+            return fixtures.vae_encoder_inputs(self.latent, side)
+        return fixtures.vae_decoder_inputs(self.latent, side)
+
+
+def graph_spec(
+    model: ir.Model, path: Path, data: tuple[str, ...], precision: Precision
+) -> GraphSpec:
+    """A written graph as bundle.json describes it."""
+    return GraphSpec(
+        file=path.name,
+        data=data,
+        precision=precision,
+        inputs=tensor_specs(list(model.graph.inputs)),
+        outputs=tensor_specs(list(model.graph.outputs)),
+    )
+
+
+def _example(inputs: Named) -> dict[str, Any]:
+    """Inputs to trace with: a case's, in a batch of two, so that no batch of one is baked in."""
+    import torch
+
+    return {
+        k: torch.from_numpy(np.concatenate([v, v]) if np.ndim(v) else np.asarray(v))
+        for k, v in inputs.items()
+    }
+
+
+def _odd_latents(config: Mapping[str, Any], sample: Any) -> Any:
+    """Latents like `sample` whose sides the UNet cannot halve evenly. Traced with these, it resizes
+    to the size of each skip connection, and so takes latents of any size."""
+    side = 2 ** (len(config["block_out_channels"]) - 1)
+    return sample.new_zeros((*sample.shape[:2], 2 * side + 1, 2 * side + 3))
