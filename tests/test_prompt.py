@@ -58,6 +58,25 @@ def test_what_was_cut_is_given_as_it_was_written(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(text).truncated == "Über 日本  ☀️, the End"
 
 
+def test_a_token_of_several_vectors(tiny_bundle: Path, spec: TokenizerSpec) -> None:
+    """Each vector takes a place; a token whose end does not fit is told as cut."""
+    plain = Tokenizer(tiny_bundle / spec.file, spec)
+    (token,) = plain.encode("a").ids[0, 1:2].tolist()
+    tokenizer = Tokenizer(
+        tiny_bundle / spec.file, replace(spec, embeddings={"a": (token, 7, 8), "other": (9,)})
+    )
+    once = tokenizer.encode("b a")
+    assert once.tokens == 4
+    assert once.ids[0, 2:5].tolist() == [token, 7, 8]
+    words = " ".join(["b"] * (once.limit - 3))
+    assert tokenizer.encode(words + " a").truncated == ""
+    longer = tokenizer.encode(words + " b a, and more")
+    rest = plain.encode(", and more").tokens
+    assert longer.tokens == once.limit - 2 + 3 + rest
+    assert longer.truncated == "a, and more"
+    assert longer.ids[0, -3:-1].tolist() == [token, 7]
+
+
 @pytest.mark.parametrize("value", [None, 7, b"fox", ["a"]])
 def test_what_is_not_text(tokenizer: Tokenizer, value: object) -> None:
     with pytest.raises(InputError, match="expected text"):

@@ -197,7 +197,7 @@ def _note(lora: Lora, total: int, absent: Sequence[str], others: Sequence[str]) 
             f" others, such as {absent[0]}"
         )
     if others:
-        parts.append(f"{len(others)} tensors that are no LoRA were left out, such as {others[0]}")
+        parts.append(f"tensors that are no LoRA were left out ({len(others)}, such as {others[0]})")
     return f"{lora.path.name}: {'; '.join(parts)}" if parts else ""
 
 

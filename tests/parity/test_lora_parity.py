@@ -4,16 +4,21 @@ Each way to name layers is written out here from diffusers' own names, for every
 files hold, and read by both sides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, json
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from edgediff_export.export import Options, export
 from edgediff_export.lora import Lora
 from edgediff_export.sources import open_source
 from safetensors.torch import save_file
+
+import edgediff
+from edgediff.bundle import hash_file
 
 pytestmark = [  # of diffusers, transformers and peft themselves
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -125,6 +130,7 @@ FORMS: dict[str, Callable[[Any], State]] = {
     "kohya": kohya,
     "kohya-te1": lambda pipe: kohya(pipe, text="lora_te1_"),
     "kohya-without-alpha": lambda pipe: kohya(pipe, alpha=None),
+    "kohya-in-half": lambda pipe: {k: v.half() for k, v in kohya(pipe).items()},
     "peft": peft,
     "processors": processors,
     "dotted": dotted,
@@ -167,3 +173,104 @@ def test_weights_in_every_form(
     after = pipe.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
     assert (after - before).abs().max() > 1e-3
     assert_equal_weights(pipe, small_pipeline("sd1"), tmp_path, lora)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, -0.5])
+def test_scales(
+    scale: float, their: Callable[[str], Any], small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pipe = their("sd2")  # linear projections around its attention
+    save_file(kohya(pipe), tmp_path / "it.safetensors")
+    lora = Lora(path=tmp_path / "it.safetensors", scale=scale)
+    assert_equal_weights(fused(pipe, lora), small_pipeline("sd2"), tmp_path, lora)
+
+
+def test_at_scale_zero_no_bit_changes(
+    their: Callable[[str], Any], small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pipe = their("sd1")
+    save_file(kohya(pipe), tmp_path / "it.safetensors")
+    source = open_source(str(small_pipeline("sd1")), work=tmp_path)
+    merged = source.merged([Lora(path=tmp_path / "it.safetensors", scale=0)], ())
+    before, after = source.load("unet").state_dict(), merged.load("unet").state_dict()
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+def test_two_at_once(
+    their: Callable[[str], Any], small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pipe = their("sd1")
+    save_file(kohya(pipe), tmp_path / "one.safetensors")
+    save_file(peft(pipe), tmp_path / "two.safetensors")
+    loras = (
+        Lora(path=tmp_path / "one.safetensors", scale=0.5),
+        Lora(path=tmp_path / "two.safetensors", scale=0.25),
+    )
+    assert_equal_weights(fused(pipe, *loras), small_pipeline("sd1"), tmp_path, *loras)
+
+
+def test_a_file_that_diffusers_wrote_with_its_configuration(
+    their: Callable[[str], Any], small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """alpha is in the header, and another for some layers; scaled by the root of the rank."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = their("sd1")
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=6,
+        alpha_pattern={"attn2.to_k": 2.0},
+        use_rslora=True,
+        init_lora_weights=False,
+        target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+    )
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(config)
+    pipe.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(pipe.unet),
+        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
+    )
+    lora = Lora(path=tmp_path / "pytorch_lora_weights.safetensors", scale=0.5)
+    theirs = fused(their("sd1"), lora)
+    assert_equal_weights(theirs, small_pipeline("sd1"), tmp_path, lora)
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    their: Callable[[str], Any],
+    small_pipeline: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Lora, Path]:
+    """A LoRA at half its strength, and a bundle with it."""
+    folder = tmp_path_factory.mktemp("lora")
+    save_file(kohya(their("sd1")), folder / "it.safetensors")
+    lora = Lora(path=folder / "it.safetensors", scale=0.5)
+    export(Options(source=str(small_pipeline("sd1")), out=folder / "out", steps=2, loras=(lora,)))
+    return lora, folder / "out"
+
+
+@pytest.mark.slow
+def test_latents_and_pixels_of_a_bundle(
+    bundle: tuple[Lora, Path], their: Callable[[str], Any]
+) -> None:
+    lora, folder = bundle
+    plain, pipe = their("sd1"), fused(their("sd1"), lora)
+    asked = {"prompt": "a red fox", "num_inference_steps": 3, "guidance_scale": 5.0}
+
+    def run(pipe: Any, output: str) -> Any:
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+        generator = torch.Generator("cpu").manual_seed(7)
+        return pipe(**asked, generator=generator, output_type=output).images
+
+    options: dict[str, Any] = {"seed": 7, "steps": 3, "guidance_scale": 5.0, "sampler": "ddim"}
+    with edgediff.load(folder, threads=1) as ours:
+        *_, last = ours.stream("a red fox", **options)
+        expected = run(pipe, "latent").numpy()
+        assert np.abs(last.latents - expected).max() <= 1e-3
+        assert np.abs(run(plain, "latent").numpy() - expected).max() > 0.1
+        picture = np.asarray(ours.generate("a red fox", **options).images[0]).astype(int)
+        assert np.abs(picture - np.asarray(run(pipe, "pil")[0])).max() <= 1
+    merged = json.loads((folder / "bundle.json").read_text())["provenance"]["loras"]
+    assert merged == [{"file": "it.safetensors", "scale": 0.5, "sha256": hash_file(lora.path)}]
