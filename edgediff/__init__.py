@@ -10,6 +10,7 @@ result.images[0].show()
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgediff.batch import Job, Outcome, prepare_jobs, read_jobs, run_jobs
     from edgediff.errors import (
         BundleError,
         EdgediffError,
@@ -32,7 +33,9 @@ _HOMES = {
     "EdgediffError": "errors",
     "ExportError": "errors",
     "InputError": "errors",
+    "Job": "batch",
     "Options": "settings",
+    "Outcome": "batch",
     "Pipeline": "pipeline",
     "PromptReport": "prompt",
     "ProviderError": "errors",
@@ -41,7 +44,10 @@ _HOMES = {
     "Step": "samplers",
     "Timings": "result",
     "load": "pipeline",
+    "prepare_jobs": "batch",
+    "read_jobs": "batch",
     "recorded": "record",
+    "run_jobs": "batch",
     "verify": "verification",
 }
 
@@ -50,7 +56,9 @@ __all__ = [
     "EdgediffError",
     "ExportError",
     "InputError",
+    "Job",
     "Options",
+    "Outcome",
     "Pipeline",
     "PromptReport",
     "ProviderError",
@@ -60,7 +68,10 @@ __all__ = [
     "Timings",
     "__version__",
     "load",
+    "prepare_jobs",
+    "read_jobs",
     "recorded",
+    "run_jobs",
     "verify",
 ]
 

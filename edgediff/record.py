@@ -1,9 +1,10 @@
 """How a picture was made, read back from its PNG."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -70,21 +71,28 @@ def recorded(path: str | PathLike[str]) -> Recorded:
     Raises InputError where the file is no PNG, is damaged, or does not say."""
     path = Path(path)
     texts = _texts(path)
-    record = texts.get("edgediff")
-    if isinstance(record, str):
-        return _from_record(record, path)
-    parameters = texts.get("parameters")
-    if isinstance(parameters, str):
-        return _from_parameters(parameters, path)
-    raise InputError(
-        f"{path}: does not say how it was made: a PNG as edgediff wrote it does (editing or sending"
-        " a picture often drops that)"
-    )
+    if "parameters" in texts and "edgediff" not in texts:
+        return _from_parameters(str(texts["parameters"]), path)
+    return _from_record(_record(texts, path), path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a PNG by edgediff says: its version, `seed` or `seeds`, and Settings by field, as JSON.
+
+    Raises InputError where the file is no PNG, is damaged, or does not say."""
+    return _record(_texts(path), path)
 
 
 def describe_given(record: Any) -> str:
     """The names, in text, of the pictures that a call was given."""
     return " and ".join(_names(record)) or "the picture"
+
+
+def without_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the settings that are off, which an older edgediff did not know."""
+    off = {f.name: f.default for f in dataclasses.fields(Settings) if f.default is not MISSING}
+    off = json.loads(json.dumps(off))
+    return {name: v for name, v in record.items() if name not in off or v != off[name]}
 
 
 def _texts(path: Path) -> dict[str | tuple[int, int], Any]:
@@ -102,14 +110,22 @@ def _texts(path: Path) -> dict[str | tuple[int, int], Any]:
         raise InputError(f"{path}: is a damaged PNG ({reason})") from e
 
 
-def _from_record(text: str, path: Path) -> Recorded:
-    """A record is Settings as JSON, and `edgediff`, its version, and `seed` or `seeds`."""
+def _record(texts: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    if "edgediff" not in texts:
+        raise InputError(
+            f"{path}: does not say how it was made: a PNG as edgediff wrote it does (editing or"
+            " sending a picture often drops that)"
+        )
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        record = json.loads(texts["edgediff"])
+    except (ValueError, TypeError, RecursionError) as e:
         raise InputError(f"{path}: its `edgediff` text is no JSON ({first_line(e)})") from e
     if not isinstance(record, dict):
         raise InputError(f"{path}: its `edgediff` text is no record of a picture")
+    return record
+
+
+def _from_record(record: dict[str, Any], path: Path) -> Recorded:
     prompt = record.pop("prompt", None)
     if not isinstance(prompt, str):
         raise InputError(f"{path}: its `edgediff` text has no prompt")
@@ -121,6 +137,7 @@ def _from_record(text: str, path: Path) -> Recorded:
         record["seed"] = record.pop("seeds")
     if "width" in record and "height" in record:
         record["size"] = (record.pop("width"), record.pop("height"))
+    record = without_defaults(record)
     known = {name: v for name, v in record.items() if name in Options.__annotations__}
     given = {name: v for name, v in known.items() if any(_hashes(v))}
     return Recorded(

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.core import ParameterSource
 
+from edgediff.cli.batch import make_all
 from edgediff.cli.flags import SectionedCommand, flag, flags, json_flag, parse_size, provider_flags
+from edgediff.cli.report import tell_prompt
 
 MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
+    from edgediff.pipeline import Pipeline
     from edgediff.record import Recorded
     from edgediff.result import Result
     from edgediff.samplers import Step
@@ -156,6 +159,22 @@ def _start_from(
     is_flag=True,
     help="Instead of single pictures, write one sheet of all with their seeds.",
 )
+@flag(
+    "Many pictures",
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="JSON Lines, each a prompt as a string, or an object with prompt, any of edgediff.Options"
+    " by name, and output, a file's name. Flags are for lines that do not say otherwise. What is"
+    " there already is not made again: run it again to go on.",
+)
+@flag(
+    "Many pictures",
+    "--out-dir",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the pictures of --prompts go: to 0001.png for line 1, and so on.",
+)
 @flag("Where it runs", "-m", "--model", default="emoji", help="A bundle.  [default: built-in]")
 @provider_flags
 @flag(
@@ -181,6 +200,8 @@ def generate(
     source: Path | None,
     count: int | None,
     grid: bool,
+    prompts: Path | None,
+    out_dir: Path | None,
     model: str,
     output: Path | None,
     provider: str,
@@ -201,7 +222,44 @@ def generate(
     from edgediff.pipeline import find_bundle, load
     from edgediff.settings import resolve
 
+    def open_pipeline() -> "Pipeline":
+        started = time.perf_counter()
+        pipe = load(
+            model,
+            provider=provider,
+            threads=threads,
+            cache_dir=False if no_cache else cache_dir,
+            provider_options=provider_options,
+            max_memory=max_memory,
+        )
+        for reason in pipe.passed_over:
+            click.echo(f"Passed over: {reason}", err=True)
+        loaded = time.perf_counter() - started
+        click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
+        return pipe
+
     options = _options(context)
+    if prompts is not None or out_dir is not None:
+        if prompts is None or out_dir is None:
+            raise click.UsageError("--prompts FILE and --out-dir FOLDER belong together")
+        for name, value in {"PROMPT": prompt, "--from": source, "--output": output}.items():
+            if value is not None:
+                raise click.UsageError(f"{name} is for one picture: leave it out with --prompts")
+        if grid:
+            raise click.UsageError("--grid is for one prompt: leave it out with --prompts")
+        if count is not None:
+            if "seed" not in options:
+                raise click.UsageError("--count with --prompts needs the first --seed")
+            options["seed"] = _count_seeds(options["seed"], count)
+        make_all(
+            prompts,
+            out_dir,
+            options,
+            bundle=Bundle.open(find_bundle(model)),
+            load=open_pipeline,
+            as_json=as_json,
+        )
+        return
     made = None
     if source is not None:
         made, prompt, options = _start_from(source, prompt, options, context)
@@ -209,7 +267,7 @@ def generate(
     if prompt is None:
         raise click.UsageError(
             'give a prompt: edgediff generate "a red apple" -o apple.png; or a picture to make'
-            " again: --from apple.png"
+            " again: --from apple.png; or many: --prompts prompts.jsonl --out-dir pictures"
         )
     if output is None:
         raise click.UsageError("give the PNG to write: -o picture.png")
@@ -219,18 +277,8 @@ def generate(
     # What is wrong with the request is said before the model loads.
     settings = resolve(Bundle.open(find_bundle(model)), prompt, options)
     started = time.perf_counter()
-    pipe = load(
-        model,
-        provider=provider,
-        threads=threads,
-        cache_dir=False if no_cache else cache_dir,
-        provider_options=provider_options,
-        max_memory=max_memory,
-    )
+    pipe = open_pipeline()
     loaded = time.perf_counter() - started
-    for reason in pipe.passed_over:
-        click.echo(f"Passed over: {reason}", err=True)
-    click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
     if made is not None:
         settings = dataclasses.replace(settings, provider=pipe.provider)
         for difference in made.differences(settings):
@@ -238,8 +286,8 @@ def generate(
     with _progress(settings.steps) as on_step:
         result = pipe.generate(prompt, on_step=on_step, **options)
     paths = [result.save_grid(output)] if grid else result.save(output)
-    _warn_of_truncation(result)
-    _report(result, paths, loaded, as_json)
+    tell_prompt(result)
+    _report(result, paths, loaded, grid=grid, as_json=as_json)
 
 
 @contextlib.contextmanager
@@ -252,38 +300,16 @@ def _progress(total: int) -> Iterator[Callable[["Step"], None]]:
         yield lambda _: bar.update(1)
 
 
-def _warn_of_truncation(result: "Result") -> None:
-    report = result.prompt
-    if report.truncated:
-        click.echo(
-            f"Warning: the prompt has {report.tokens} tokens and {report.limit} fit"
-            f" (--long-prompts takes all); cut: {_shorten(report.truncated)}",
-            err=True,
-        )
-    if report.negative_truncated:
-        click.echo(
-            f"Warning: the negative prompt has more than {report.limit} tokens; cut:"
-            f" {_shorten(report.negative_truncated)}",
-            err=True,
-        )
-    if report.chunks > 1:
-        click.echo(
-            f"The prompt's {report.tokens} tokens: {report.chunks} chunks of {report.limit}",
-            err=True,
-        )
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:79] + "…")
-
-
-def _report(result: "Result", paths: list[Path], loaded: float, as_json: bool) -> None:
+def _report(
+    result: "Result", paths: list[Path], loaded: float, *, grid: bool, as_json: bool
+) -> None:
     settings, timings = result.settings, result.timings
     if as_json:
-        if len(paths) == len(result.seeds):
-            images = [{"path": str(p), "seed": s} for p, s in zip(paths, result.seeds, strict=True)]
-        else:
-            images = [{"path": str(paths[0]), "seeds": result.seeds}]
+        images: list[dict[str, Any]] = (
+            [{"path": str(paths[0]), "seeds": result.seeds}]
+            if grid
+            else [{"path": str(p), "seed": s} for p, s in zip(paths, result.seeds, strict=True)]
+        )
         answer = {
             "images": images,
             "settings": dataclasses.asdict(settings),

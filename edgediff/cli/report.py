@@ -1,6 +1,12 @@
-"""How figures and tables look on a terminal."""
+"""How figures, tables and warnings look on a terminal."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgediff.result import Result
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +36,43 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def tell_prompt(result: "Result", where: str = "") -> None:
+    """Say on stderr what was cut off the prompts, and into how many chunks one went.
+
+    `where` names the call, where there are many."""
+    report = result.prompt
+    if report.truncated:
+        click.echo(
+            f"Warning: {where}the prompt has {report.tokens} tokens and {report.limit} fit"
+            f" (--long-prompts takes all); cut: {_shorten(report.truncated)}",
+            err=True,
+        )
+    if report.negative_truncated:
+        click.echo(
+            f"Warning: {where}the negative prompt has more than {report.limit} tokens; cut:"
+            f" {_shorten(report.negative_truncated)}",
+            err=True,
+        )
+    if report.chunks > 1:
+        click.echo(
+            f"Note: {where}the prompt's {report.tokens} tokens: {report.chunks} chunks of"
+            f" {report.limit}",
+            err=True,
+        )
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
 def megabytes(size: int) -> str:

@@ -1,0 +1,158 @@
+"""`edgediff generate --prompts`: the pictures of a file of prompts, and where they stand."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgediff.cli.report import duration, tell_prompt
+
+if TYPE_CHECKING:
+    from edgediff.batch import Job, Outcome
+    from edgediff.bundle import Bundle
+    from edgediff.pipeline import Pipeline
+    from edgediff.settings import Options
+
+
+def make_all(
+    prompts: Path,
+    out_dir: Path,
+    defaults: "Options",
+    *,
+    bundle: "Bundle",
+    load: Callable[[], "Pipeline"],
+    as_json: bool,
+) -> None:
+    """Make the pictures that are not there yet. Exit status 1 where a line failed, 130 where it
+    was interrupted.
+
+    load: called where there is anything to make."""
+    from edgediff.batch import kept, prepare_jobs, read_jobs, run_jobs
+
+    jobs = read_jobs(prompts, out_dir, defaults)
+    prepare_jobs(jobs, bundle)
+    standing = _Standing(jobs, as_json=as_json)
+    there = {job.line: kept(job, bundle) for job in jobs}
+    for outcome in there.values():
+        if outcome is not None:
+            standing.add(outcome)
+    todo = [job for job in jobs if there[job.line] is None]
+    try:
+        if todo:
+            pipe = load()
+            standing.start()
+            for outcome in run_jobs(pipe, todo, on_step=lambda _: standing.show()):
+                standing.add(outcome)
+    except KeyboardInterrupt:
+        standing.finish(interrupted=True)
+        raise click.exceptions.Exit(130) from None
+    standing.finish()
+    if standing.failed:
+        raise click.exceptions.Exit(1)
+
+
+class _Standing:
+    """What has become of the jobs so far: paths on stdout as they are done, the rest on stderr.
+
+    At a terminal the last line says how far it is; elsewhere each picture has a line."""
+
+    def __init__(self, jobs: Sequence["Job"], *, as_json: bool) -> None:
+        self._total = len(jobs)
+        self._as_json = as_json
+        self._outcomes: list[Outcome] = []
+        self._started = time.perf_counter()
+        self._kept = 0
+        self._live = sys.stderr.isatty()
+
+    @property
+    def failed(self) -> list["Outcome"]:
+        return [outcome for outcome in self._outcomes if outcome.status == "failed"]
+
+    def start(self) -> None:
+        """Begin to make pictures: what was there already has been added."""
+        self._kept = len(self._outcomes)
+        if self._kept:
+            click.echo(f"{self._kept} of {self._total} are there already", err=True)
+        self._started = time.perf_counter()
+        self.show()
+
+    def add(self, outcome: "Outcome") -> None:
+        self._clear()
+        self._outcomes.append(outcome)
+        if not self._as_json:
+            for path in outcome.paths:
+                click.echo(path)
+        if outcome.status == "failed":
+            click.echo(f"Failed: line {outcome.job.line}: {outcome.error}", err=True)
+        if outcome.result is not None:
+            tell_prompt(outcome.result, where=f"line {outcome.job.line}: ")
+            if not self._live:
+                name, seconds = outcome.job.output.name, outcome.result.timings.total
+                click.echo(f"{self._text()}: {name}, {seconds:.2f} s", err=True)
+        if outcome.status != "kept":
+            self.show()
+
+    def show(self) -> None:
+        """Say at a terminal how far it is."""
+        if self._live:
+            click.echo(f"\r\x1b[K{self._text()}", err=True, nl=False)
+
+    def finish(self, *, interrupted: bool = False) -> None:
+        self._clear()
+        counts = {s: self._count(s) for s in ("made", "kept", "failed")}
+        left = self._total - len(self._outcomes)
+        seconds = time.perf_counter() - self._started
+        if self._as_json:
+            pictures = [_describe(o) for o in sorted(self._outcomes, key=lambda o: o.job.line)]
+            answer = {"pictures": pictures, **counts, "left": left, "seconds": seconds}
+            click.echo(json.dumps(answer, indent=2))
+        if interrupted:
+            click.echo(
+                f"\nInterrupted: {counts['made'] + counts['kept']} of {self._total} are done, and"
+                " whole; the same command goes on with the others.",
+                err=True,
+            )
+            return
+        if counts["kept"] == self._total:
+            click.echo(f"All {self._total} are there already.", err=True)
+            return
+        click.echo(
+            f"{counts['made']} made in {duration(seconds)}, {counts['kept']} there already,"
+            f" {counts['failed']} failed{':' if self.failed else ''}",
+            err=True,
+        )
+        for outcome in self.failed:
+            click.echo(f"  line {outcome.job.line}: {outcome.error}", err=True)
+
+    def _count(self, status: str) -> int:
+        return sum(outcome.status == status for outcome in self._outcomes)
+
+    def _text(self) -> str:
+        done = len(self._outcomes)
+        text = f"{done}/{self._total}"
+        if self._count("failed"):
+            text += f", {self._count('failed')} failed"
+        if done > self._kept and done < self._total:
+            each = (time.perf_counter() - self._started) / (done - self._kept)
+            text += f", about {duration(each * (self._total - done))} left"
+        return text
+
+    def _clear(self) -> None:
+        if self._live:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _describe(outcome: "Outcome") -> dict[str, Any]:
+    images = zip(outcome.paths, outcome.seeds, strict=True)
+    return {
+        "line": outcome.job.line,
+        "prompt": outcome.job.prompt,
+        "status": outcome.status,
+        "images": [{"path": str(path), "seed": seed} for path, seed in images],
+        "error": outcome.error,
+        "seconds": outcome.result.timings.total if outcome.result else None,
+    }

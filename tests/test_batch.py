@@ -1,0 +1,245 @@
+"""Files of prompts: what is made, what is kept, and what is wrong with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import edgediff
+from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs
+from edgediff.bundle import Bundle
+from edgediff.errors import InputError, ProviderError
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_bundle: Path) -> edgediff.Pipeline:
+    return edgediff.load(tiny_bundle)
+
+
+def written(tmp_path: Path, *lines: Any, name: str = "p.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return path
+
+
+def jobs_of(tmp_path: Path, *lines: Any, **defaults: Any) -> list[Job]:
+    return read_jobs(written(tmp_path, *lines), tmp_path / "out", defaults)
+
+
+def done(pipe: edgediff.Pipeline, jobs: list[Job]) -> list[tuple[int, str, list[str]]]:
+    prepare_jobs(jobs, pipe.bundle)
+    outcomes = run_jobs(pipe, jobs)
+    return [(o.job.line, o.status, [p.name for p in o.paths]) for o in outcomes]
+
+
+def test_lines(tmp_path: Path) -> None:
+    jobs = jobs_of(
+        tmp_path,
+        '\ufeff"a fox, 日本"',
+        "",
+        {"prompt": "b", "seed": 0, "guidance_scale": 0, "output": "B.PNG", "size": [64, 128]},
+        '  {"prompt": "c", "steps": 3, "seed": null}\r',
+        steps=2,
+        seed=5,
+    )
+    out = tmp_path / "out"
+    assert jobs == [
+        Job(line=1, prompt="a fox, 日本", options={"steps": 2, "seed": 5}, output=out / "0001.png"),
+        Job(
+            line=3,
+            prompt="b",
+            options={"steps": 2, "seed": 0, "guidance_scale": 0, "size": [64, 128]},
+            output=out / "B.PNG",
+        ),
+        Job(line=4, prompt="c", options={"steps": 3, "seed": 5}, output=out / "0004.png"),
+    ]
+
+
+def test_prompts_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "a fox", '"quoted"', " ", '{"x', name="p.TXT")
+    jobs = read_jobs(path, tmp_path)
+    assert [(j.line, j.prompt) for j in jobs] == [(1, "a fox"), (2, '"quoted"'), (4, '{"x')]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a fox", 'is no JSON (Expecting value at character 1): give {"prompt": "a red apple"}'),
+        ('{"prompt": "a"', "is no JSON (Expecting ',' delimiter at character 15)"),
+        ("[" * 100_000, "is no JSON ("),
+        ("1" * 10_000, "is no JSON ("),
+        ("7", "is 7: give an object with a prompt"),
+        ("null", "is null: give an object"),
+        ("{}", "has no prompt"),
+        ({"prompt": None}, "prompt is NoneType, expected text"),
+        ({"prompt": ["a"]}, "prompt is list, expected text"),
+        ('"\\ud800"', "prompt is not valid text"),
+        ({"prompt": "a", "stesp": 3}, "has 'stesp': did you mean 'steps'?"),
+        ({"prompt": "a", "x": 3}, "has 'x': expected prompt, output, negative_prompt, "),
+        ('{"prompt": "a", "steps": 1, "steps": 2}', "has 'steps' twice"),
+        ({"prompt": "a", "seed": 1.5}, "seed is 1.5: give an integer"),
+        ({"prompt": "a", "seed": []}, "seed is an empty list"),
+        ({"prompt": "a", "seed": "1"}, "seed is '1': give an integer"),
+        ({"prompt": "a", "output": ""}, "output is '': expected a file's name"),
+        ({"prompt": "a", "output": 3}, "output is 3: expected a file's name"),
+        ({"prompt": "a", "output": "../a.png"}, "output is '../a.png': expected a file's name"),
+        ({"prompt": "a", "output": "C:\\a.png"}, "expected a file's name"),
+        ({"prompt": "a", "output": ".."}, "ends in .png"),
+        ({"prompt": "a", "output": ".png"}, "ends in .png"),
+        ({"prompt": "a", "output": "a.jpg"}, "ends in .png"),
+        ({"prompt": "a", "output": "0001.PNG"}, "0001.PNG is what line 1 writes"),
+    ],
+)  # fmt: skip
+def test_lines_that_cannot_be_used(tmp_path: Path, line: Any, message: str) -> None:
+    with pytest.raises(InputError) as e:
+        jobs_of(tmp_path, '"a fox"', line)
+    assert str(e.value).startswith(f"{tmp_path / 'p.jsonl'}, line 2: ")
+    assert message in str(e.value)
+
+
+def test_every_line_that_cannot_be_used_is_named_up_to_ten(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as e:
+        jobs_of(tmp_path, '"a"', *["{}"] * 12)
+    lines = str(e.value).splitlines()
+    assert "12 lines cannot be used" in lines[0]
+    assert lines[1].strip().startswith("line 2: ")
+    assert lines[-1].strip() == "and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "output"), [([1, 2], "a-2.png"), ([2, 2], "a-2.png"), ([2, 2], "A-2-2.png")]
+)
+def test_two_lines_for_one_file(tmp_path: Path, seeds: list[int], output: str) -> None:
+    with pytest.raises(InputError, match="is what line 1 writes"):
+        jobs_of(
+            tmp_path,
+            {"prompt": "a", "seed": seeds, "output": "a.png"},
+            {"prompt": "b", "output": output},
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no prompts"),
+        (b"\n \r\n", "has no prompts"),
+        (b'"a"\n"\xff"', "line 2: is not UTF-8"),
+        ('"a"'.encode("utf-16"), "line 1: is not UTF-8"),
+        (None, "cannot be read (No such file"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as e:
+        read_jobs(path, tmp_path)
+    assert message in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "line 2: steps is 0"),
+        ({"steps": "x"}, "line 2: steps is 'x'"),
+        ({"size": [63, 64]}, "line 2: size 63x64"),
+        ({"size": "64x64"}, "line 2: size is '64x64'"),
+        ({"sampler": []}, "line 2: sampler is list"),
+        ({"guidance_scale": float("nan")}, "line 2: guidance_scale is nan"),
+    ],
+)
+def test_what_does_not_fit_the_bundle_is_found_before_anything_is_made(
+    tiny_bundle: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    jobs = jobs_of(tmp_path, '"a"', {"prompt": "b", **options})
+    with pytest.raises(InputError) as e:
+        prepare_jobs(jobs, Bundle.open(tiny_bundle))
+    assert message in str(e.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_pictures_are_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+    lines = ['"a"', {"prompt": "b", "seed": [1, 2]}, {"prompt": "c", "output": "c.png"}]
+    jobs = jobs_of(tmp_path, *lines, steps=1)
+    names = [["0001.png"], ["0002-1.png", "0002-2.png"], ["c.png"]]
+    assert done(pipe, jobs) == [(k, "made", n) for k, n in enumerate(names, 1)]
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert done(pipe, jobs) == [(k, "kept", n) for k, n in enumerate(names, 1)]
+
+    # Of several pictures of a line one is missing; another was not copied whole.
+    (tmp_path / "out" / "0002-2.png").unlink()
+    (tmp_path / "out" / "c.png").write_bytes(before[tmp_path / "out" / "c.png"][:-40])
+    assert [status for _, status, _ in done(pipe, jobs)] == ["kept", "made", "made"]
+    path = tmp_path / "out" / "0002-2.png"
+    assert path.read_bytes() == before[path]
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, "kept"),
+        ({"seed": 3}, "made"),
+        ({"prompt": "b"}, "made"),
+        ({"steps": 2}, "made"),
+        ({"negative_prompt": "x"}, "made"),
+        ({"size": 128}, "made"),
+        ({"sampler": "lcm"}, "made"),
+        ({"seed": None}, "kept"),
+    ],
+)
+def test_an_edited_line_is_made_again(
+    pipe: edgediff.Pipeline, tmp_path: Path, change: dict[str, Any], status: str
+) -> None:
+    line = {"prompt": "a", "seed": 7, "steps": 1}
+    done(pipe, jobs_of(tmp_path, line))
+    assert [s for _, s, _ in done(pipe, jobs_of(tmp_path, line | change))] == [status]
+
+
+def test_a_line_that_moved_is_made_under_its_new_name_or_kept_under_its_own(
+    pipe: edgediff.Pipeline, tmp_path: Path
+) -> None:
+    lines = [{"prompt": "a"}, {"prompt": "b", "output": "b.png"}]
+    done(pipe, jobs_of(tmp_path, *lines, steps=1))
+    moved = done(pipe, jobs_of(tmp_path, {"prompt": "new"}, *lines, steps=1))
+    assert moved == [
+        (1, "made", ["0001.png"]),
+        (2, "made", ["0002.png"]),
+        (3, "kept", ["b.png"]),
+    ]
+
+
+def test_another_bundles_picture_is_not_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+    (job,) = jobs_of(tmp_path, '"a"', steps=1)
+    done(pipe, [job])
+    path = job.output
+    with Image.open(path) as picture:
+        record = json.loads(picture.info["edgediff"])
+        for changes, there in (
+            ({"edgediff": "0", "provider": "x"}, True),
+            ({"bundle": "x"}, False),
+        ):
+            text = json.dumps(record | changes)
+            edgediff.image.save_png(picture.copy(), path, parameters=None, record=json.loads(text))
+            assert (kept(job, pipe.bundle) is not None) == there
+
+
+def test_one_failure_does_not_stop_the_rest(
+    pipe: edgediff.Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = pipe.generate
+
+    def sometimes(prompt: str, **options: Any) -> edgediff.Result:
+        if prompt == "b":
+            raise ProviderError("out of memory")
+        return generate(prompt, **options)
+
+    jobs = jobs_of(tmp_path, '"a"', '"b"', '"c"', steps=1)
+    prepare_jobs(jobs, pipe.bundle)
+    monkeypatch.setattr(pipe, "generate", sometimes)
+    outcomes = list(run_jobs(pipe, jobs))
+    assert [o.status for o in outcomes] == ["made", "failed", "made"]
+    assert (outcomes[1].error, outcomes[1].paths) == ("out of memory", [])
+    monkeypatch.undo()
+    assert [o.status for o in run_jobs(pipe, jobs)] == ["kept", "made", "kept"]

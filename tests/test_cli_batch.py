@@ -1,0 +1,156 @@
+"""`edgediff generate --prompts` as a person and as a program see it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgediff.cli import main
+from edgediff.cli.report import duration
+
+COMMAND = [sys.executable, "-m", "edgediff", "generate"]
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def test_made_once_and_gone_on_with(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('"a"\n{"prompt": "b", "seed": [1, 2], "output": "b.png"}\n')
+    flags = ["--prompts", "p.jsonl", "--out-dir", "x/y", "-m", tiny_bundle, "--steps", 1]
+    paths = [f"x/y/{name}" for name in ("0001.png", "b-1.png", "b-2.png")]
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == paths
+    assert "1/2, about " in done.stderr
+    assert "2 made in " in done.stderr
+
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == paths
+    assert done.stderr == "All 2 are there already.\n"  # without loading the model
+
+    (tmp_path / paths[0]).unlink()
+    done = run(*flags, "--json", cwd=tmp_path)
+    assert "1 of 2 are there already" in done.stderr
+    answer = json.loads(done.stdout)
+    assert [p["status"] for p in answer["pictures"]] == ["made", "kept"]
+    assert [i["path"] for p in answer["pictures"] for i in p["images"]] == paths
+    assert [i["seed"] for i in answer["pictures"][1]["images"]] == [1, 2]
+    assert (answer["made"], answer["kept"], answer["failed"], answer["left"]) == (1, 1, 0, 0)
+
+
+def test_a_failure_is_told_at_the_end_and_by_the_status(tiny_bundle: Path, tmp_path: Path) -> None:
+    failing = (
+        "import edgediff.pipeline, edgediff.cli\n"
+        "from edgediff.errors import ProviderError\n"
+        "generate = edgediff.pipeline.Pipeline.generate\n"
+        "def sometimes(self, prompt, **options):\n"
+        "    if prompt == 'b':\n"
+        "        raise ProviderError('out of memory')\n"
+        "    return generate(self, prompt, **options)\n"
+        "edgediff.pipeline.Pipeline.generate = sometimes\n"
+        "edgediff.cli.main()\n"
+    )
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    flags = ["--prompts", "p.txt", "--out-dir", "out", "-m", str(tiny_bundle), "--steps", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", failing, "generate", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["out/0001.png", "out/0003.png"]
+    *_, summary, last = done.stderr.splitlines()
+    assert summary.startswith("2 made in ")
+    assert summary.endswith("1 failed:")
+    assert last == "  line 2: out of memory"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompts", "p.jsonl"], "--prompts FILE and --out-dir FOLDER belong together"),
+        (["--out-dir", "out"], "belong together"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "a fox"], "PROMPT is for one picture"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "-o", "a.png"], "--output is for one"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "--from", "a.png"], "--from is for one"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "--grid"], "--grid is for one prompt"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "--count", "2"], "needs the first --seed"),
+        (["--prompts", "absent", "--out-dir", "out"], "absent: cannot be read"),
+        (["--prompts", ".", "--out-dir", "out"], ".: cannot be read"),
+        (["--prompts", "p.jsonl", "--out-dir", "p.jsonl"], "is a file"),
+        (["--prompts", "p.jsonl", "--out-dir", "p.jsonl/x"], "cannot be made a folder"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "--steps", "0"], "line 1: steps is 0"),
+        (["--prompts", "bad.jsonl", "--out-dir", "out"], "bad.jsonl, line 2: has 'guidance': did"),
+    ],
+)
+def test_bad_input(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    flags: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "p.jsonl").write_text('"a"\n')
+    (tmp_path / "bad.jsonl").write_text('"a"\n{"prompt": "b", "guidance": 2}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["edgediff", "generate", *flags, "-m", str(tiny_bundle)])
+    with pytest.raises(SystemExit) as e:
+        main()
+    out, err = capsys.readouterr()
+    assert e.value.code == 2
+    assert message in err
+    assert out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "p.jsonl"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")
+def test_ctrl_c_leaves_whole_pictures_and_says_how_to_go_on(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a\n" * 500)
+    # A shell's background jobs ignore the signal and hand that down to the tests: undo it.
+    listening = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from edgediff.cli import main; main()"
+    )
+    flags = ["--prompts", "p.txt", "--out-dir", "out", "-m", str(tiny_bundle), "--steps", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", listening, "generate", *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("out/0*.png"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    there = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert 2 <= len(there) < 500
+    assert all(name.endswith(".png") and not name.startswith(".") for name in there)
+    told = len(out.splitlines())
+    assert told in (len(there), len(there) - 1)
+    assert f"Interrupted: {told} of 500 are done, and whole; the same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
