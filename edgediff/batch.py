@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -10,17 +11,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from edgediff import __version__
 from edgediff.bundle import Bundle
 from edgediff.errors import EdgediffError, InputError, first_line
-from edgediff.image import check_output
+from edgediff.image import check_output, save_png
 from edgediff.pipeline import Pipeline
 from edgediff.record import read_record, without_defaults
 from edgediff.result import Result, output_paths
 from edgediff.samplers import Step
 from edgediff.schema import describe
 from edgediff.settings import Options, check_text, resolve, resolve_seeds
+from edgediff.sheet import MAX_SIDE, contact_sheet
 
 _SHOWN = 10
 """Of the lines that cannot be used, as many are named."""
@@ -168,6 +172,37 @@ def run_jobs(
         except EdgediffError as e:
             done = Outcome(job=job, status="failed", paths=[], seeds=[], error=str(e))
         yield done
+
+
+def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
+    """Write one labelled sheet of the pictures of jobs to a PNG that carries what all of theirs
+    say. Returns the path.
+
+    Raises InputError where there is none, one cannot be read, or the sheet cannot be written."""
+    path = Path(path)
+    check_output(path)
+    one_prompt = len({outcome.job.prompt for outcome in outcomes}) == 1
+    paths, labels = [], []
+    for outcome in outcomes:
+        for picture_path, seed in zip(outcome.paths, outcome.seeds, strict=True):
+            paths.append(picture_path)
+            prompt = "" if one_prompt else f"{outcome.job.prompt}, "
+            labels.append(f"{prompt}seed {seed}")
+    # No larger than they will be on the sheet: there may be thousands.
+    side = math.ceil(MAX_SIDE / math.sqrt(max(1, len(paths))))
+    pictures = []
+    for picture_path in paths:
+        try:
+            with PngImageFile(picture_path) as picture:
+                picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+                pictures.append(picture.convert("RGB"))
+        except (OSError, SyntaxError) as e:
+            raise InputError(f"{picture_path}: cannot be read ({first_line(e)})") from e
+    title = outcomes[0].job.prompt if one_prompt else ""
+    record = {"edgediff": __version__, "pictures": [read_record(p) for p in paths]}
+    sheet = contact_sheet(pictures, labels, title=title)
+    save_png(sheet, path, parameters=None, record=record)
+    return path
 
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:

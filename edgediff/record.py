@@ -126,6 +126,8 @@ def _record(texts: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _from_record(record: dict[str, Any], path: Path) -> Recorded:
+    if isinstance(record.get("pictures"), list):
+        raise InputError(f"{path}: is a sheet of several prompts: give one of its pictures")
     prompt = record.pop("prompt", None)
     if not isinstance(prompt, str):
         raise InputError(f"{path}: its `edgediff` text has no prompt")
@@ -197,6 +199,12 @@ def _from_parameters(text: str, path: Path) -> Recorded:
     for who in ("Model hash", "Version"):  # they say who made it, not how
         fields.pop(who, None)
     options: dict[str, Any] = {"negative_prompt": negative} if negative else {}
+    if fields.get("Emphasis") == "None":
+        del fields["Emphasis"]
+    elif {*"(["} & {*prompt, *negative}:  # there, brackets weigh words unless it says otherwise
+        options["prompt_weights"] = True
+    if fields.get("Clip skip") == "1":  # none
+        del fields["Clip skip"]
     for name, value in (
         ("steps", _take(fields, "Steps", r"\d+", int)),
         ("sampler", _take_sampler(fields)),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import edgediff
-from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs
+from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
 from edgediff.bundle import Bundle
 from edgediff.errors import InputError, ProviderError
 
@@ -243,3 +243,15 @@ def test_one_failure_does_not_stop_the_rest(
     assert (outcomes[1].error, outcomes[1].paths) == ("out of memory", [])
     monkeypatch.undo()
     assert [o.status for o in run_jobs(pipe, jobs)] == ["kept", "made", "kept"]
+
+
+def test_a_sheet_of_all(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, {"prompt": "a", "seed": [1, 2]}, {"prompt": "b", "seed": 3}, steps=1)
+    prepare_jobs(jobs, pipe.bundle)
+    path = save_sheet(list(run_jobs(pipe, jobs)), tmp_path / "sheet.png")
+    with Image.open(path) as sheet:
+        pictures = json.loads(sheet.info["edgediff"])["pictures"]
+        assert sheet.width == 320
+    assert [(p["prompt"], p["seed"]) for p in pictures] == [("a", 1), ("a", 2), ("b", 3)]
+    with pytest.raises(InputError, match="no pictures"):
+        save_sheet([], path)

@@ -38,9 +38,10 @@ def test_made_once_and_gone_on_with(tiny_bundle: Path, tmp_path: Path) -> None:
     assert done.stderr == "All 2 are there already.\n"  # without loading the model
 
     (tmp_path / paths[0]).unlink()
-    done = run(*flags, "--json", cwd=tmp_path)
+    done = run(*flags, "--json", "--grid", cwd=tmp_path)
     assert "1 of 2 are there already" in done.stderr
     answer = json.loads(done.stdout)
+    assert answer["sheet"] == "x/y/sheet.png"
     assert [p["status"] for p in answer["pictures"]] == ["made", "kept"]
     assert [i["path"] for p in answer["pictures"] for i in p["images"]] == paths
     assert [i["seed"] for i in answer["pictures"][1]["images"]] == [1, 2]
@@ -84,7 +85,7 @@ def test_a_failure_is_told_at_the_end_and_by_the_status(tiny_bundle: Path, tmp_p
         (["--prompts", "p.jsonl", "--out-dir", "out", "a fox"], "PROMPT is for one picture"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "-o", "a.png"], "--output is for one"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--from", "a.png"], "--from is for one"),
-        (["--prompts", "p.jsonl", "--out-dir", "out", "--grid"], "--grid is for one prompt"),
+        (["--prompts", "sheet.jsonl", "--out-dir", "out", "--grid"], "line 1 writes sheet.png"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--count", "2"], "needs the first --seed"),
         (["--prompts", "absent", "--out-dir", "out"], "absent: cannot be read"),
         (["--prompts", ".", "--out-dir", "out"], ".: cannot be read"),
@@ -103,6 +104,7 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "p.jsonl").write_text('"a"\n')
+    (tmp_path / "sheet.jsonl").write_text('{"prompt": "a", "output": "sheet.png"}')
     (tmp_path / "bad.jsonl").write_text('"a"\n{"prompt": "b", "guidance": 2}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["edgediff", "generate", *flags, "-m", str(tiny_bundle)])
@@ -112,7 +114,7 @@ def test_bad_input(
     assert e.value.code == 2
     assert message in err
     assert out == ""
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "p.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "p.jsonl", "sheet.jsonl"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")

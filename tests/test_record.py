@@ -167,6 +167,7 @@ def damaged(path: Path) -> None:
         (lambda p: png(p, edgediff="[" * 100_000), "is no JSON"),
         (lambda p: png(p, edgediff="[1]"), "is no record"),
         (lambda p: png(p, edgediff="{}"), "has no prompt"),
+        (lambda p: png(p, edgediff='{"pictures": []}'), "is a sheet of several prompts"),
         (lambda p: png(p, edgediff='{"prompt": "a"}'), "has edgediff None: expected text"),
         (lambda p: png(p, parameters="a fox"), "not in the form of AUTOMATIC1111"),
         (lambda p: png(p, parameters=""), "not in the form of AUTOMATIC1111"),
@@ -216,6 +217,7 @@ def test_what_another_tool_wrote(tmp_path: Path) -> None:
         "guidance_scale": 7.5,
         "seed": 123,
         "size": (512, 768),
+        "prompt_weights": True,
     }
     assert made.ignored == ("<lora:ink:0.8>", "Clip skip: 2", "Hashes: a, b: c")
     assert made.version is None
@@ -225,6 +227,7 @@ def test_what_another_tool_wrote(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sampler", "ignored"),
     [
+        ("Clip skip: 1, Model: x, Model hash: y, Version: z", None, ()),
         ("Sampler: Euler a", "euler_a", ()),
         ("Sampler: Euler, Schedule type: Automatic", "euler", ()),
         ("Sampler: DPM++ 2M, Schedule type: Karras", "dpmpp_2m_karras", ()),
@@ -242,6 +245,23 @@ def test_fields_of_other_tools(
     assert made.options.get("sampler") == sampler
     assert made.options["steps"] == 9
     assert made.ignored == ignored
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("a (red:1.2) fox\nSteps: 4", True),
+        ("a fox\nNegative prompt: [b]\nSteps: 4", True),
+        ("a (red:1.2) fox\nSteps: 4, Emphasis: None", None),
+        ("a fox\nSteps: 4", None),
+    ],
+)
+def test_brackets_of_other_tools_weigh_words(
+    tmp_path: Path, text: str, weights: bool | None
+) -> None:
+    made = recorded(png(tmp_path / "a.png", parameters=text))
+    assert made.options.get("prompt_weights") == weights
+    assert made.ignored == ()
 
 
 def test_our_own_form_for_other_tools_is_read_alike(

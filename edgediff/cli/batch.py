@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from edgediff.pipeline import Pipeline
     from edgediff.settings import Options
 
+SHEET = "sheet.png"
+"""Where --grid goes, beside the pictures."""
+
 
 def make_all(
     prompts: Path,
@@ -25,15 +28,20 @@ def make_all(
     *,
     bundle: "Bundle",
     load: Callable[[], "Pipeline"],
+    grid: bool,
     as_json: bool,
 ) -> None:
     """Make the pictures that are not there yet. Exit status 1 where a line failed, 130 where it
     was interrupted.
 
-    load: called where there is anything to make."""
-    from edgediff.batch import kept, prepare_jobs, read_jobs, run_jobs
+    load: called where there is anything to make. grid: write a sheet of all as well."""
+    from edgediff.batch import kept, prepare_jobs, read_jobs, run_jobs, save_sheet
 
     jobs = read_jobs(prompts, out_dir, defaults)
+    sheet = out_dir / SHEET if grid else None
+    for job in jobs:
+        if sheet in job.paths:
+            raise click.UsageError(f"line {job.line} writes {SHEET}, as --grid does")
     prepare_jobs(jobs, bundle)
     standing = _Standing(jobs, as_json=as_json)
     there = {job.line: kept(job, bundle) for job in jobs}
@@ -50,7 +58,10 @@ def make_all(
     except KeyboardInterrupt:
         standing.finish(interrupted=True)
         raise click.exceptions.Exit(130) from None
-    standing.finish()
+    if sheet is not None and standing.done:
+        standing.finish(save_sheet(standing.done, sheet))
+    else:
+        standing.finish()
     if standing.failed:
         raise click.exceptions.Exit(1)
 
@@ -101,7 +112,13 @@ class _Standing:
         if self._live:
             click.echo(f"\r\x1b[K{self._text()}", err=True, nl=False)
 
-    def finish(self, *, interrupted: bool = False) -> None:
+    @property
+    def done(self) -> list["Outcome"]:
+        """Those with pictures, by line."""
+        done = [outcome for outcome in self._outcomes if outcome.status != "failed"]
+        return sorted(done, key=lambda outcome: outcome.job.line)
+
+    def finish(self, sheet: Path | None = None, *, interrupted: bool = False) -> None:
         self._clear()
         counts = {s: self._count(s) for s in ("made", "kept", "failed")}
         left = self._total - len(self._outcomes)
@@ -109,7 +126,11 @@ class _Standing:
         if self._as_json:
             pictures = [_describe(o) for o in sorted(self._outcomes, key=lambda o: o.job.line)]
             answer = {"pictures": pictures, **counts, "left": left, "seconds": seconds}
+            if sheet is not None:
+                answer["sheet"] = str(sheet)
             click.echo(json.dumps(answer, indent=2))
+        elif sheet is not None:
+            click.echo(sheet)
         if interrupted:
             click.echo(
                 f"\nInterrupted: {counts['made'] + counts['kept']} of {self._total} are done, and"

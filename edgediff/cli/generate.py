@@ -157,16 +157,17 @@ def _start_from(
     "Many pictures",
     "--grid",
     is_flag=True,
-    help="Instead of single pictures, write one sheet of all with their seeds.",
+    help="Write one sheet of all pictures with their seeds, instead of single ones; with --prompts"
+    " beside them, as sheet.png.",
 )
 @flag(
     "Many pictures",
     "--prompts",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="JSON Lines, each a prompt as a string, or an object with prompt, any of edgediff.Options"
-    " by name, and output, a file's name. Flags are for lines that do not say otherwise. What is"
-    " there already is not made again: run it again to go on.",
+    help='JSON Lines: "a fox", or {"prompt": "a fox", "seed": 7, "output": "fox.png"}, with'
+    " options as in Python; flags are for lines that do not say otherwise. What is there already"
+    " is not made again: run it again to go on.",
 )
 @flag(
     "Many pictures",
@@ -189,7 +190,7 @@ def _start_from(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The PNG to write.  [with --from: NAME-again.png]",
+    help="The PNG to write.  [--from: NAME-again.png]",
 )
 @json_flag
 @click.pass_context
@@ -245,8 +246,6 @@ def generate(
         for name, value in {"PROMPT": prompt, "--from": source, "--output": output}.items():
             if value is not None:
                 raise click.UsageError(f"{name} is for one picture: leave it out with --prompts")
-        if grid:
-            raise click.UsageError("--grid is for one prompt: leave it out with --prompts")
         if count is not None:
             if "seed" not in options:
                 raise click.UsageError("--count with --prompts needs the first --seed")
@@ -257,6 +256,7 @@ def generate(
             options,
             bundle=Bundle.open(find_bundle(model)),
             load=open_pipeline,
+            grid=grid,
             as_json=as_json,
         )
         return
