@@ -186,8 +186,8 @@ def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
     for outcome in outcomes:
         for picture_path, seed in zip(outcome.paths, outcome.seeds, strict=True):
             paths.append(picture_path)
-            prompt = "" if one_prompt else f"{outcome.job.prompt}, "
-            labels.append(f"{prompt}seed {seed}")
+            # The seed first: of a long prompt, the end does not fit.
+            labels.append(f"seed {seed}" if one_prompt else f"seed {seed}: {outcome.job.prompt}")
     # No larger than they will be on the sheet: there may be thousands.
     side = math.ceil(MAX_SIDE / math.sqrt(max(1, len(paths))))
     pictures = []

@@ -75,7 +75,7 @@ class _Standing:
         self._total = len(jobs)
         self._as_json = as_json
         self._outcomes: list[Outcome] = []
-        self._started = time.perf_counter()
+        self._started = self._latest = time.perf_counter()
         self._kept = 0
         self._live = sys.stderr.isatty()
 
@@ -88,12 +88,13 @@ class _Standing:
         self._kept = len(self._outcomes)
         if self._kept:
             click.echo(f"{self._kept} of {self._total} are there already", err=True)
-        self._started = time.perf_counter()
+        self._started = self._latest = time.perf_counter()
         self.show()
 
     def add(self, outcome: "Outcome") -> None:
         self._clear()
         self._outcomes.append(outcome)
+        self._latest = time.perf_counter()
         if not self._as_json:
             for path in outcome.paths:
                 click.echo(path)
@@ -158,8 +159,9 @@ class _Standing:
         if self._count("failed"):
             text += f", {self._count('failed')} failed"
         if done > self._kept and done < self._total:
-            each = (time.perf_counter() - self._started) / (done - self._kept)
-            text += f", about {duration(each * (self._total - done))} left"
+            each = (self._latest - self._started) / (done - self._kept)
+            under_way = time.perf_counter() - self._latest
+            text += f", about {duration(max(0.0, each * (self._total - done) - under_way))} left"
         return text
 
     def _clear(self) -> None:
