@@ -1,11 +1,13 @@
 """Many prompts: a file with one a line, whose pictures are made once, however often it is run."""
 
+import dataclasses
 import difflib
 import json
 import math
 import os
+import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -257,21 +259,48 @@ def _job(line: int, fields: dict[str, Any], folder: Path, out_dir: Path, default
         raise InputError(f"output is {output!r}: expected a file's name, such as fox.png")
     if not output.lower().endswith(".png") or output.startswith("."):
         raise InputError(f"output is {output!r}: expected a name that ends in .png")
-    own = {name: _beside(name, value, folder) for name, value in fields.items()}
+    kinds = typing.get_type_hints(Options)
+    own = {name: _option(kinds[name], value, folder) for name, value in fields.items()}
     options = cast("Options", {**defaults, **{n: v for n, v in own.items() if v is not None}})
     resolve_seeds(options.get("seed"))
     return Job(line=line, prompt=prompt, options=options, output=out_dir / output)
 
 
-def _beside(name: str, value: Any, folder: Path) -> Any:
-    """An option's value; where that is the path of a picture, taken from `folder`."""
-    if isinstance(value, str) and _takes_path(typing.get_type_hints(Options)[name]):
+def _option(kind: Any, value: Any, folder: Path) -> Any:
+    """An option as JSON has it → as `Options` has it: paths from `folder` on, and dataclasses, for
+    an object of their fields or their first field alone. What does not fit is left as it is, for
+    the checks of every call."""
+    if isinstance(value, str) and _takes_path(kind):
         return str(folder / value)
+    for member in typing.get_args(kind) if _is_union(kind) else (kind,):
+        if dataclasses.is_dataclass(member) and isinstance(value, str | dict):
+            return _dataclass(cast("type[Any]", member), value, folder)
+        if typing.get_origin(member) is Mapping and isinstance(value, dict):
+            inner = typing.get_args(member)[1]
+            return {name: _option(inner, item, folder) for name, item in value.items()}
     return value
 
 
+def _dataclass(kind: type[Any], value: str | dict[str, Any], folder: Path) -> Any:
+    first, *_ = hints = typing.get_type_hints(kind)
+    raw = {first: value} if isinstance(value, str) else value
+    given = {name: _option(hints.get(name), item, folder) for name, item in raw.items()}
+    try:
+        return kind(**given)
+    except TypeError as e:
+        names = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise InputError(f"has {describe(value)}: expected an object of {names}") from e
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
 def _takes_path(kind: Any) -> bool:
-    return typing.get_origin(kind) is os.PathLike or any(map(_takes_path, typing.get_args(kind)))
+    """Whether a path is among the types of which a value may be."""
+    if _is_union(kind):
+        return any(map(_takes_path, typing.get_args(kind)))
+    return typing.get_origin(kind) is os.PathLike
 
 
 def _clashes(jobs: Sequence[Job]) -> list[tuple[int, str]]:

@@ -1,6 +1,9 @@
 """Files of prompts: what is made, what is kept, and what is wrong with them."""
 
+import dataclasses
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from PIL import Image
 
 import edgediff
+from edgediff import batch
 from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
 from edgediff.bundle import Bundle
 from edgediff.errors import InputError, ProviderError
@@ -255,3 +259,38 @@ def test_a_sheet_of_all(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     assert [(p["prompt"], p["seed"]) for p in pictures] == [("a", 1), ("a", 2), ("b", 3)]
     with pytest.raises(InputError, match="no pictures"):
         save_sheet([], path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """As an option may have it."""
+
+    image: str | os.PathLike[str]
+    _: dataclasses.KW_ONLY
+    scale: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (str | None, "a.png", "a.png"),
+        (str | os.PathLike[str] | None, "a.png", "F/a.png"),
+        (str | os.PathLike[str] | None, "/a.png", "/a.png"),
+        (str | os.PathLike[str] | None, 3, 3),
+        (Mapping[str, Guide] | None, {"x": "a.png"}, {"x": Guide("F/a.png")}),
+        (
+            Mapping[str, Guide] | None,
+            {"x": {"image": "a.png", "scale": 0.5}, "y": 3},
+            {"x": Guide("F/a.png", scale=0.5), "y": 3},
+        ),
+        (Mapping[str, Guide] | None, ["a.png"], ["a.png"]),
+    ],
+)
+def test_paths_in_a_line_are_beside_its_file(kind: Any, value: Any, expected: Any) -> None:
+    assert batch._option(kind, value, Path("F")) == expected
+
+
+@pytest.mark.parametrize("value", [{"image": "a.png", "sclae": 1}, {"scale": 1}, {}])
+def test_an_object_of_other_fields(value: Any) -> None:
+    with pytest.raises(InputError, match=r"expected an object of image, scale"):
+        batch._option(Mapping[str, Guide], {"x": value}, Path("F"))

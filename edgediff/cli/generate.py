@@ -123,13 +123,13 @@ def _start_from(
     from edgediff.record import describe_given, recorded
 
     made = recorded(source)
-    for name, record in made.given.items():
-        if name not in options:
-            flag_of = {p.name: p.opts[0] for p in context.command.params}
-            raise click.UsageError(
-                f"{source} was made from {describe_given(record)}, which is not in it: give that"
-                f" again, with {flag_of.get(name, name)}"
-            )
+    absent = {name: record for name, record in made.given.items() if name not in options}
+    if absent:
+        flag_of = {p.name: p.opts[0] for p in context.command.params}
+        raise click.UsageError(
+            f"{source} was made from {describe_given([*absent.values()])}, not in it: give that"
+            f" again, with {' and '.join(flag_of.get(name, name) for name in absent)}"
+        )
     if made.ignored:
         click.echo(f"Warning: {source} also says, ignored: {'; '.join(made.ignored)}", err=True)
     merged = cast("Options", {**made.options, **options})
