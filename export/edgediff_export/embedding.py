@@ -78,8 +78,8 @@ def learn(embedding: Embedding, widths: Mapping[str, int]) -> Learned:
 
     widths: text encoder → values in a row of its table.
 
-    Raises InputError where there is no such file; ExportError where it is of another form, or made
-    for other text encoders."""
+    Raises ExportError where there is no such file, where it is of another form, or made for other
+    text encoders."""
     where = f"--embedding {embedding.path}"
     with open_tensors(embedding.path, flag="--embedding") as tensors:
         keys = sorted(tensors.keys())

@@ -17,23 +17,23 @@ _VAE_SIDE = 8
 _TIMESTEPS = (981.0, 261.5)
 
 
-def text_encoder_inputs(tokenizer: Tokenizer) -> dict[str, Named]:
-    """input_ids (1, 77) int64 of a prompt, and of none."""
-    return {
-        "prompt": {"input_ids": tokenizer.encode(PROMPTS[0]).ids},
-        "empty": {"input_ids": tokenizer.encode("").ids},
-    }
+def text_encoder_inputs(tokenizer: Tokenizer, embeddings: Sequence[str] = ()) -> dict[str, Named]:
+    """input_ids (1, 77) int64 of a prompt, of none, and of the tokens of textual inversion."""
+    prompts = {"prompt": PROMPTS[0], "empty": ""}
+    if embeddings:
+        prompts["embeddings"] = " ".join(embeddings)
+    return {name: {"input_ids": tokenizer.encode(text).ids} for name, text in prompts.items()}
 
 
 def unet_inputs(
     config: Mapping[str, Any], text: Sequence[Case], *, guidance_scale: float
 ) -> dict[str, Named]:
-    """Noise (1, c, h, w) near both ends of the schedule, each under one prompt of `text`."""
+    """Noise (1, c, h, w) near both ends of the schedule, under the first prompts of `text`."""
     rng = np.random.default_rng(0)
     side = min(sample_side(config), _UNET_SIDE)
     cond_dim = config.get("time_cond_proj_dim")
     cases: dict[str, Named] = {}
-    for timestep, prompt in zip(_TIMESTEPS, text, strict=True):
+    for timestep, prompt in zip(_TIMESTEPS, text[: len(_TIMESTEPS)], strict=True):
         shape = (1, config.get("in_channels", 4), side, side)
         cases[f"t{timestep:g}"] = {
             "sample": rng.standard_normal(shape, dtype=np.float32),

@@ -139,8 +139,8 @@ def match(lora: Lora, pipeline: Mapping[str, Layers]) -> Matched:
 
     pipeline: component ("unet", "text_encoder", "text_encoder_2") → its layers.
 
-    Raises InputError where there is no such file; ExportError where it is no LoRA, of another
-    family, or of a shape that does not fit."""
+    Raises ExportError where there is no such file, where it is no LoRA, of another family, or of a
+    shape that does not fit."""
     where = f"--lora {lora.path}"
     names = {
         name: (component, layer)

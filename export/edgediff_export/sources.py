@@ -16,7 +16,7 @@ from edgediff_export import embedding, lora
 from edgediff_export.embedding import Embedding, Learned
 from edgediff_export.lora import Lora, Matched
 from edgediff_export.quiet import quiet
-from edgediff_export.tensorfile import PICKLES
+from edgediff_export.tensorfile import PICKLES, open_tensors
 from edgediff_export.tokenizer import open_tokenizer
 
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
@@ -105,7 +105,9 @@ class Source:
     def merged(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> "Source":
         """The same pipeline with LoRAs and textual inversions, which were read and fit it.
 
-        Raises InputError and ExportError as `lora.match` and `embedding.learn`."""
+        Raises ExportError as `lora.match` and `embedding.learn`."""
+        for asked in loras:  # before torch builds anything
+            open_tensors(asked.path, flag="--lora")
         components = ("unet", *self.text_encoders)
         shapes = {c: lora.layers(self._skeleton(c)) for c in components} if loras else {}
         widths = {c: config["hidden_size"] for c, config in self.text_encoders.items()}

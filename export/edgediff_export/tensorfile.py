@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from edgediff.errors import ExportError, InputError, first_line
+from edgediff.errors import ExportError, first_line
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
@@ -26,11 +26,11 @@ def split_argument(text: str) -> tuple[Path, str | None]:
 def open_tensors(path: Path, *, flag: str) -> Any:
     """A safetensors file, opened: `keys()`, `get_tensor(key)`, `metadata()`; tensors are torch's.
 
-    Raises InputError where there is no such file, ExportError where it is of another kind."""
+    Raises ExportError where there is no such file, or one of another kind."""
     if path.is_dir():
-        raise InputError(f"{flag} {path}: is a folder: give the .safetensors file in it")
+        raise ExportError(f"{flag} {path}: is a folder: give the .safetensors file in it")
     if not path.is_file():
-        raise InputError(f"{flag} {path}: no such file")
+        raise ExportError(f"{flag} {path}: no such file: check the path")
     if path.suffix in PICKLES:
         raise ExportError(
             f"{flag} {path}: a pickle, which can run any code when it is read; edgediff reads"

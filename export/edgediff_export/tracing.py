@@ -78,7 +78,8 @@ class Tracer:
         """The fixtures of a stage."""
         side = fixtures.sample_side(self.source.unet)
         if stage.name == "text_encoder":
-            return fixtures.text_encoder_inputs(self.tokenizer)
+            tokens = [learned.token for learned in self.source.embeddings]
+            return fixtures.text_encoder_inputs(self.tokenizer, tokens)
         if stage.name == "unet":
             return fixtures.unet_inputs(
                 self.source.unet,

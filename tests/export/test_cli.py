@@ -24,7 +24,7 @@ def test_help_shows_every_option() -> None:
     for option in (
         "--precision", "--size", "--vae", "--name", "--steps", "--guidance", "--sampler",
         "--license", "--attribution", "--force", "--json", "--target", "--min-psnr", "--max-size",
-        "--plan", "--average-attention",
+        "--plan", "--average-attention", "--lora", "--embedding",
     ):  # fmt: skip
         assert option in shown.output
 
@@ -68,6 +68,9 @@ def test_json(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
         (["SOURCE", "OUT", "--size", "big"], 2, "'big': give width x height"),
         (["SOURCE", "OUT", "--steps", "x"], 2, "'x' is not a valid integer"),
         (["SOURCE", "OUT", "--vae", "nowhere"], 1, "--vae nowhere: no VAE there"),
+        (["SOURCE", "OUT", "--lora", "nowhere"], 1, "--lora nowhere: no such file"),
+        (["SOURCE", "OUT", "--lora", "a.safetensors:x"], 2, "SCALE is 'x': give a number"),
+        (["SOURCE", "OUT", "--embedding", "a.safetensors:"], 2, "TOKEN is '': give a word"),
         (["SOURCE", "OUT/sub"], 1, "no such folder: create it first"),
         (["SOURCE", "."], 1, "exists already"),
         (["SOURCE", "OUT", "--frobnicate"], 2, "No such option"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from edgediff_export.tensorfile import open_tensors, split_argument
 
-from edgediff.errors import ExportError, InputError
+from edgediff.errors import ExportError
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_file_and_value(
 
 
 def test_what_is_not_there_or_not_safetensors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--lora .*absent: no such file"):
+    with pytest.raises(ExportError, match=r"--lora .*absent: no such file"):
         open_tensors(tmp_path / "absent", flag="--lora")
-    with pytest.raises(InputError, match=r"is a folder: give the \.safetensors file"):
+    with pytest.raises(ExportError, match=r"is a folder: give the \.safetensors file"):
         open_tensors(tmp_path, flag="--lora")
     pickle = tmp_path / "a.pt"
     pickle.write_bytes(b"\x80\x02")

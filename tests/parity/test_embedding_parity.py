@@ -149,3 +149,27 @@ def test_latents_and_pixels_of_a_bundle(bundle: Path, their: Any) -> None:
         picture = pipe.generate(prompt, negative_prompt=negative, **options).images[0]
         difference = np.asarray(picture).astype(int) - np.asarray(run("pil")[0])
         assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.slow
+def test_int8_for_a_cpu(
+    small_pipeline: Callable[[str], Path], files: list[Embedding], bundle: Path, tmp_path: Path
+) -> None:
+    """The new rows are quantized as the others, and the fixtures look at them."""
+    exported = export(
+        Options(
+            source=str(small_pipeline("sd1")),
+            out=tmp_path / "out",
+            steps=2,
+            precision="int8",
+            embeddings=tuple(files),
+        )
+    )
+    assert exported.manifest.graphs["text_encoder"].precision == "int8"
+    assert exported.manifest.fidelity.stages["text_encoder"].error < 0.02
+    assert edgediff.verify(tmp_path / "out").ok
+    fixtures = np.load(tmp_path / "out" / "fixtures.npz")
+    ids = fixtures["text_encoder/embeddings/in/input_ids"]
+    with edgediff.load(bundle, threads=1) as pipe:
+        tokens = pipe.bundle.manifest.tokenizers["text_encoder"].embeddings
+    assert {i for its in tokens.values() for i in its} <= set(ids[0].tolist())

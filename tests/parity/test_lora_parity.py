@@ -4,7 +4,8 @@ Each way to name layers is written out here from diffusers' own names, for every
 files hold, and read by both sides.
 """
 
-from collections.abc import Callable, json
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from edgediff_export.cli import export as export_command
 from edgediff_export.export import Options, export
 from edgediff_export.lora import Lora
 from edgediff_export.sources import open_source
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import edgediff
 from edgediff.bundle import hash_file
+from edgediff.cli.inspect import info
 
 pytestmark = [  # of diffusers, transformers and peft themselves
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -274,3 +278,40 @@ def test_latents_and_pixels_of_a_bundle(
         assert np.abs(picture - np.asarray(run(pipe, "pil")[0])).max() <= 1
     merged = json.loads((folder / "bundle.json").read_text())["provenance"]["loras"]
     assert merged == [{"file": "it.safetensors", "scale": 0.5, "sha256": hash_file(lora.path)}]
+
+
+@pytest.mark.slow
+def test_the_report_and_info_say_what_was_merged(
+    bundle: tuple[Lora, Path], small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    lora, _ = bundle
+    embedding = tmp_path / "word.safetensors"
+    save_file({"emb_params": torch.zeros(2, 32)}, embedding)
+    state = {f"lora_unet_nothing.lora_{k}.weight": torch.ones(2, 2) for k in ("down", "up")}
+    save_file(load_file(lora.path) | state, tmp_path / "more.safetensors")
+    done = CliRunner().invoke(
+        export_command,
+        [
+            *[str(small_pipeline("sd1")), str(tmp_path / "out"), "--steps", "1"],
+            *["--lora", f"{lora.path}:0.5", "--lora", f"{tmp_path / 'more.safetensors'}:0"],
+            *["--embedding", f"{embedding}:<word>"],
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    hashes = [hash_file(p)[:16] for p in (lora.path, tmp_path / "more.safetensors", embedding)]
+    merged = [
+        f"it.safetensors, scale 0.5, sha256 {hashes[0]}",
+        f"more.safetensors, scale 0, sha256 {hashes[1]}",
+        f"word.safetensors as '<word>', sha256 {hashes[2]}",
+    ]
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("merged")] == [f"merged {m}" for m in merged]
+    count = len({key.split(".")[0] for key in load_file(lora.path)})
+    assert (
+        f"more.safetensors: {count} of its {count + 1} layers were merged; the pipeline lacks the"
+        " others, such as lora_unet_nothing"
+    ) in lines
+    shown = CliRunner().invoke(info, [str(tmp_path / "out")]).output
+    assert [s.partition("  ")[2].strip() for s in shown.splitlines() if s.startswith("merged")] == (
+        merged
+    )
