@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from edgediff import __version__
 from edgediff.errors import InputError, first_line
 from edgediff.image import SAMPLER_LABELS
+from edgediff.picture import IN_MEMORY
 from edgediff.settings import Options, Settings
 
 
@@ -85,7 +86,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def describe_given(record: Any) -> str:
     """The names, in text, of the pictures that a call was given."""
-    return " and ".join(_names(record)) or "the picture"
+    return " and ".join(_names(record))
 
 
 def without_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +161,8 @@ def _hashes(record: Any) -> Any:
 
 
 def _names(record: Any) -> Any:
-    return (str(found["name"]) for found in _pictures(record) if found.get("name"))
+    names = (str(found.get("name", IN_MEMORY)) for found in _pictures(record))
+    return ("a picture without a file" if name == IN_MEMORY else name for name in names)
 
 
 def _pictures(record: Any) -> Any:
