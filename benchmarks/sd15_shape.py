@@ -56,6 +56,10 @@ _SD15_UNET = {
 }
 
 
+_UNET_ALONE = ("sample_size", "up_block_types", "time_cond_proj_dim")
+"""Options of a UNet that its control networks do not have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """What a pipeline is made of; the dicts override diffusers' defaults."""
@@ -174,6 +178,23 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
         "requires_safety_checker": False,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path:
+    """Write a control network for the UNet of one of SHAPES into `folder`, which is created.
+
+    A fresh one gives nothing, since its last convolutions are zero; these are random."""
+    import torch
+
+    config = {k: v for k, v in SHAPES[shape].unet.items() if k not in _UNET_ALONE}
+    torch.manual_seed(seed)
+    with _quiet():
+        network = _diffusers("ControlNetModel", config)
+        last = [*network.controlnet_down_blocks, network.controlnet_mid_block]
+        for layer in (*last, network.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(layer.weight, std=0.05)
+        network.save_pretrained(folder)
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome, prepare_jobs, read_jobs, run_jobs
+    from edgediff.control import Control
     from edgediff.errors import (
         BundleError,
         EdgediffError,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         InputError,
         ProviderError,
     )
+    from edgediff.maps import edges
     from edgediff.pipeline import Pipeline, load
     from edgediff.prompt import PromptReport
     from edgediff.record import Recorded, recorded
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BundleError": "errors",
+    "Control": "control",
     "EdgediffError": "errors",
     "ExportError": "errors",
     "InputError": "errors",
@@ -43,6 +46,7 @@ _HOMES = {
     "Result": "result",
     "Step": "samplers",
     "Timings": "result",
+    "edges": "maps",
     "load": "pipeline",
     "prepare_jobs": "batch",
     "read_jobs": "batch",
@@ -53,6 +57,7 @@ _HOMES = {
 
 __all__ = [
     "BundleError",
+    "Control",
     "EdgediffError",
     "ExportError",
     "InputError",
@@ -67,6 +72,7 @@ __all__ = [
     "Step",
     "Timings",
     "__version__",
+    "edges",
     "load",
     "prepare_jobs",
     "read_jobs",

@@ -60,7 +60,7 @@ def write_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
             offset = start + size
     if not external:
         data.unlink()
-    _shorten(model.graph)
+    shorten(model.graph)
     ir.save(model, path)
     return (data.name,) if external else ()
 
@@ -86,7 +86,7 @@ def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
-def _shorten(graph: ir.Graph) -> None:
+def shorten(graph: ir.Graph) -> None:
     """Drop what any reader infers, the types and shapes of intermediate values, and give these
     values short names; nodes and weights keep theirs. It halves the graph's file."""
     values = [v for node in graph for v in node.outputs if not v.is_graph_output()]
