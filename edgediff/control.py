@@ -14,7 +14,7 @@ from PIL import Image
 from edgediff.bundle import Manifest
 from edgediff.errors import InputError
 from edgediff.maps import edges, invert
-from edgediff.picture import Picture, Source, open_picture
+from edgediff.picture import Source, open_picture
 
 NETWORK = "controlnet."
 """A control network's stage is called this and its name."""
@@ -62,10 +62,11 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """A Control as a picture's record keeps it. `image`: the SHA-256 of its pixels."""
+    """A Control as a picture's record keeps it. image: {"name": …, "sha256": …} of what was
+    given."""
 
     name: str
-    image: str
+    image: dict[str, str]
     scale: float
     start: float
     end: float
@@ -77,14 +78,12 @@ def control_names(manifest: Manifest) -> tuple[str, ...]:
     return tuple(s.removeprefix(NETWORK) for s in manifest.graphs if s.startswith(NETWORK))
 
 
-def is_control_stage(stage: str) -> bool:
+def for_control(stage: str) -> bool:
     """Whether a stage is needed under control alone."""
     return stage.startswith(NETWORK) or stage == CONTROLLED_UNET
 
 
-def open_controls(
-    manifest: Manifest, controls: Mapping[str, Control] | None, steps: int
-) -> dict[str, Control]:
+def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) -> dict[str, Control]:
     """Controls with their pictures read, in the order of the bundle.
 
     Raises InputError for a network that the bundle does not have, for a scale or a part of the
@@ -101,21 +100,34 @@ def open_controls(
         if name not in known:
             there = f"it has {', '.join(known)}" if known else _how_to_export(str(name))
             raise InputError(f"control {name!r}: {manifest.name} has none of that name; {there}")
-    return {name: _opened(name, controls[name], steps) for name in known if name in controls}
+    return {name: _opened(name, controls[name]) for name in known if name in controls}
 
 
-def control_settings(controls: Mapping[str, Control]) -> tuple[ControlSettings, ...]:
-    """Opened controls as a record of them."""
-    return tuple(
-        ControlSettings(
-            name=name,
-            image=open_picture(control.image, name).sha256,
-            scale=float(control.scale),
-            start=float(control.start),
-            end=float(control.end),
-            process=control.process,
-        )
-        for name, control in controls.items()
+def resolve_controls(
+    manifest: Manifest, controls: Mapping[str, Control] | None, steps: int
+) -> tuple[ControlSettings, ...] | None:
+    """Check controls for a run of `steps` steps, and make a record of them; None of none.
+
+    Raises InputError as `open_controls` does, and where a network would not run at any step."""
+    opened = open_controls(manifest, controls)
+    for name, control in opened.items():
+        if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
+            raise InputError(
+                f"control {name!r}: from {control.start} to {control.end} of {steps} steps there is"
+                " no whole one: give a wider part, or more steps"
+            )
+    return tuple(_record(name, control) for name, control in opened.items()) or None
+
+
+def _record(name: str, control: Control) -> ControlSettings:
+    picture = open_picture(control.image, name)
+    return ControlSettings(
+        name=name,
+        image={"name": picture.name, "sha256": picture.sha256},
+        scale=float(control.scale),
+        start=float(control.start),
+        end=float(control.end),
+        process=control.process,
     )
 
 
@@ -125,7 +137,7 @@ def _how_to_export(name: str) -> str:
     )
 
 
-def _opened(name: str, control: Control, steps: int) -> Control:
+def _opened(name: str, control: Control) -> Control:
     if not isinstance(control, Control):
         raise InputError(
             f"control {name!r} is {type(control).__name__}: expected a Control, such as"
@@ -149,13 +161,4 @@ def _opened(name: str, control: Control, steps: int) -> Control:
             f"control {name!r}: process is {control.process!r}: expected"
             f" {' or '.join(map(repr, get_args(Process)))}, or None"
         )
-    if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
-        raise InputError(
-            f"control {name!r}: from {control.start} to {control.end} of {steps} steps there is no"
-            " whole one: give a wider part, or more steps"
-        )
-    return dataclasses.replace(control, image=_picture(name, control.image))
-
-
-def _picture(name: str, image: Source) -> Picture:
-    return open_picture(image, f"control {name!r}")
+    return dataclasses.replace(control, image=open_picture(control.image, f"control {name!r}"))

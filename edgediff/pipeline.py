@@ -1,7 +1,7 @@
 """Load a bundle and make pictures: the only place that knows the order of the stages."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgediff.bundle import Bundle, Defaults, GraphSpec
+from edgediff.bundle import Bundle, Defaults, Manifest
 from edgediff.conditioning import TextConditioner
+from edgediff.control import control_names, for_control, open_controls
 from edgediff.errors import BundleError, ProviderError
 from edgediff.result import Result
 from edgediff.run import Run
@@ -30,6 +31,7 @@ from edgediff.session import (
 )
 from edgediff.settings import Options, resolve, resolve_seeds
 from edgediff.stages import Stages, memory_limit
+from edgediff.unet import choose_unet
 from edgediff.vae import Vae
 
 BUILT_IN = "emoji"
@@ -156,7 +158,7 @@ class Pipeline:
                 # A provider that compiles does so when the size is known.
                 if not PROVIDERS[options.provider].static_shapes:
                     # The text encoder comes first in every call, and shows a provider that fails.
-                    for stage in manifest.graphs if max_memory is None else ["text_encoder"]:
+                    for stage in _at_once(manifest) if max_memory is None else ["text_encoder"]:
                         self._stages.session(stage, {})
             except (BundleError, ProviderError):
                 _raise_first(hashes)  # a damaged file explains whatever followed from it
@@ -171,7 +173,8 @@ class Pipeline:
     @property
     def loaded_stages(self) -> tuple[str, ...]:
         """The stages that are in memory now, least recently used first: all, unless max_memory or
-        a provider that compiles for each size puts it off."""
+        a provider that compiles for each size puts it off. In a bundle with control networks these
+        and the UNet, of which there are two, are loaded by the first call that runs them."""
         return self._stages.loaded
 
     @property
@@ -254,44 +257,24 @@ class Pipeline:
 
     def _start(self, prompt: str, options: Options) -> Run:
         """Check the options, and encode what they give; no step is taken yet."""
+        manifest = self.bundle.manifest
+        controls = open_controls(manifest, options.get("control"))
+        options = {**options, "control": controls}  # read once
         return Run(
-            self.bundle.manifest,
+            manifest,
             resolve(self.bundle, prompt, options, provider=self.provider),
             resolve_seeds(options.get("seed")),
             text=self._text,
-            unet=self._unet,
+            unet=choose_unet(manifest, lambda s, i: self.run_stage(s, i), controls),
             vae=self._vae,
         )
 
-    def _unet(
-        self,
-        latents: NDArray[np.float32],
-        timestep: float,
-        encoder_hidden_states: NDArray[np.float32],
-        extra: Mapping[str, NDArray[np.float32]],
-        /,
-    ) -> NDArray[np.float32]:
-        """One evaluation, as `denoiser.UNet` describes it."""
-        graph = self.bundle.manifest.graphs["unet"]
-        outputs = self.run_stage(
-            "unet",
-            {
-                "sample": latents,
-                "timestep": _timestep(graph, timestep),
-                "encoder_hidden_states": encoder_hidden_states,
-                **{k: np.repeat(v, len(latents) // len(v), axis=0) for k, v in extra.items()},
-            },
-        )
-        return outputs[graph.outputs[0].name]
 
-
-def _timestep(graph: GraphSpec, timestep: float) -> NDArray[Any]:
-    """The timestep as the graph takes it: its dtype, and a scalar or a vector of one."""
-    spec = graph.input("timestep")
-    if spec is None:
-        raise BundleError(f"{graph.file}: has no input `timestep`: export the bundle again")
-    value = np.asarray(timestep, dtype=spec.dtype)
-    return value.reshape((1,) * len(spec.shape))
+def _at_once(manifest: Manifest) -> list[str]:
+    """The stages that every call runs. Of the two UNets of a bundle with control networks a call
+    runs the one or the other."""
+    networks = control_names(manifest)
+    return [s for s in manifest.graphs if not networks or (s != "unet" and not for_control(s))]
 
 
 def _check_hashes(bundle: Bundle) -> None:

@@ -1,7 +1,7 @@
 """A call under way: its prompts encoded, its steps, and what each took."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from edgediff.denoiser import Denoiser, UNet
 from edgediff.noise import TorchGenerator
 from edgediff.result import Timings
 from edgediff.samplers import Latents, Noise, Step, initial_latents, sample
-from edgediff.schedule import make_plan
+from edgediff.schedule import Plan, make_plan
 from edgediff.settings import Settings
 from edgediff.vae import Vae
 
@@ -20,7 +20,7 @@ from edgediff.vae import Vae
 class Run:
     """One call of `generate` or `stream`: encodes the prompts, and iterates over the steps, once.
 
-    settings: what was asked for; seeds: one for each picture to make.
+    settings: what was asked for; seeds: one for each picture to make. unet: plan → the network.
     report: what became of the prompts."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Run:
         seeds: Sequence[int],
         *,
         text: TextConditioner,
-        unet: UNet,
+        unet: Callable[[Plan], UNet],
         vae: Vae,
     ) -> None:
         self._manifest = manifest
@@ -50,7 +50,7 @@ class Run:
         plan = make_plan(schedule, settings.sampler, settings.steps)
         noise = self._noise_at(settings.width, settings.height)
         denoise = Denoiser(
-            self._unet,
+            self._unet(plan),
             plan=plan,
             prediction_type=schedule.prediction_type,
             prompt=self._prompt,

@@ -11,6 +11,7 @@ from typing import TypedDict, TypeVar
 import numpy as np
 
 from edgediff.bundle import Bundle, Manifest
+from edgediff.control import Control, ControlSettings, resolve_controls
 from edgediff.errors import InputError
 from edgediff.noise import check_seed
 from edgediff.schedule import make_plan
@@ -40,6 +41,7 @@ class Options(TypedDict, total=False):
         being cut; the word BREAK starts a new one.
     clip_skip: how many of the text encoder's last layers to leave out, as diffusers counts (the web
         UI's "Clip skip" is one more); needs a text encoder that was exported with those outputs.
+    control: name of a control network of the bundle → the picture that it is to follow.
     """
 
     negative_prompt: str | None
@@ -51,6 +53,7 @@ class Options(TypedDict, total=False):
     prompt_weights: bool | None
     long_prompts: bool | None
     clip_skip: int | None
+    control: Mapping[str, Control] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class Settings:
     prompt_weights: bool = False
     long_prompts: bool = False
     clip_skip: int | None = None
+    control: tuple[ControlSettings, ...] | None = None
 
 
 def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "auto") -> Settings:
@@ -112,6 +116,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
         prompt_weights=_check_flag("prompt_weights", options.get("prompt_weights")),
         long_prompts=_check_long_prompts(manifest, options.get("long_prompts")),
         clip_skip=_check_clip_skip(manifest, options.get("clip_skip")),
+        control=resolve_controls(manifest, options.get("control"), len(plan.steps)),
     )
 
 

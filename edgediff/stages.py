@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgediff.bundle import Bundle, GraphSpec, Manifest
+from edgediff.control import for_control
 from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError
 from edgediff.session import Session, SessionOptions
@@ -53,7 +54,9 @@ def estimate(manifest: Manifest) -> dict[str, StageMemory]:
     rows = 2 if needs_negative(defaults.guidance_scale) and not embeds_guidance else 1
     lowered = manifest.graphs["unet"].loaded_bytes is not None
     unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
-    works = {"text_encoder": 0, "unet": rows * pixels * unet}
+    # A control network is half a UNet, whose results are as large as its inner values.
+    networks = ("unet", *(stage for stage in manifest.graphs if for_control(stage)))
+    works = {"text_encoder": 0, **dict.fromkeys(networks, rows * pixels * unet)}
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),

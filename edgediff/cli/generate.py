@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from edgediff.cli.batch import make_all
+from edgediff.cli.control import parse_controls
 from edgediff.cli.flags import SectionedCommand, flag, flags, json_flag, parse_size, provider_flags
 from edgediff.cli.report import tell_prompt
 
@@ -81,6 +82,17 @@ PICTURE_FLAGS = (
         multiple=True,
         help="The picture's random numbers; repeat for more pictures.  [default: drawn, and told]",
     ),
+    flag(
+        "Control",
+        "--control",
+        metavar="NAME=IMAGE[:SCALE[:START-END]]",
+        multiple=True,
+        callback=parse_controls,
+        help="Let a control network of the bundle follow an image: the map that it knows, resized"
+        " to the picture. NAME=edges:IMAGE makes one of the edges of a photo, NAME=invert:IMAGE"
+        " one of dark lines on white. SCALE (1) says how strongly, START-END (0-1) on which part"
+        " of the steps, such as canny=edges:photo.jpg:0.8:0-0.5. Once for each network.",
+    ),
 )
 
 
@@ -96,7 +108,7 @@ def _options(context: click.Context) -> "Options":
             and context.get_parameter_source(name) is not ParameterSource.DEFAULT
         ):
             value = context.params[name]
-            given[name] = list(value) if parameter.multiple else value
+            given[name] = list(value) if isinstance(value, tuple) and parameter.multiple else value
     return cast("Options", given)
 
 
