@@ -56,6 +56,11 @@ class GraphSpec:
     session_config: dict[str, str] = field(default_factory=dict)
     loaded_bytes: int | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graph and its weights."""
+        return (self.file, *self.data)
+
     def input(self, name: str) -> TensorSpec | None:
         """The input called `name`, or None where the graph has no such input."""
         return next((spec for spec in self.inputs if spec.name == name), None)
@@ -203,7 +208,7 @@ class MergedEmbedding:
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where the weights came from, under what terms, what was merged into them, and the versions
-    that made the bundle."""
+    that made the bundle. controlnets: control network → where it came from."""
 
     source: str
     license: str | None = None
@@ -211,6 +216,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     loras: tuple[MergedLora, ...] = ()
     embeddings: tuple[MergedEmbedding, ...] = ()
+    controlnets: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +239,13 @@ class Manifest:
     fidelity: Fidelity
     provenance: Provenance
     fixtures: str | None = None
+
+    def own_files(self, stage: str) -> list[str]:
+        """A stage's files that no stage before it has: the two UNets of a bundle with control
+        networks have one weights file."""
+        names = list(self.graphs)
+        before = {f for s in names[: names.index(stage)] for f in self.graphs[s].files}
+        return [name for name in self.graphs[stage].files if name not in before]
 
     def to_json(self) -> str:
         """The text of bundle.json: UTF-8 JSON, two-space indents, keys in schema order."""

@@ -18,10 +18,13 @@ def tiny_bundle() -> Path:
 
 
 class Pipelines(NamedTuple):
-    """A small random pipeline as diffusers has it, and the float32 bundle exported from it."""
+    """A small random pipeline as diffusers has it, and the float32 bundle exported from it.
+
+    controlnets: its control networks by name, as diffusers has them."""
 
     diffusers: Path
     bundle: Path
+    controlnets: dict[str, Path] = {}  # noqa: RUF012
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +90,28 @@ def sd2(exported: Callable[[str], Pipelines]) -> Pipelines:
 def lcm(exported: Callable[[str], Pipelines]) -> Pipelines:
     """Of a latent consistency model's shape: takes the guidance scale as an input."""
     return exported("lcm")
+
+
+@pytest.fixture(scope="session")
+def controlnets(sd15_shape: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two control networks for UNets of the shape "sd1"."""
+    folder = tmp_path_factory.mktemp("controlnets")
+    return {
+        name: sd15_shape.write_controlnet(folder / name, "sd1", seed=seed)
+        for seed, name in enumerate(("canny", "depth"), 1)
+    }
+
+
+@pytest.fixture(scope="session")
+def controlled(
+    small_pipeline: Callable[[str], Path],
+    controlnets: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Pipelines:
+    """Of Stable Diffusion 1.x's shape, with two control networks."""
+    from edgediff_export.export import Options, export
+
+    source, out = small_pipeline("sd1"), tmp_path_factory.mktemp("bundles") / "controlled"
+    requests = tuple(f"{name}={folder}" for name, folder in controlnets.items())
+    export(Options(source=str(source), out=out, steps=2, controlnets=requests))
+    return Pipelines(source, out, controlnets)

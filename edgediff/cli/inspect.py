@@ -58,8 +58,10 @@ def _describe(opened: "Bundle") -> str:
             f" predicts {schedule.prediction_type.removesuffix('_prediction')}",
         ),
     ]
+    for name, origin in manifest.provenance.controlnets.items():
+        rows.append(("control", f"--control {name}=IMAGE; from {origin}"))
     for name, graph in manifest.graphs.items():
-        size = sum(manifest.files[f].size for f in (graph.file, *graph.data))
+        size = sum(manifest.files[f].size for f in manifest.own_files(name))
         fidelity = manifest.fidelity.stages.get(name)
         error = f", {fidelity.error:.1e} from float" if fidelity else ""
         rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))

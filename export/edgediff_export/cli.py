@@ -100,6 +100,14 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     help="A textual inversion to merge, and the word for it in prompts; repeatable."
     "  [default: the file's own word, or its name]",
 )
+@click.option(
+    "--controlnet",
+    "controlnets",
+    metavar="[NAME=]SOURCE",
+    multiple=True,
+    help="A control network (ControlNet) for this UNet: a folder or a hub id; repeatable. Pictures"
+    " name it: generate --control NAME=IMAGE.  [NAME: SOURCE's last part]",
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
@@ -123,6 +131,7 @@ def export(
     attribution: tuple[str, ...],
     loras: tuple[str, ...],
     embeddings: tuple[str, ...],
+    controlnets: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -165,6 +174,7 @@ def export(
             attribution=attribution,
             loras=tuple(map(parse_lora, loras)),
             embeddings=tuple(map(parse_embedding, embeddings)),
+            controlnets=controlnets,
             force=force,
         ),
         report,

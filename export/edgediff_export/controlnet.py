@@ -1,5 +1,5 @@
-"""Control networks (Zhang et al. 2023, arXiv:2302.05543) of a pipeline: where they come from, whether
-they fit its UNet, and the stages that they become."""
+"""Control networks (Zhang et al. 2023, arXiv:2302.05543) of a pipeline: where they come from,
+whether they fit its UNet, and the stages that they become."""
 
 import re
 from collections.abc import Mapping, Sequence

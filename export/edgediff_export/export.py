@@ -8,14 +8,16 @@ from pathlib import Path
 
 import edgediff
 from edgediff.bundle import Fidelity, Manifest, PlanSearch, Provenance, Quantization
+from edgediff.control import CONTROLLED_UNET, for_control
 from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
 from edgediff_export import fidelity, precision, qdq, tokenizer
+from edgediff_export.controlnet import open_controlnets
 from edgediff_export.defaults import choose_defaults, latent_space
 from edgediff_export.fidelity import Case, Shot
 from edgediff_export.lower.cpu import prepare
 from edgediff_export.lower.dense import Format
-from edgediff_export.lowering import Lowering, size
+from edgediff_export.lowering import Lowering, Written
 from edgediff_export.options import PROVIDERS, Options, Target, check_target
 from edgediff_export.plan import SavedPlan, read_plan
 from edgediff_export.scheduling import read_schedule
@@ -45,9 +47,8 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def size(self, stage: str) -> int:
-        """Bytes of a stage's graph and weights."""
-        graph = self.manifest.graphs[stage]
-        return sum(self.manifest.files[f].size for f in (graph.file, *graph.data))
+        """Bytes of a stage's graph, and of its weights where no stage before has the same."""
+        return sum(self.manifest.files[f].size for f in self.manifest.own_files(stage))
 
 
 def export(options: Options, report: Report = lambda _: None) -> Exported:
@@ -70,10 +71,13 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         lowering = _plan_lowering(
             options, target, plan, manifest, traced, seen, shots[0], work, report
         )
-        written = {}
+        written: dict[str, Written] = {}
         for name, stage in traced.items():
             report(f"{name}: {options.precision}")
-            written[name] = lowering.write(name, stage, seen[name], floats, bundle)
+            if name == CONTROLLED_UNET:
+                written[name] = lowering.write_controlled(stage, written["unet"], floats, bundle)
+            else:
+                written[name] = lowering.write(name, stage, seen[name], floats, bundle)
         notes = tuple(w.note for w in written.values() if w.note)
         if lowering.search is not None and notes:
             raise ExportError(
@@ -102,7 +106,11 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
                 fidelity=replace(manifest.fidelity, pictures=compared),
             ),
         )
-        float_sizes = {name: size(floats, stage.spec) for name, stage in traced.items()}
+        floats_manifest = replace(manifest, graphs={n: t.spec for n, t in traced.items()})
+        float_sizes = {
+            name: sum((floats / file).stat().st_size for file in floats_manifest.own_files(name))
+            for name in traced
+        }
         report(f"writing {options.out}")
     return Exported(
         root=options.out, manifest=manifest, float_sizes=float_sizes, notes=(*unmatched, *notes)
@@ -121,6 +129,7 @@ def _trace(
     schedule = read_schedule(source.scheduler)
     latent = latent_space(source)
     defaults = choose_defaults(options, source, schedule, latent)
+    networks = open_controlnets(options.controlnets, source, latent)
     floats, bundle = work / "float", work / "bundle"
     report("tokenizer")
     added = [learned.tokens for learned in source.embeddings]
@@ -133,11 +142,16 @@ def _trace(
         defaults=defaults,
         floats=floats,
         scratch=work / "trace",
+        networks={network.stage.name: network for network in networks},
     )
     traced: dict[str, Traced] = {}
-    for stage in stages_of(source, with_encoder=options.with_encoder):
+    stages = stages_of(source, with_encoder=options.with_encoder)
+    for stage in (*stages, *(network.stage for network in networks)):
         report(f"{stage.name}: tracing")
         traced[stage.name] = tracer.trace(stage, traced)
+    if networks:
+        report(f"{CONTROLLED_UNET}: adding inputs")
+        traced[CONTROLLED_UNET] = tracer.trace_controlled(networks[0], traced)
     manifest = Manifest(
         name=options.name or source.name,
         pipeline=source.pipeline,
@@ -158,6 +172,7 @@ def _trace(
             versions=_versions(),
             loras=tuple(matched.record() for matched in source.loras),
             embeddings=tuple(learned.record() for learned in source.embeddings),
+            controlnets={network.name: network.description for network in networks},
         ),
     )
     return manifest, traced, tuple(matched.note for matched in source.loras if matched.note)
@@ -184,6 +199,8 @@ def _plan_lowering(
     floats = work / "float"
     prepared = {}
     for name, stage in traced.items():
+        if name == CONTROLLED_UNET:  # made of the finished UNet
+            continue
         report(f"{name}: lowering")
         prepared[name] = prepare(
             floats / stage.spec.file,
@@ -202,7 +219,8 @@ def _plan_lowering(
         formats, search = Trial(
             floats=floats,
             manifest=manifest,
-            prepared=prepared,
+            # Its pictures are made without control networks: these stay in plain int8.
+            prepared={name: p for name, p in prepared.items() if not for_control(name)},
             calibration=calibration,
             unseen=unseen,
             scratch=work,

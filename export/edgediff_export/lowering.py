@@ -6,14 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgediff.bundle import GraphSpec, PlanSearch, Precision, Quantization, StageFidelity
+from edgediff.control import CONTROLLED_UNET
+from edgediff.errors import ExportError
 from edgediff_export import fidelity
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.cpu import Prepared
 from edgediff_export.lower.dense import Format
 from edgediff_export.lowered import Lowered
 from edgediff_export.plan import SavedPlan
-from edgediff_export.tracing import Traced, graph_spec
-from edgediff_export.write import write_graph
+from edgediff_export.residuals import find_joins, write_controlled
+from edgediff_export.tracing import Traced
+from edgediff_export.write import graph_spec, write_graph
 
 Lower = Callable[[Path, Sequence[Case]], Lowered]
 """The float32 graph at a path, and examples of what it sees → the graph in another precision."""
@@ -50,7 +53,7 @@ class Lowering:
         return cls(
             precision="int8",
             lower={
-                stage: _writer(p, None if formats is None else formats[stage])
+                stage: _writer(p, None if formats is None else formats.get(stage))
                 for stage, p in prepared.items()
                 if plan is None or not plan.keeps_float(stage)
             },
@@ -100,12 +103,29 @@ class Lowering:
         judged = fidelity.judge(error, max_abs_error, lowered.precision, bfloat16=self.bfloat16)
         return Written(spec=spec, fidelity=judged, tensors=lowered.plan)
 
+    def write_controlled(
+        self, traced: Traced, unet: "Written", floats: Path, bundle: Path
+    ) -> "Written":
+        """The UNet that takes residuals, over the weights that the UNet was written with.
+
+        Raises ExportError where it is wrong though the UNet is not: there is no other."""
+        residuals = [i for i in traced.spec.inputs if unet.spec.input(i.name) is None]
+        spec = write_controlled(bundle, unet.spec, find_joins(floats), residuals)
+        error, max_abs_error = fidelity.measure(bundle / spec.file, spec, traced.cases)
+        if spec.precision != "fp32" and not error <= _LIMITS[self.precision]:
+            raise ExportError(
+                f"{CONTROLLED_UNET}: in {self.precision} it is {error:.2g} of its output's norm"
+                " from float: export it in another precision; nothing was written"
+            )
+        judged = fidelity.judge(error, max_abs_error, spec.precision, bfloat16=self.bfloat16)
+        return Written(spec=spec, fidelity=judged, tensors={})
+
     def quantization(self, written: Mapping[str, "Written"]) -> Quantization:
         """What bundle.json says of it."""
         int8 = {stage for stage, w in written.items() if w.spec.precision == "int8"}
         return Quantization(
             precision=self.precision,
-            tensors={stage: w.tensors for stage, w in written.items()},
+            tensors={stage: w.tensors for stage, w in written.items() if stage != CONTROLLED_UNET},
             averaged_attention=self.average and "unet" in int8,
             direct={
                 stage: p.direct for stage, p in self.prepared.items() if p.direct and stage in int8

@@ -40,6 +40,7 @@ class Options:
     size: tuple[int, int] | None = None
     vae: Path | None = None
     with_encoder: bool = False
+    controlnets: tuple[str, ...] = ()
     name: str | None = None
     steps: int | None = None
     guidance_scale: float | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgediff.bundle import MANIFEST, parse_manifest
+from edgediff.control import for_control
 from edgediff.errors import BundleError, InputError
 from edgediff_export.lower.cpu import Prepared, quantizable
 from edgediff_export.lower.dense import BLOCK, Format, Kernel
@@ -39,6 +40,8 @@ class SavedPlan:
         """The plan of each stage. Raises InputError where it is another model's."""
         fitted: dict[str, dict[str, Format]] = {}
         for stage, p in prepared.items():
+            if stage not in self.tensors and for_control(stage):
+                continue  # added since: it gets the plan of any other
             named = self.tensors.get(stage, {})
             names = {layer.name for layer in p.layers}
             wanted = {layer.name for layer in p.layers if quantizable(layer)}
@@ -62,7 +65,7 @@ class SavedPlan:
 
     def keeps_float(self, stage: str) -> bool:
         """Whether the stage stayed float as it was traced, its embeddings as well."""
-        return set(self.tensors[stage].values()) == {"fp32"}
+        return set(self.tensors.get(stage, {}).values()) == {"fp32"}
 
     def _format(self, stage: str, name: str, form: str) -> Format:
         formats = typing.get_args(Format)

@@ -7,11 +7,13 @@ Concats of the decoding half. So the two differ in these additions alone, weight
 are the same, and without control nothing is paid."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from edgediff.bundle import TensorSpec
+from edgediff.bundle import GraphSpec, TensorSpec
+from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError
 from edgediff_export.lower.graph import Builder, dims
 from edgediff_export.observe import load_typed
@@ -20,12 +22,12 @@ from edgediff_export.write import shorten
 _CHANNELS_LAST = (0, 2, 3, 1)
 
 
-def find_joins(unet: Path) -> list[str]:
-    """The names of the nodes of a float32 UNet that join a skip connection, in order: Concats of
-    two values (b, c, h, w) along the channels, the skip connection second."""
+def find_joins(floats: Path) -> list[str]:
+    """The names of the nodes of the float32 UNet in a folder that join a skip connection, in order:
+    Concats of two values (b, c, h, w) along the channels, the skip connection second."""
     return [
         node.name or ""
-        for node in load_typed(unet).graph
+        for node in load_typed(floats / "unet.onnx").graph
         if node.op_type == "Concat"
         and node.attributes.get_int("axis", 0) == 1
         and [len(dims(v) or ()) for v in node.inputs] == [4, 4]
@@ -33,19 +35,19 @@ def find_joins(unet: Path) -> list[str]:
 
 
 def write_controlled(
-    unet: Path, path: Path, joins: Sequence[str], residuals: Sequence[TensorSpec]
-) -> ir.Model:
-    """Write the graph `unet` to `path`, in the same folder, with residuals as further inputs.
+    folder: Path, unet: GraphSpec, joins: Sequence[str], residuals: Sequence[TensorSpec]
+) -> GraphSpec:
+    """Write unet_controlled.onnx beside a UNet, over its weights, and describe it.
 
     joins: of the float32 graph; a lowered one names what became of them after them.
-    residuals: those of the skip connections from the first on, and the middle block's.
+    residuals: those of the skip connections from the first on, and the middle block's last.
     Raises ExportError where the two do not go together."""
-    model = load_typed(unet)
+    model = load_typed(folder / unet.file)
     graph = model.graph
     nodes = [node for node in graph if node.op_type == "Concat" and _origin(node) in joins]
     if len(nodes) != len(joins) or len(joins) + 1 != len(residuals):
         raise ExportError(
-            f"{unet.name}: has {len(nodes)} skip connections, and a control network gives"
+            f"{unet.file}: has {len(nodes)} skip connections, and a control network gives"
             f" {len(residuals) - 1}: give one that was made for this UNet"
         )
     inputs = [_input(spec) for spec in residuals]
@@ -55,8 +57,9 @@ def write_controlled(
         _add(graph, node, 1, residual)
     _add(graph, nodes[0], 0, mid)
     shorten(graph)
+    path = folder / f"{CONTROLLED_UNET}.onnx"
     ir.save(model, path)
-    return model
+    return replace(unet, file=path.name, inputs=(*unet.inputs, *residuals))
 
 
 def _origin(node: ir.Node) -> str:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgediff.bundle import Defaults, LatentSpec
+from edgediff.bundle import Defaults, GraphSpec, LatentSpec
+from edgediff.control import NETWORK, Control
 from edgediff_export import budget, fidelity
-from edgediff_export.fidelity import Array, Case, Picture, Shot
+from edgediff_export.fidelity import Array, Case, Named, Picture, Shot
 from edgediff_export.tracing import Traced
 
 _CALIBRATION_STEPS = 16
 """Denoising steps of the float pictures that calibration looks at."""
+_CONTROL_STEPS = 4
+"""The same of each picture, for a control network, whose results are many."""
 _SMALL_UNET = 100e6
 """Parameters; pictures of smaller models are compared at full size."""
 
@@ -61,7 +64,26 @@ def examples(
         spec = traced["vae_encoder"].spec
         pixels = {p.decoding.name: {"sample": _pixels(p)} for p in references}
         seen["vae_encoder"] = fidelity.run_graph(floats / spec.file, spec, pixels)
+    for stage, t in traced.items():
+        if stage.startswith(NETWORK):
+            inputs = {k: v for p in references for k, v in _under_its_edges(p, t.spec).items()}
+            seen[stage] = fidelity.run_graph(floats / t.spec.file, t.spec, inputs)
     return {stage: [*t.cases, *seen.get(stage, ())] for stage, t in traced.items()}
+
+
+def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
+    """What a control network that is shown a picture's own edges sees while the picture is made."""
+    every = max(1, len(picture.denoising) // _CONTROL_STEPS)
+    edges = Control(picture.pixels, process="edges").pixels(*picture.pixels.shape[1::-1])
+    found: dict[str, Named] = {}
+    for case in picture.denoising[::every]:
+        inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
+        inputs |= {
+            "controlnet_cond": np.repeat(edges, len(inputs["sample"]), axis=0),
+            "conditioning_scale": np.array(1.0, np.float32),
+        }
+        found[f"{picture.decoding.name}-{case.name}"] = inputs
+    return found
 
 
 def _pixels(picture: Picture) -> Array:

@@ -66,32 +66,7 @@ class Source:
 
         Raises ExportError where weights are missing, damaged or only there as a pickle."""
         folder = self.vae_folder if component == "vae" else self.folder / component
-        variant = find_weights(folder)
-        with quiet():
-            import torch
-            from safetensors import SafetensorError
-
-            try:
-                module, report = self._class(component).from_pretrained(
-                    folder,
-                    variant=variant,
-                    use_safetensors=True,
-                    torch_dtype=torch.float32,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
-                raise ExportError(
-                    f"{folder}: the weights cannot be loaded ({first_line(e)}):"
-                    " download or save the pipeline again"
-                ) from e
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ExportError(
-                f"{folder}: {len(missing)} weights are missing, such as {missing[0]}:"
-                " download or save the pipeline again"
-            )
-        module = module.eval().requires_grad_(False)
+        module = load_weights(folder, self._class(component))
         for matched in self.loras:
             matched.merge(component, module)
         if component in TEXT_ENCODERS and self.embeddings:
@@ -184,6 +159,39 @@ def open_source(source: str, *, work: Path, vae: Path | None = None) -> Source:
     )
     _check_components(opened)
     return opened
+
+
+def load_weights(folder: Path, cls: Any) -> Any:
+    """A component's folder as a torch module of a class of diffusers or transformers, in float32
+    and in eval mode.
+
+    Raises ExportError where weights are missing, damaged or only there as a pickle."""
+    variant = find_weights(folder)
+    with quiet():
+        import torch
+        from safetensors import SafetensorError
+
+        try:
+            module, report = cls.from_pretrained(
+                folder,
+                variant=variant,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
+            raise ExportError(
+                f"{folder}: the weights cannot be loaded ({first_line(e)}):"
+                " download or save the pipeline again"
+            ) from e
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ExportError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}:"
+            " download or save the pipeline again"
+        )
+    return module.eval().requires_grad_(False)
 
 
 def read_config(path: Path) -> dict[str, Any]:

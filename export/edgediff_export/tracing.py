@@ -2,23 +2,24 @@
 
 import gc
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from edgediff.bundle import Defaults, GraphSpec, LatentSpec, Precision, StageFidelity
+from edgediff.bundle import Defaults, GraphSpec, LatentSpec, StageFidelity
 from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
 from edgediff_export import fidelity, fixtures
+from edgediff_export.controlnet import ControlNet, controlled, controlled_inputs, network_inputs
 from edgediff_export.fidelity import Case, Named
+from edgediff_export.residuals import find_joins, write_controlled
 from edgediff_export.sources import Source
-from edgediff_export.stages import Stage
+from edgediff_export.stages import UNET, Stage
 from edgediff_export.trace import trace
-from edgediff_export.write import tensor_specs, write_graph
+from edgediff_export.write import graph_spec, write_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,15 @@ class Tracer:
     defaults: Defaults
     floats: Path
     scratch: Path
+    networks: Mapping[str, ControlNet] = field(default_factory=dict)
+    """Control networks by the names of their stages."""
 
     def trace(self, stage: Stage, done: Mapping[str, Traced]) -> Traced:
         """Load a component, run the fixtures through it, trace it, let go of it, check the graph.
 
         done: the stages before. Raises ExportError, also where graph and torch differ."""
         inputs = self._inputs(stage, done)
-        module = self.source.load(stage.component)
+        module = self._load(stage)
         parameters = sum(p.numel() for p in module.parameters())
         cases = fidelity.run_torch(module, stage, inputs)
         example = _example(cases[0].inputs)
@@ -64,18 +67,51 @@ class Tracer:
         del model
         gc.collect()
         shutil.rmtree(self.scratch)
-        error, max_abs_error = fidelity.measure(path, spec, cases)
+        return Traced(
+            spec=spec,
+            cases=cases,
+            fidelity=self._judged(stage, spec, cases),
+            parameters=parameters,
+        )
+
+    def trace_controlled(self, network: ControlNet, done: Mapping[str, Traced]) -> Traced:
+        """The UNet with a control network's residuals as inputs: made of its own float graph, and
+        compared with torch. Raises ExportError as `trace`."""
+        of = done[network.stage.name]
+        stage = controlled(UNET, network)
+        module = self._load(stage)
+        inputs = controlled_inputs(done["unet"].cases, of.cases)
+        cases = fidelity.run_torch(module, stage, inputs)
+        del module
+        gc.collect()
+        spec = write_controlled(
+            self.floats, done["unet"].spec, find_joins(self.floats), of.spec.outputs
+        )
+        return Traced(
+            spec=spec,
+            cases=cases,
+            fidelity=self._judged(stage, spec, cases),
+            parameters=done["unet"].parameters,
+        )
+
+    def _load(self, stage: Stage) -> Any:
+        network = self.networks.get(stage.component)
+        return self.source.load(stage.component) if network is None else network.load()
+
+    def _judged(self, stage: Stage, spec: GraphSpec, cases: Sequence[Case]) -> StageFidelity:
+        error, max_abs_error = fidelity.measure(self.floats / spec.file, spec, cases)
         if not error <= fidelity.FLOAT_LIMIT:
             raise ExportError(
                 f"{stage.name}: the exported graph differs from torch by {error:.1e} of its"
                 f" output's norm, more than {fidelity.FLOAT_LIMIT:.0e}: report this with the"
                 " pipeline's configs"
             )
-        judged = fidelity.judge(error, max_abs_error, "fp32")
-        return Traced(spec=spec, cases=cases, fidelity=judged, parameters=parameters)
+        return fidelity.judge(error, max_abs_error, "fp32")
 
     def _inputs(self, stage: Stage, done: Mapping[str, Traced]) -> Mapping[str, Named]:
         """The fixtures of a stage."""
+        if stage.component in self.networks:
+            return network_inputs(done["unet"].cases, self.latent)
         side = fixtures.sample_side(self.source.unet)
         if stage.name == "text_encoder":
             tokens = [learned.token for learned in self.source.embeddings]
@@ -89,19 +125,6 @@ class Tracer:
         if stage.name == "vae_encoder":
             return fixtures.vae_encoder_inputs(self.latent, side)
         return fixtures.vae_decoder_inputs(self.latent, side)
-
-
-def graph_spec(
-    model: ir.Model, path: Path, data: tuple[str, ...], precision: Precision
-) -> GraphSpec:
-    """A written graph as bundle.json describes it."""
-    return GraphSpec(
-        file=path.name,
-        data=data,
-        precision=precision,
-        inputs=tensor_specs(list(model.graph.inputs)),
-        outputs=tensor_specs(list(model.graph.outputs)),
-    )
 
 
 def _example(inputs: Named) -> dict[str, Any]:

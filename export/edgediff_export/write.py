@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgediff.bundle import DType, Manifest, TensorSpec, describe_files, write_manifest
+from edgediff.bundle import (
+    DType,
+    GraphSpec,
+    Manifest,
+    Precision,
+    TensorSpec,
+    describe_files,
+    write_manifest,
+)
 from edgediff.errors import ExportError
 
 INLINE_LIMIT = 1024
@@ -84,6 +92,19 @@ def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
         shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
         specs.append(TensorSpec(name=value.name, dtype=_DTYPES[value.dtype], shape=shape))
     return tuple(specs)
+
+
+def graph_spec(
+    model: ir.Model, path: Path, data: tuple[str, ...], precision: Precision
+) -> GraphSpec:
+    """A written graph as bundle.json describes it."""
+    return GraphSpec(
+        file=path.name,
+        data=data,
+        precision=precision,
+        inputs=tensor_specs(list(model.graph.inputs)),
+        outputs=tensor_specs(list(model.graph.outputs)),
+    )
 
 
 def shorten(graph: ir.Graph) -> None:
