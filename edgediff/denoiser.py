@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.errors import InputError
-from edgediff.samplers import Latents
-from edgediff.schedule import Plan, PredictionType, alpha_sigma
+from edgediff.plan import Plan
+from edgediff.schedule import PredictionType, alpha_sigma
+from edgediff.step import Latents
 
 _Inputs = dict[str, npt.NDArray[np.float32]]
 

@@ -10,9 +10,9 @@ from edgediff.bundle import Manifest
 from edgediff.conditioning import TextConditioner
 from edgediff.denoiser import Denoiser, UNet
 from edgediff.noise import TorchGenerator
+from edgediff.plan import Plan, make_plan
 from edgediff.result import Timings
 from edgediff.samplers import Latents, Noise, Step, initial_latents, sample
-from edgediff.schedule import Plan, make_plan
 from edgediff.settings import Settings
 from edgediff.vae import Vae
 

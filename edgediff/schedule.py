@@ -1,4 +1,4 @@
-"""The noise schedule a model was trained with, and the noise levels a sampler steps through.
+"""The noise schedule a model was trained with.
 
 Notation, after Karras et al. 2022 (arXiv:2206.00364) and Lu et al. 2022 (arXiv:2211.01095):
 `alphas_cumprod` is ᾱ_t; `sigma` = sqrt((1 - ᾱ) / ᾱ) is the noise level, in units of the latents;
@@ -10,23 +10,19 @@ of their bits. So the table of ᾱ is made in float32, as in training; what is c
 float64 and handed out as Python floats, since an np.float64 would promote float32 latents.
 """
 
-import itertools
 import math
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from edgediff.errors import BundleError, InputError
+from edgediff.errors import BundleError
 
 BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
-_Array = npt.NDArray[np.float64]
 _LAST_ALPHA_CUMPROD = 2.0**-24
 
 
@@ -37,13 +33,15 @@ class NoiseSchedule:
     Field names and meanings are those of diffusers' scheduler configs.
 
     timestep_spacing: None leaves it to the sampler, as diffusers does where the config at hand does
-        not set it: "leading" for ddim, "linspace" for euler, euler_a and dpmpp_2m. The other two
-        have a spacing of their own.
+        not set it: "leading" for ddim and pndm, "linspace" for the others. lcm and tcd have a
+        spacing of their own, and so has any sampler where `make_plan` is given one.
     steps_offset: added to the timesteps of "leading" spacing; 0 … num_train_timesteps - 1.
-    set_alpha_to_one: whether ddim ends at ᾱ = 1 rather than at ᾱ_0.
-    clip_sample, clip_sample_range: whether, and to what magnitude, ddim and lcm clip x0.
-    original_inference_steps: length of the grid that lcm was distilled on.
+    set_alpha_to_one: whether ddim and pndm end at ᾱ = 1 rather than at ᾱ_0.
+    clip_sample, clip_sample_range: whether, and to what magnitude, ddim, heun and lcm clip x0.
+    original_inference_steps: length of the grid that lcm and tcd were distilled on.
     timestep_scaling: s of lcm's boundary condition, per timestep.
+    eta: tcd's share of fresh noise, gamma in its paper, from 0 (none) to 1 (all, as in lcm); in
+        diffusers an argument of TCDScheduler.step.
 
     Raises BundleError for values out of range.
     """
@@ -61,6 +59,7 @@ class NoiseSchedule:
     clip_sample_range: float = 1.0
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    eta: float = 0.3
 
     def __post_init__(self) -> None:
         t = self.num_train_timesteps
@@ -91,37 +90,7 @@ class NoiseSchedule:
             self.timestep_scaling,
             "positive and finite",
         )
-
-
-class PlannedStep(NamedTuple):
-    """One step of a sampler: evaluate the model at `sigma`, where the network wants to be told
-    `timestep`, and go on to noise level `sigma_next`."""
-
-    sigma: float
-    sigma_next: float
-    timestep: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a sampler does: its steps from the noisiest on, and the constants that go with them.
-
-    noise_scale: standard deviation of the initial latents. 1, except for euler and euler_a with
-        "linspace" or "trailing" spacing, which start from pure noise without the signal's share.
-    clip_range: the magnitude that ddim and lcm clip x0 to, or None.
-    timestep_scaling: as in NoiseSchedule, for lcm.
-    """
-
-    sampler: str
-    steps: tuple[PlannedStep, ...]
-    noise_scale: float
-    clip_range: float | None
-    timestep_scaling: float
-
-    @property
-    def timesteps(self) -> dict[float, float]:
-        """sigma → the timestep to tell the network, for each sigma that the sampler visits."""
-        return {step.sigma: step.timestep for step in self.steps}
+        _check(0.0 <= self.eta <= 1.0, "eta", self.eta, "from 0 to 1")
 
 
 def alpha_sigma(sigma: float) -> tuple[float, float]:
@@ -145,59 +114,25 @@ def alphas_cumprod(schedule: NoiseSchedule) -> list[float]:
     return [float(a) for a in _alphas_cumprod(schedule)]
 
 
-def make_plan(schedule: NoiseSchedule, sampler: str, steps: int) -> Plan:
-    """The noise levels and timesteps that diffusers' scheduler of that kind would step through.
-
-    sampler: one of "euler", "euler_a", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "lcm".
-    steps: 1 … num_train_timesteps; for lcm, 1 … original_inference_steps.
-
-    Raises InputError for an unknown sampler, for a number of steps that the schedule has no room
-    for, and for a model that cannot start where the sampler does."""
-    if sampler not in _GRIDS:
-        raise InputError(f"sampler is {sampler!r}: choose one of {', '.join(_GRIDS)}")
-    grid = _GRIDS[sampler]
-    most = schedule.original_inference_steps if sampler == "lcm" else schedule.num_train_timesteps
-    steps = _whole(steps, most, sampler)
-    planned = grid(schedule, steps)
-    if not _fits(schedule, planned):
-        fewer = next(n for n in range(steps - 1, 0, -1) if _fits(schedule, grid(schedule, n)))
-        raise InputError(
-            f"steps is {steps}: with this model's timesteps, {sampler} would repeat one or leave"
-            f" 0 … {schedule.num_train_timesteps - 1}: use {fewer} or fewer"
-        )
-    if math.isinf(planned[0].sigma) and schedule.prediction_type == "epsilon":
-        raise InputError(
-            f"sampler is {sampler!r}: it starts at zero signal, where a model that predicts epsilon"
-            " says nothing of the image: use euler, or a model that predicts v"
-        )
-    euler = sampler in ("euler", "euler_a")
-    start = euler and _spacing(schedule, "linspace") != "leading"
-    clips = schedule.clip_sample and sampler in ("ddim", "lcm")
-    return Plan(
-        sampler=sampler,
-        steps=planned,
-        noise_scale=alpha_sigma(planned[0].sigma)[1] if start else 1.0,
-        clip_range=schedule.clip_sample_range if clips else None,
-        timestep_scaling=schedule.timestep_scaling,
-    )
+def sigmas(schedule: NoiseSchedule) -> list[float]:
+    """sigma for each training timestep, each a float32 value; all finite: at zero terminal SNR, ᾱ
+    stays at 2**-24 and sigma at 4096."""
+    return [float(s) for s in _sigmas(schedule)]
 
 
-def karras_sigmas(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> list[float]:
-    """`steps` noise levels from sigma_max down to sigma_min: Karras et al. 2022, eq. 5, without
-    its final 0. One step stays at sigma_max."""
-    ramp = np.linspace(0.0, 1.0, steps)
-    low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
-    return [float(s) for s in (high + ramp * (low - high)) ** rho]
+def sigma_of(alpha_cumprod: float) -> float:
+    """ᾱ (0 … 1) → noise level sigma, infinite where ᾱ is 0."""
+    if alpha_cumprod == 0.0:
+        return math.inf
+    return math.sqrt((1.0 - alpha_cumprod) / alpha_cumprod)
 
 
-def sigma_to_timestep(schedule: NoiseSchedule, sigmas: list[float]) -> list[float]:
+def sigma_to_timestep(schedule: NoiseSchedule, levels: list[float]) -> list[float]:
     """Noise levels → fractional timesteps, by linear interpolation of log sigma over the
-    training timesteps; levels outside the schedule get its ends.
-
-    With `rescale_betas_zero_snr` the last level is 4096, as in `make_plan`."""
+    training timesteps (`sigmas`); levels outside the schedule get its ends."""
     table = _sigmas(schedule)
     log_table = np.log(table)
-    log_sigma = np.log(np.maximum(np.asarray(sigmas, np.float64), 1e-10))
+    log_sigma = np.log(np.maximum(np.asarray(levels, np.float64), 1e-10))
     # The last level not above: a zero-SNR table may fall at its very end, where ᾱ is held up.
     below = log_table[None, :] <= log_sigma[:, None]
     low = len(table) - 1 - np.argmax(below[:, ::-1], axis=1)
@@ -239,120 +174,11 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
 
 
 def _sigmas(schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
-    """sigma for each training timestep, all finite: at zero terminal SNR, ᾱ stays at 2**-24."""
     alpha = _alphas_cumprod(schedule)
     if schedule.rescale_betas_zero_snr:
         alpha[-1] = _LAST_ALPHA_CUMPROD
     sigma: npt.NDArray[np.float32] = np.sqrt((np.float32(1.0) - alpha) / alpha)
     return sigma
-
-
-def _spacing(schedule: NoiseSchedule, unset: TimestepSpacing) -> TimestepSpacing:
-    return unset if schedule.timestep_spacing is None else schedule.timestep_spacing
-
-
-def _spread(schedule: NoiseSchedule, spacing: TimestepSpacing, points: int) -> _Array:
-    """`points` descending timesteps: Lin et al. 2023, table 2."""
-    t = schedule.num_train_timesteps
-    if spacing == "linspace":
-        return np.linspace(0.0, t - 1, points)[::-1]
-    if spacing == "leading":
-        multiples: _Array = np.arange(points, dtype=np.float64)[::-1] * (t // points)
-        return multiples + schedule.steps_offset
-    # The cut is for the step sizes whose last multiple falls just short of t.
-    fractions: _Array = np.arange(t, 0, -t / points)[:points]
-    return fractions.round() - 1.0
-
-
-def _euler_grid(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, ...]:
-    t = _spread(schedule, _spacing(schedule, "linspace"), steps).astype(np.float32)
-    table = _sigmas(schedule)
-    return _chain(np.interp(t, np.arange(len(table)), table).tolist(), t.tolist())
-
-
-def _ddim_grid(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, ...]:
-    t = _spread(schedule, _spacing(schedule, "leading"), steps).round()
-    table = _alphas_cumprod(schedule)
-    # diffusers steps to t - T // steps whichever the spacing, even where the next timestep differs.
-    t_next = t - schedule.num_train_timesteps // steps
-    last = 1.0 if schedule.set_alpha_to_one else float(table[0])
-    return tuple(
-        PlannedStep(_sigma(table, now), _sigma_of(last) if then < 0 else _sigma(table, then), now)
-        for now, then in zip(t.tolist(), t_next.tolist(), strict=True)
-    )
-
-
-def _dpmpp_grid(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, ...]:
-    spacing = _spacing(schedule, "linspace")
-    if spacing == "trailing":
-        t = _spread(schedule, spacing, steps)
-    else:
-        # diffusers counts t = 0 among the points, and leaves it to the final sigma of 0.
-        t = _spread(schedule, spacing, steps + 1).round()[:-1]
-    table = _sigmas(schedule)
-    return _chain(np.interp(t, np.arange(len(table)), table).tolist(), t.tolist())
-
-
-def _karras_grid(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, ...]:
-    table = _sigmas(schedule)
-    sigmas = karras_sigmas(float(table[0]), float(table[-1]), steps)
-    t = np.array(sigma_to_timestep(schedule, sigmas))
-    # diffusers rounds, except with the cosine schedule, where it cuts.
-    t = np.floor(t) if schedule.beta_schedule == "squaredcos_cap_v2" else t.round()
-    return _chain(sigmas, t.tolist())
-
-
-def _lcm_grid(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, ...]:
-    """Luo et al. 2023 (arXiv:2310.04378), section 4.3: steps of the distillation's own grid."""
-    original = schedule.original_inference_steps
-    skip = schedule.num_train_timesteps // original
-    grid = np.arange(original, 0, -1) * skip - 1
-    t = grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
-    table = _alphas_cumprod(schedule)
-    return _chain([_sigma(table, i) for i in t.tolist()], [float(i) for i in t])
-
-
-_GRIDS: dict[str, Callable[[NoiseSchedule, int], tuple[PlannedStep, ...]]] = {
-    "euler": _euler_grid,
-    "euler_a": _euler_grid,
-    "ddim": _ddim_grid,
-    "dpmpp_2m": _dpmpp_grid,
-    "dpmpp_2m_karras": _karras_grid,
-    "lcm": _lcm_grid,
-}
-
-
-def _chain(sigmas: list[float], timesteps: list[float]) -> tuple[PlannedStep, ...]:
-    """Each step goes on to where the next one starts, the last to 0."""
-    return tuple(map(PlannedStep, sigmas, [*sigmas[1:], 0.0], timesteps))
-
-
-def _sigma(table: npt.NDArray[np.float32], timestep: float) -> float:
-    """The noise level at a whole timestep; one past the table's end gets the end, for `_fits`."""
-    return _sigma_of(float(table[min(int(timestep), len(table) - 1)]))
-
-
-def _sigma_of(alpha_cumprod: float) -> float:
-    if alpha_cumprod == 0.0:
-        return math.inf
-    return math.sqrt((1.0 - alpha_cumprod) / alpha_cumprod)
-
-
-def _fits(schedule: NoiseSchedule, steps: tuple[PlannedStep, ...]) -> bool:
-    """Whether the timesteps lie in the schedule and noise goes down at every step."""
-    inside = all(0 <= s.timestep < schedule.num_train_timesteps for s in steps)
-    falls = all(a.sigma > b.sigma for a, b in itertools.pairwise(steps))
-    return inside and falls and all(s.sigma >= s.sigma_next for s in steps)
-
-
-def _whole(steps: int, most: int, sampler: str) -> int:
-    try:
-        number = operator.index(steps)
-    except TypeError:
-        number = 0
-    if isinstance(steps, bool) or not 1 <= number <= most:
-        raise InputError(f"steps is {steps!r}: {sampler} takes a whole number from 1 to {most}")
-    return number
 
 
 def _choice(field: str, value: object, valid: tuple[object, ...]) -> None:

@@ -14,7 +14,7 @@ from edgediff.bundle import Bundle, Manifest
 from edgediff.control import Control, ControlSettings, resolve_controls
 from edgediff.errors import InputError
 from edgediff.noise import check_seed
-from edgediff.schedule import make_plan
+from edgediff.plan import make_plan
 
 T = TypeVar("T")
 

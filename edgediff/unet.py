@@ -11,8 +11,8 @@ from edgediff.conditioning import RunStage
 from edgediff.control import CONTROLLED_UNET, NETWORK, Control
 from edgediff.denoiser import UNet
 from edgediff.errors import BundleError
+from edgediff.plan import Plan
 from edgediff.samplers import Latents
-from edgediff.schedule import Plan
 
 Array = npt.NDArray[np.float32]
 Residuals = dict[str, Array]

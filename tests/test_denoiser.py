@@ -8,7 +8,8 @@ import pytest
 from edgediff.denoiser import Conditioning, Denoiser, guidance_embedding, needs_negative
 from edgediff.errors import InputError
 from edgediff.noise import TorchGenerator
-from edgediff.schedule import NoiseSchedule, Plan, PlannedStep, alpha_sigma, make_plan
+from edgediff.plan import Plan, PlannedStep, make_plan
+from edgediff.schedule import NoiseSchedule, alpha_sigma
 
 
 def make_plan_for(prediction: Any = "epsilon") -> Plan:
@@ -73,9 +74,11 @@ def test_sigma_zero(prediction: Any) -> None:
     plan = Plan(
         sampler="euler",
         steps=(PlannedStep(0.0, 0.0, 0.0),),
+        total=1,
         noise_scale=1.0,
         clip_range=None,
         timestep_scaling=10.0,
+        prediction_type=prediction,
     )
     denoise = Denoiser(Recorder(), plan=plan, prediction_type=prediction, prompt=text(0.0))
     np.testing.assert_array_equal(denoise(X, 0.0), X)
@@ -85,9 +88,11 @@ def test_infinite_sigma() -> None:
     plan = Plan(
         sampler="ddim",
         steps=(PlannedStep(math.inf, 0.0, 999.0),),
+        total=1,
         noise_scale=1.0,
         clip_range=None,
         timestep_scaling=10.0,
+        prediction_type="v_prediction",
     )
     denoise = Denoiser(Recorder(), plan=plan, prediction_type="v_prediction", prompt=text(0.0))
     np.testing.assert_array_equal(denoise(X, math.inf), -0.5 * X)

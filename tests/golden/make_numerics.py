@@ -14,11 +14,17 @@ import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
+    PNDMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 SHAPE = (1, 4, 4, 4)
@@ -36,6 +42,13 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
     "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "lcm": (LCMScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "deis": (DEISMultistepScheduler, {}),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_sde": (DPMSolverSDEScheduler, {}),
+    "tcd": (TCDScheduler, {}),
 }
 
 
@@ -45,19 +58,46 @@ def model(x: np.ndarray, timestep: float) -> np.ndarray:
     return np.float32(0.3) * np.sin(x + np.float32(timestep * 0.001)) + np.float32(1.5) * pattern
 
 
-def trajectory(scheduler: Any, stochastic: bool, steps: int) -> np.ndarray:
+def trajectory(scheduler: Any, sampler: str, steps: int) -> np.ndarray:
     scheduler.set_timesteps(steps)
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
-    extra = {"generator": generator} if stochastic else {}
-    euler = isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler))
+    extra = {"generator": generator} if sampler in ("euler_a", "lcm", "dpmpp_2m_sde", "tcd") else {}
+    if sampler == "dpmpp_sde":
+        scheduler.noise_sampler = Brownian(generator)
+    over_sigma = sampler in ("euler", "euler_a", "heun", "dpmpp_sde")
     rows = []
     for i, t in enumerate(scheduler.timesteps):
         out = model(scheduler.scale_model_input(x, t).numpy(), float(t))
         x = scheduler.step(torch.from_numpy(out), t, x, **extra).prev_sample
-        level = float(scheduler.sigmas[i + 1]) if euler else 0.0
+        level = float(scheduler.sigmas[i + 1]) if over_sigma else 0.0
         rows.append(x.numpy() / math.hypot(1.0, level))
-    return np.concatenate(rows).astype(np.float32)
+    return np.concatenate([rows[i] for i in whole_steps(sampler, len(rows))]).astype(np.float32)
+
+
+def whole_steps(sampler: str, evaluations: int) -> list[int]:
+    """Of diffusers' evaluations, those that end a step: the second of two, and the last."""
+    last = evaluations - 1
+    if sampler in ("heun", "dpmpp_sde"):
+        return [*range(1, last, 2), last]
+    return [*range(1 if sampler == "pndm" else 0, last), last]
+
+
+class Brownian:
+    """A path over sigma, asked for half a step and then for all of it, in unit variance."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.half: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        length = sigma - sigma_next
+        fresh = torch.randn(SHAPE, generator=self.generator)
+        if self.half is None:
+            self.half = fresh, length
+            return fresh
+        (first, half), self.half = self.half, None
+        return (first * half.sqrt() + fresh * (length - half).sqrt()) / length.sqrt()
 
 
 def main() -> None:
@@ -73,13 +113,18 @@ def main() -> None:
         for prediction in ("epsilon", "v_prediction"):
             scheduler = cls(**CONFIG, **extra, prediction_type=prediction)
             for steps in STEPS if prediction == "epsilon" else STEPS[2:3]:
-                rows = trajectory(scheduler, name in ("euler_a", "lcm"), steps)
+                rows = trajectory(scheduler, name, steps)
                 arrays[f"latents/{name}/{prediction}/{steps}"] = rows
         for spacing in ("leading", "linspace", "trailing"):
             scheduler = cls(**CONFIG, **extra, timestep_spacing=spacing)
             for steps in STEPS:
                 scheduler.set_timesteps(steps)
-                arrays[f"timesteps/{name}/{spacing}/{steps}"] = scheduler.timesteps.numpy()
+                t = scheduler.timesteps.numpy()
+                if name in ("heun", "dpmpp_sde"):
+                    t = t[::2]  # a step's first evaluation
+                elif name == "pndm" and steps > 1:
+                    t = np.concatenate([t[:1], t[2:]])  # which has its second one twice
+                arrays[f"timesteps/{name}/{spacing}/{steps}"] = t
     embed = StableDiffusionPipeline.get_guidance_scale_embedding
     arrays["guidance/7.5/32"] = embed(None, torch.tensor([6.5]), embedding_dim=32).numpy()
     arrays["versions"] = np.array([torch.__version__, diffusers.__version__])

@@ -18,8 +18,9 @@ from diffusers import (
 
 from edgediff.denoiser import Conditioning, Denoiser, guidance_embedding
 from edgediff.noise import TorchGenerator
+from edgediff.plan import make_plan
 from edgediff.samplers import initial_latents, sample
-from edgediff.schedule import NoiseSchedule, make_plan
+from edgediff.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning", "ignore::FutureWarning"
