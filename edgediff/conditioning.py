@@ -37,7 +37,9 @@ class TextConditioner:
         if needs_negative(settings.guidance_scale, self.guidance_embedding_dim()):
             encoded.append(self._tokenize(settings.negative_prompt or "", settings))
         chunks = max(len(e.ids) for e in encoded)
-        conditionings = [self._encode(e, chunks, settings.clip_skip) for e in encoded]
+        # diffusers leaves out no layer for the negative prompt.
+        skips = (settings.clip_skip, None)
+        found = [self._encode(e, chunks, k) for e, k in zip(encoded, skips, strict=False)]
         report = PromptReport(
             text=settings.prompt,
             tokens=encoded[0].tokens,
@@ -47,7 +49,7 @@ class TextConditioner:
             negative_truncated=encoded[1].truncated if len(encoded) > 1 else "",
             chunks=chunks,
         )
-        return report, conditionings[0], conditionings[1] if len(encoded) > 1 else None
+        return report, found[0], found[1] if len(found) > 1 else None
 
     def guidance_embedding_dim(self) -> int | None:
         """The width of the UNet's `timestep_cond`, None where it has no such input."""
@@ -67,7 +69,7 @@ class TextConditioner:
     def _encode(self, encoded: EncodedPrompt, chunks: int, clip_skip: int | None) -> Conditioning:
         """A prompt → its hidden states (1, chunks · tokens, width) float32, chunk after chunk;
         empty ones make up for what it has fewer."""
-        name = states_output(self._manifest, clip_skip)
+        name = states_output(self._manifest.graphs["text_encoder"], clip_skip)
         states = [
             apply_weights(self._run_encoder(ids)[name], weights)
             for ids, weights in zip(encoded.ids, encoded.weights, strict=True)

@@ -10,7 +10,7 @@ from typing import TypedDict, TypeVar
 
 import numpy as np
 
-from edgediff.bundle import Bundle, Manifest
+from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.control import Control, ControlSettings, resolve_controls
 from edgediff.errors import InputError
 from edgediff.noise import check_seed
@@ -39,8 +39,9 @@ class Options(TypedDict, total=False):
         AUTOMATIC1111's web UI; otherwise they are text.
     long_prompts: what does not fit the text encoder goes on in further chunks of tokens instead of
         being cut; the word BREAK starts a new one.
-    clip_skip: how many of the text encoder's last layers to leave out, as diffusers counts (the web
-        UI's "Clip skip" is one more); needs a text encoder that was exported with those outputs.
+    clip_skip: how many of the text encoder's last layers to leave out for the prompt, though not
+        for the negative one, as in diffusers (the web UI counts one more, and does both); needs a
+        text encoder that was exported with those outputs.
     control: name of a control network of the bundle → the picture that it is to follow.
     """
 
@@ -167,28 +168,29 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
         raise InputError(
             f"clip_skip is {value!r}: expected a whole number from 1 up, or None for no layer"
         )
-    states_output(manifest, int(value))
+    states_output(manifest.graphs["text_encoder"], int(value))
     return int(value)
 
 
-_CLIP_SKIP = "clip_skip_"
+def clip_skip_output(clip_skip: int) -> str:
+    """The name of the output of a text encoder that leaves out so many of its last layers."""
+    return f"clip_skip_{clip_skip}"
 
 
-def states_output(manifest: Manifest, clip_skip: int | None) -> str:
-    """The text encoder's output that conditions the UNet, clip_skip layers before the usual one.
+def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
+    """The output of a text encoder that conditions the UNet: the first, or that of clip_skip.
 
     Raises InputError where the graph has no such output."""
-    outputs = [spec.name for spec in manifest.graphs["text_encoder"].outputs]
+    outputs = [spec.name for spec in graph.outputs]
     if clip_skip is None:
         return outputs[0]
-    name = f"{_CLIP_SKIP}{clip_skip}"
-    if name in outputs:
-        return name
-    able = [name.removeprefix(_CLIP_SKIP) for name in outputs if name.startswith(_CLIP_SKIP)]
+    if clip_skip_output(clip_skip) in outputs:
+        return clip_skip_output(clip_skip)
+    able = [str(k) for k in range(1, len(outputs)) if clip_skip_output(k) in outputs]
     if able:
         raise InputError(
             f"clip_skip is {clip_skip}: this bundle's text encoder can leave out"
-            f" {' or '.join(able)} layers, or none"
+            f" {' or '.join(able)} of its layers, or none"
         )
     raise InputError(
         f"clip_skip is {clip_skip}: this bundle's text encoder gives its last layer alone: export"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgediff.settings import clip_skip_output
 from edgediff_export.sources import Source
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -45,7 +46,7 @@ class Stage:
 
 def stages_of(source: Source, *, with_encoder: bool = False) -> list[Stage]:
     """The stages that a pipeline becomes, in the order in which they run."""
-    stages = [TEXT_ENCODER, UNET, VAE_DECODER]
+    stages = [_text_encoder(source.text_encoder), UNET, VAE_DECODER]
     return [*stages, _vae_encoder(source)] if with_encoder else stages
 
 
@@ -54,17 +55,31 @@ def forward(module: Any, inputs: Mapping[str, Any]) -> Any:
     return type(module).forward(module, **inputs)
 
 
-def _encode_text(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (forward(module, inputs).last_hidden_state,)
+CLIP_SKIPS = 2
+"""How many of its last layers a text encoder can leave out; a further output each, whose cost is
+that of a norm."""
 
 
-TEXT_ENCODER = Stage(
-    name="text_encoder",
-    component="text_encoder",
-    inputs={"input_ids": {0: "batch"}},
-    outputs={"last_hidden_state": {0: "batch"}},
-    evaluate=_encode_text,
-)
+def _text_encoder(config: Mapping[str, Any]) -> Stage:
+    """The last hidden states, and those for each `clip_skip`: of an earlier layer, through the last
+    norm all the same."""
+    # CLIPTextConfig's own default, which its files may leave out.
+    skips = range(1, min(CLIP_SKIPS, config.get("num_hidden_layers", 12)) + 1)
+
+    def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        found = forward(module, {**inputs, "output_hidden_states": True})
+        norm = module.text_model.final_layer_norm
+        skipped = (norm(found.hidden_states[-1 - k]) for k in skips)
+        return (found.last_hidden_state, *skipped)
+
+    names = ["last_hidden_state", *map(clip_skip_output, skips)]
+    return Stage(
+        name="text_encoder",
+        component="text_encoder",
+        inputs={"input_ids": {0: "batch"}},
+        outputs={name: {0: "batch"} for name in names},
+        evaluate=encode,
+    )
 
 
 def _predict(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -41,12 +41,20 @@ def trace(
         except Exception as e:  # the exporter and torch raise anything
             raise ExportError(f"{stage.name}: cannot be traced ({first_line(e)})") from e
     model = ir.load(path)
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    known = {**{k: v.shape for k, v in example.items()}, **shapes}
+    _name_dimensions(model.graph, stage, known)
+    tidy(model)
+    # An output that turned out to be an intermediate value has the shape that was inferred of that.
+    _name_dimensions(model.graph, stage, known)
+    return model
+
+
+def _name_dimensions(graph: ir.Graph, stage: Stage, known: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs and outputs their shapes; the exporter names what it could not infer after its
+    own nodes."""
+    for value in (*graph.inputs, *graph.outputs):
         name = value.name or ""
-        known = example[name].shape if name in example else shapes[name]
-        # The exporter names what it could not infer after its own nodes.
-        value.shape = ir.Shape([stage.axes(name).get(i, d) for i, d in enumerate(known)])
-    return tidy(model)
+        value.shape = ir.Shape([stage.axes(name).get(i, d) for i, d in enumerate(known[name])])
 
 
 def _stage_config(config: Any, stage: Stage, example: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from edgediff_export.lowered import Lowered
 import edgediff
 from edgediff.bundle import Bundle, write_manifest
 from edgediff.errors import InputError
-from edgediff.verification import verify
+from edgediff.verification import relative_error, verify
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +240,48 @@ def test_the_graphs_are_what_the_manifest_says(sd1: Any) -> None:
         assert [o.name for o in model.graph.output] == [o.name for o in graph.outputs]
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_what_lowering_does_to_clip_skip_is_measured(
+    lowered: dict[str, Exported], precision: str
+) -> None:
+    bundle = lowered[precision]
+    graph = bundle.manifest.graphs["text_encoder"]
+    assert graph.precision == precision
+    names = [spec.name for spec in graph.outputs]
+    assert names == ["last_hidden_state", "clip_skip_1", "clip_skip_2"]
+    with (
+        np.load(bundle.root / "fixtures.npz") as fixtures,
+        edgediff.load(bundle.root, provider="cpu", threads=1) as pipe,
+    ):
+        worst = 0.0
+        for case in ("prompt", "empty"):
+            prefix = f"text_encoder/{case}"
+            found = pipe.run_stage(
+                "text_encoder", {"input_ids": fixtures[f"{prefix}/in/input_ids"]}
+            )
+            for name in names:
+                expected = fixtures[f"{prefix}/out/{name}"]
+                worst = max(worst, relative_error(found[name], expected))
+        fidelity = bundle.manifest.fidelity.stages["text_encoder"]
+        assert 0 < worst <= fidelity.error * 1.01
+        assert fidelity.error < 0.02
+        last, *skipped = (
+            list(pipe.stream("a fox", seed=0, steps=1, clip_skip=k))[-1].latents
+            for k in (None, 1, 2)
+        )
+        for latents in skipped:
+            assert np.isfinite(latents).all()
+            assert (latents != last).any()
+
+
 def test_shapes_are_free_where_they_should_be(sd1: Any, lcm: Any) -> None:
     graphs = Bundle.open(sd1.bundle).manifest.graphs
     shapes = {i.name: i.shape for g in graphs.values() for i in (*g.inputs, *g.outputs)}
     assert shapes == {
         "input_ids": ("batch", 77),
         "last_hidden_state": ("batch", 77, 32),
+        "clip_skip_1": ("batch", 77, 32),
+        "clip_skip_2": ("batch", 77, 32),
         "sample": ("batch", 3, "picture_height", "picture_width"),  # the decoder's comes last
         "timestep": (),
         "encoder_hidden_states": ("batch", "sequence", 32),
