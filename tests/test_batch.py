@@ -61,6 +61,17 @@ def test_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_with_control(tiny_bundle: Path, tmp_path: Path) -> None:
+    control = {"canny": {"image": "m.png", "scale": 0.5, "process": "edges"}, "depth": "d.png"}
+    jobs = jobs_of(tmp_path, {"prompt": "a", "control": control})
+    assert jobs[0].options["control"] == {
+        "canny": edgediff.Control(str(tmp_path / "m.png"), scale=0.5, process="edges"),
+        "depth": edgediff.Control(str(tmp_path / "d.png")),
+    }
+    with pytest.raises(InputError, match="line 1: control 'canny': tiny has none"):
+        prepare_jobs(jobs, Bundle.open(tiny_bundle))
+
+
 def test_prompts_alone(tmp_path: Path) -> None:
     path = written(tmp_path, "a fox", '"quoted"', " ", '{"x', name="p.TXT")
     jobs = read_jobs(path, tmp_path)
