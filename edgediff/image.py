@@ -78,6 +78,11 @@ SAMPLER_LABELS = {
     "ddim": "DDIM",
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+    "heun": "Heun",
+    "pndm": "PLMS",
+    "unipc": "UniPC",
     "lcm": "LCM",
 }
 

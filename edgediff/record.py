@@ -179,6 +179,8 @@ def _pictures(record: Any) -> Any:
 
 _FIELD = re.compile(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _NETWORK = re.compile(r" *(<(?:lora|lyco|hypernet):[^>]*>)")
+_AUTOMATIC = {"DPM++ 2M": "Karras", "DPM++ SDE": "Karras", "DPM++ 2M SDE": "Exponential"}
+"""What "Schedule type: Automatic" is for these samplers; for others, none of its own."""
 _NEGATIVE = "Negative prompt:"
 
 
@@ -253,14 +255,12 @@ def _take(fields: dict[str, str], key: str, pattern: str, convert: Any) -> Any:
 def _take_sampler(fields: dict[str, str]) -> str | None:
     """Our sampler of that name. Newer versions write the spacing of the steps beside it."""
     names = {label: name for name, label in SAMPLER_LABELS.items()}
-    label = fields.get("Sampler", "")
-    spacing = fields.get("Schedule type", "Automatic")
-    if f"{label} {spacing}" in names:
-        del fields["Sampler"], fields["Schedule type"]
-        return names[f"{label} {spacing}"]
-    if label in names:
+    label, spacing = fields.get("Sampler", ""), fields.get("Schedule type")
+    if spacing == "Automatic":
+        spacing = _AUTOMATIC.get(label)
+    exact = names.get(label if spacing is None else f"{label} {spacing}")
+    if exact is not None:
+        fields.pop("Schedule type", None)
+    if exact is not None or label in names:
         del fields["Sampler"]
-        if spacing == "Automatic":
-            fields.pop("Schedule type", None)
-        return names[label]
-    return None
+    return exact or names.get(label)

@@ -296,6 +296,8 @@ def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
     assert headings == [heading for heading in every if heading in headings]
     assert {"Prompt:", "Picture:", "Where it runs:", "Output:"} <= set(headings)
     assert [line.split()[0] for line in lines[lines.index("Other:") + 1 :]] == ["-h,"]
+    wrapped = {len(line) - len(line.lstrip()) for line in lines if line.startswith(" " * 9)}
+    assert len(wrapped) == 1  # one column
 
 
 @pytest.mark.parametrize(

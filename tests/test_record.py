@@ -257,6 +257,13 @@ def test_what_another_tool_wrote(tmp_path: Path) -> None:
         ("Sampler: Euler, Schedule type: Automatic", "euler", ()),
         ("Sampler: DPM++ 2M, Schedule type: Karras", "dpmpp_2m_karras", ()),
         ("Sampler: Euler, Schedule type: Beta", "euler", ("Schedule type: Beta",)),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m_karras", ()),
+        ("Sampler: DPM++ 2M", "dpmpp_2m", ()),
+        (
+            "Sampler: DPM++ SDE, Schedule type: Automatic",
+            "dpmpp_sde",
+            ("Schedule type: Automatic",),
+        ),
         ("Sampler: Restart", None, ("Sampler: Restart",)),
         ("Size: big", None, ("Size: big",)),
         ("CFG scale: --", None, ("CFG scale: --",)),

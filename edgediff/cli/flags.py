@@ -65,9 +65,7 @@ class SectionedCommand(click.Command):
         for name, rows in groups.items():
             if rows:
                 with formatter.section(name):
-                    formatter.write_dl(
-                        [(first.ljust(width), text) for first, text in rows], _MAX_COLUMN
-                    )
+                    formatter.write_dl([(first.ljust(width), text) for first, text in rows], width)
 
 
 def parse_size(
