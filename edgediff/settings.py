@@ -12,6 +12,7 @@ import numpy as np
 
 from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.control import Control, ControlSettings, resolve_controls
+from edgediff.emphasis import parse_weights
 from edgediff.errors import InputError
 from edgediff.noise import check_seed
 from edgediff.plan import make_plan
@@ -114,7 +115,9 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
         model=manifest.name,
         bundle=bundle.id,
         provider=provider,
-        prompt_weights=_check_flag("prompt_weights", options.get("prompt_weights")),
+        prompt_weights=_check_prompt_weights(
+            options.get("prompt_weights"), prompt, negative_prompt
+        ),
         long_prompts=_check_long_prompts(manifest, options.get("long_prompts")),
         clip_skip=_check_clip_skip(manifest, options.get("clip_skip")),
         control=resolve_controls(manifest, options.get("control"), len(plan.steps)),
@@ -148,6 +151,14 @@ def _check_flag(name: str, value: object) -> bool:
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{name} is {value!r}: expected True or False")
     return bool(value)
+
+
+def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | None) -> bool:
+    wanted = _check_flag("prompt_weights", value)
+    if wanted:
+        parse_weights(prompt)
+        parse_weights(negative_prompt or "")
+    return wanted
 
 
 def _check_long_prompts(manifest: Manifest, value: object) -> bool:

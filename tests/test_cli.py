@@ -120,6 +120,47 @@ def test_pictures_that_cannot_be_made_again(tiny_bundle: Path, tmp_path: Path) -
         assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_how_prompts_are_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    prompt = "a (red:1.3) fox " + "and fog " * 50
+    flags = ["-m", tiny_bundle, "-o", tmp_path / "a.png", "--steps", 1, "--seed", 0, "--json"]
+    done = run("generate", prompt, *flags)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["prompt"]["chunks"] == 1
+    assert answer["prompt"]["truncated"] != ""
+    assert "--long-prompts takes all" in done.stderr
+    done = run("generate", prompt, *flags, "--prompt-weights", "--long-prompts")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["prompt_weights"] is True
+    assert answer["settings"]["long_prompts"] is True
+    report = answer["prompt"]
+    assert report["truncated"] == ""
+    assert report["chunks"] > 1
+    assert "Warning" not in done.stderr
+    told = f"the prompt's {report['tokens']} tokens: {report['chunks']} chunks of 75"
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--clip-skip", "0"], "clip_skip is 0: expected a whole number from 1 up"),
+        (["--clip-skip", "9"], "clip_skip is 9: this bundle's text encoder"),
+        (["--prompt-weights"], "the weight of 'fox' is 1000: at most 100, either way"),
+    ],
+    ids=str,
+)
+def test_prompts_that_cannot_be_read_so(
+    tiny_bundle: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    done = run("generate", "a (fox:1000)", "-m", tiny_bundle, "-o", tmp_path / "a.png", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "loaded in" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_max_memory_changes_no_pixel(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["-m", tiny_bundle, "--seed", 7, "--steps", 2]
     pictures = []
