@@ -48,6 +48,27 @@ _SMALL_VAE = {
     "norm_num_groups": 8,
     "sample_size": 64,
 }
+_XL_UNET = {
+    **_SMALL_UNET,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "cross_attention_dim": 32 + 48,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24 + 6 * 8,
+}
+_XL_TEXT = {**_SMALL_TEXT, "num_hidden_layers": 3}
+_XL_TEXT_2 = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "projection_dim": 24,
+    "hidden_act": "gelu",
+}
 _SD15_UNET = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -72,6 +93,9 @@ class Shape:
     scheduler: dict[str, Any] = field(default_factory=dict)
     pad_token: str = EOS
     vocabulary: int = 600
+    text_2: dict[str, Any] | None = None
+    pipeline: str = "StableDiffusionPipeline"
+    index: dict[str, Any] = field(default_factory=dict)
 
 
 _SMALL = Shape(
@@ -86,6 +110,24 @@ _SMALL = Shape(
         "steps_offset": 1,
     },
 )
+
+
+_EULER = {**_SD, "timestep_spacing": "leading", "steps_offset": 1}
+
+
+def _xl(**changes: Any) -> "Shape":
+    """Of SDXL's shape: two text encoders, the second with a projection, and sizes as input."""
+    given = {
+        "unet": _XL_UNET,
+        "text": _XL_TEXT,
+        "text_2": _XL_TEXT_2,
+        "vae": {**_SMALL_VAE, "scaling_factor": 0.13025, "force_upcast": True},
+        "scheduler_class": "EulerDiscreteScheduler",
+        "scheduler": _EULER,
+        "pipeline": "StableDiffusionXLPipeline",
+        "index": {"force_zeros_for_empty_prompt": True},
+    }
+    return _small(**{**given, **changes})
 
 
 def _small(**changes: Any) -> Shape:
@@ -132,6 +174,30 @@ SHAPES: dict[str, Shape] = {
         scheduler_class="EulerDiscreteScheduler",
         scheduler={**_SD, "timestep_spacing": "trailing"},
     ),
+    "xl": _xl(),
+    "xl-pruned": _xl(  # as SSD-1B and the smaller ones after it
+        unet={
+            **_XL_UNET,
+            "transformer_layers_per_block": (1, 2),
+            "reverse_transformer_layers_per_block": ((3, 1), 1),
+            "mid_block_type": None,
+        },
+        index={"force_zeros_for_empty_prompt": False},
+    ),
+    "xl-lightning": _xl(
+        scheduler={**_SD, "timestep_spacing": "trailing", "prediction_type": "sample"}
+    ),
+    "xl-lcm": _xl(
+        unet={**_XL_UNET, "time_cond_proj_dim": 16},
+        scheduler_class="LCMScheduler",
+        scheduler=_SD,
+    ),
+    "inpaint": _small(
+        unet={**_SMALL_UNET, "in_channels": 9}, pipeline="StableDiffusionInpaintPipeline"
+    ),
+    "xl-inpaint": _xl(
+        unet={**_XL_UNET, "in_channels": 9}, pipeline="StableDiffusionXLInpaintPipeline"
+    ),
     "tiny-vae": _small(
         vae_class="AutoencoderTiny",
         vae={"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4},
@@ -149,10 +215,20 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
     vocabulary = write_tokenizer(folder / "tokenizer", s.vocabulary, pad_token=s.pad_token)
     unet: dict[str, Any] = {"in_channels": 4, "out_channels": 4, **s.unet}
     writers: dict[str, Callable[[], Any]] = {
-        "text_encoder": lambda: _text_encoder(s, vocabulary),
+        "text_encoder": lambda: _text_encoder("CLIPTextModel", s.text, vocabulary),
         "unet": lambda: _diffusers("UNet2DConditionModel", unet),
         "vae": lambda: _vae(s),
     }
+    index: dict[str, Any] = {"_class_name": s.pipeline, **s.index}
+    if s.text_2 is not None:
+        text_2 = s.text_2
+        # SDXL's two tokenizers pad differently.
+        write_tokenizer(folder / "tokenizer_2", s.vocabulary, pad_token="!")
+        writers["text_encoder_2"] = lambda: _text_encoder(
+            "CLIPTextModelWithProjection", text_2, vocabulary
+        )
+        index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+        index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
     for name, make in writers.items():
         torch.manual_seed(seed)
         with _quiet():
@@ -166,17 +242,16 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir()
     scheduler.write_text(json.dumps({"_class_name": s.scheduler_class, **s.scheduler}, indent=2))
-    index = {
-        "_class_name": "StableDiffusionPipeline",
+    index |= {
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", s.vae_class],
         "scheduler": ["diffusers", s.scheduler_class],
-        "safety_checker": [None, None],
         "feature_extractor": [None, None],
-        "requires_safety_checker": False,
     }
+    if s.text_2 is None:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 
@@ -256,12 +331,15 @@ def _byte_letters() -> dict[str, int]:
     return letters | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def _text_encoder(s: Shape, vocabulary: int) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _text_encoder(cls: str, config: dict[str, Any], vocabulary: int) -> Any:
+    import transformers
 
     ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
-    config = CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=77, **ids, **s.text)
-    return CLIPTextModel(config)
+    return getattr(transformers, cls)(
+        transformers.CLIPTextConfig(
+            vocab_size=vocabulary, max_position_embeddings=77, **ids, **config
+        )
+    )
 
 
 def _vae(s: Shape) -> Any:

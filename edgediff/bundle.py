@@ -222,7 +222,9 @@ class Provenance:
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`bundle.json`, whole. `providers`: what it was made for, fastest first; `auto` takes the
-    first that runs."""
+    first that runs. `tokenizers`: of each text encoder, in the order in which the network reads
+    what these give. `zeros_for_no_negative`: guidance without a negative prompt takes zeros in
+    place of an empty prompt's embedding."""
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -239,6 +241,7 @@ class Manifest:
     fidelity: Fidelity
     provenance: Provenance
     fixtures: str | None = None
+    zeros_for_no_negative: bool = False
 
     def own_files(self, stage: str) -> list[str]:
         """A stage's files that no stage before it has: the two UNets of a bundle with control

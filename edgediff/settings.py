@@ -179,7 +179,8 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
         raise InputError(
             f"clip_skip is {value!r}: expected a whole number from 1 up, or None for no layer"
         )
-    states_output(manifest.graphs["text_encoder"], int(value))
+    for encoder in manifest.tokenizers:
+        states_output(manifest.graphs[encoder], int(value))
     return int(value)
 
 

@@ -56,7 +56,7 @@ def estimate(manifest: Manifest) -> dict[str, StageMemory]:
     unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
     # A control network is half a UNet, whose results are as large as its inner values.
     networks = ("unet", *(stage for stage in manifest.graphs if for_control(stage)))
-    works = {"text_encoder": 0, **dict.fromkeys(networks, rows * pixels * unet)}
+    works = dict.fromkeys(manifest.tokenizers, 0) | dict.fromkeys(networks, rows * pixels * unet)
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),

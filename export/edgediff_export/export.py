@@ -9,7 +9,7 @@ from pathlib import Path
 import edgediff
 from edgediff.bundle import Fidelity, Manifest, PlanSearch, Provenance, Quantization
 from edgediff.control import CONTROLLED_UNET, for_control
-from edgediff.errors import ExportError
+from edgediff.errors import ExportError, InputError
 from edgediff.prompt import Tokenizer
 from edgediff_export import fidelity, precision, qdq, tokenizer
 from edgediff_export.controlnet import open_controlnets
@@ -23,7 +23,7 @@ from edgediff_export.plan import SavedPlan, read_plan
 from edgediff_export.scheduling import read_schedule
 from edgediff_export.search import Trial
 from edgediff_export.shots import choose_shots, examples, scale, trial_shots
-from edgediff_export.sources import open_source
+from edgediff_export.sources import TEXT_ENCODERS, open_source
 from edgediff_export.stages import stages_of
 from edgediff_export.tracing import Traced, Tracer
 from edgediff_export.write import folder_in_one_piece, write_bundle
@@ -65,11 +65,11 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         manifest, traced, unmatched = _trace(options, target, plan, work, report)
         report("pictures of the float model")
         manifest = write_bundle(floats, manifest)
-        shots = choose_shots(manifest.defaults, manifest.latent, traced["unet"].parameters)
+        shots = choose_shots(manifest, traced["unet"].parameters)
         references = fidelity.take_pictures(floats, shots)
         seen = examples(traced, references, floats)
         lowering = _plan_lowering(
-            options, target, plan, manifest, traced, seen, shots[0], work, report
+            options, target, plan, manifest, traced, seen, shots, work, report
         )
         written: dict[str, Written] = {}
         for name, stage in traced.items():
@@ -122,7 +122,7 @@ def _trace(
 ) -> tuple[Manifest, dict[str, Traced], tuple[str, ...]]:
     """Tokenizers and float graphs in `work`/float and `work`/bundle, what they are, and notes."""
     report(f"opening {options.source}")
-    source = open_source(options.source, work=work, vae=options.vae)
+    source = open_source(options.source, work=work, vae=options.vae, unet=options.unet)
     source = source.merged(options.loras, options.embeddings)
     if plan is not None:
         plan.check_model(options.name or source.name)
@@ -132,12 +132,16 @@ def _trace(
     networks = open_controlnets(options.controlnets, source, latent)
     floats, bundle = work / "float", work / "bundle"
     report("tokenizer")
-    added = [learned.tokens for learned in source.embeddings]
-    spec = tokenizer.write_tokenizer(source.folder / "tokenizer", bundle, added)
-    shutil.copy(bundle / spec.file, floats / spec.file)
+    specs = tokenizer.write_tokenizers(
+        {encoder: source.folder / TEXT_ENCODERS[encoder] for encoder in source.text_encoders},
+        bundle,
+        [learned.tokens for learned in source.embeddings],
+    )
+    for name in {spec.file for spec in specs.values()}:
+        shutil.copy(bundle / name, floats / name)
     tracer = Tracer(
         source=source,
-        tokenizer=Tokenizer(bundle / spec.file, spec),
+        tokenizers={k: Tokenizer(bundle / spec.file, spec) for k, spec in specs.items()},
         latent=latent,
         defaults=defaults,
         floats=floats,
@@ -145,7 +149,7 @@ def _trace(
         networks={network.stage.name: network for network in networks},
     )
     traced: dict[str, Traced] = {}
-    stages = stages_of(source, with_encoder=options.with_encoder)
+    stages = stages_of(source, with_encoder=options.with_encoder or source.inpaints)
     for stage in (*stages, *(network.stage for network in networks)):
         report(f"{stage.name}: tracing")
         traced[stage.name] = tracer.trace(stage, traced)
@@ -159,9 +163,10 @@ def _trace(
         providers=PROVIDERS[target, options.precision],
         files={},
         graphs={name: stage.spec for name, stage in traced.items()},
-        tokenizers={"text_encoder": spec},
+        tokenizers=specs,
         latent=latent,
         schedule=schedule,
+        zeros_for_no_negative=source.zeros_for_no_negative,
         defaults=defaults,
         quantization=Quantization(precision=options.precision),
         fidelity=Fidelity(stages={}),
@@ -185,7 +190,7 @@ def _plan_lowering(
     manifest: Manifest,
     traced: Mapping[str, Traced],
     seen: Mapping[str, Sequence[Case]],
-    shot: Shot,
+    shots: Sequence[Shot],
     work: Path,
     report: Report,
 ) -> Lowering:
@@ -215,7 +220,12 @@ def _plan_lowering(
         formats = plan.fitted(prepared)
         prepared = {name: replace(p, kernels=plan.kernels(p, name)) for name, p in prepared.items()}
     elif options.budget.asked:
-        calibration, unseen = trial_shots(shot, traced["unet"].parameters)
+        if not shots:
+            raise InputError(
+                "--min-psnr and --max-size compare pictures, of which a UNet that inpaints makes"
+                " none of a prompt alone: leave them out"
+            )
+        calibration, unseen = trial_shots(shots[0], traced["unet"].parameters)
         formats, search = Trial(
             floats=floats,
             manifest=manifest,

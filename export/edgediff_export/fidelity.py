@@ -66,12 +66,12 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A finished picture: pixels (h, w, 3), and the evaluations of stages that gave them."""
+    """A finished picture: pixels (h, w, 3), and the evaluations of stages that gave them, those of
+    the decoder apart."""
 
     pixels: npt.NDArray[np.uint8]
     decoding: Case
-    denoising: tuple[Case, ...]
-    encoding: tuple[Case, ...]
+    seen: Mapping[str, Sequence[Case]]
 
 
 def run_torch(module: Any, stage: Stage, inputs: Mapping[str, Named]) -> list[Case]:
@@ -143,21 +143,14 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
     pictures = []
     with edgediff.load(bundle, provider="cpu", check_hashes=False) as pipe:
         for s in shots:
-            seen: dict[str, list[Case]] = {"text_encoder": [], "unet": []}
+            seen: dict[str, list[Case]] = {}
             with intercepted(pipe, _recorder(pipe.run_stage, seen)):
                 *_, last = trajectory(pipe, s)
             inputs = {"latent_sample": pipe.decoder_input(last.latents)}
             outputs = pipe.run_stage("vae_decoder", inputs)
             pixels = np.asarray(to_pictures(outputs["sample"])[0])
             decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
-            pictures.append(
-                Picture(
-                    pixels=pixels,
-                    decoding=decoding,
-                    denoising=tuple(seen["unet"]),
-                    encoding=tuple(seen["text_encoder"]),
-                )
-            )
+            pictures.append(Picture(pixels=pixels, decoding=decoding, seen=seen))
     gc.collect()
     return pictures
 
@@ -192,9 +185,8 @@ def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
 
     def run(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
         outputs = run_stage(stage, inputs)
-        if stage in seen:
-            name = f"{stage}{len(seen[stage])}"
-            seen[stage].append(Case(name=name, inputs=dict(inputs), outputs=outputs))
+        cases = seen.setdefault(stage, [])
+        cases.append(Case(name=f"{stage}{len(cases)}", inputs=dict(inputs), outputs=outputs))
         return outputs
 
     return run

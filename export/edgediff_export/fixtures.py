@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.bundle import LatentSpec
+from edgediff.conditioning import time_ids
 from edgediff.denoiser import guidance_embedding
 from edgediff.prompt import Tokenizer
 from edgediff_export.fidelity import PROMPTS, Case, Named
@@ -26,21 +27,33 @@ def text_encoder_inputs(tokenizer: Tokenizer, embeddings: Sequence[str] = ()) ->
 
 
 def unet_inputs(
-    config: Mapping[str, Any], text: Sequence[Case], *, guidance_scale: float
+    config: Mapping[str, Any],
+    text: Sequence[Sequence[Case]],
+    *,
+    guidance_scale: float,
+    size: tuple[int, int],
 ) -> dict[str, Named]:
-    """Noise (1, c, h, w) near both ends of the schedule, under the first prompts of `text`."""
+    """Noise (1, c, h, w) near both ends of the schedule, under the first prompts.
+
+    text: of each text encoder, a case for each prompt. size: (width, height) of a picture."""
     rng = np.random.default_rng(0)
     side = min(sample_side(config), _UNET_SIDE)
     cond_dim = config.get("time_cond_proj_dim")
+    shape = (1, config.get("in_channels", 4), side, side)
     cases: dict[str, Named] = {}
-    for timestep, prompt in zip(_TIMESTEPS, text[: len(_TIMESTEPS)], strict=True):
-        shape = (1, config.get("in_channels", 4), side, side)
-        cases[f"t{timestep:g}"] = {
+    for timestep, prompt in zip(_TIMESTEPS, zip(*text, strict=True), strict=False):
+        states = [next(iter(case.outputs.values())) for case in prompt]
+        inputs = {
             "sample": rng.standard_normal(shape, dtype=np.float32),
             "timestep": np.array(timestep, np.float32),
-            "encoder_hidden_states": prompt.outputs["last_hidden_state"],
-            **({"timestep_cond": guidance_embedding(guidance_scale, cond_dim)} if cond_dim else {}),
+            "encoder_hidden_states": np.concatenate(states, axis=-1),
         }
+        if cond_dim:
+            inputs["timestep_cond"] = guidance_embedding(guidance_scale, cond_dim)
+        if config.get("addition_embed_type") == "text_time":
+            inputs["text_embeds"] = prompt[-1].outputs["text_embeds"]
+            inputs["time_ids"] = time_ids(*size)
+        cases[f"t{timestep:g}"] = inputs
     return cases
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from edgediff.bundle import GraphSpec, PlanSearch, Precision, Quantization, StageFidelity
 from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError
@@ -16,7 +18,7 @@ from edgediff_export.lowered import Lowered
 from edgediff_export.plan import SavedPlan
 from edgediff_export.residuals import find_joins, write_controlled
 from edgediff_export.tracing import Traced
-from edgediff_export.write import graph_spec, write_graph
+from edgediff_export.write import write_graph
 
 Lower = Callable[[Path, Sequence[Case]], Lowered]
 """The float32 graph at a path, and examples of what it sees → the graph in another precision."""
@@ -77,9 +79,15 @@ class Lowering:
         source = floats / traced.spec.file
         lowered = lower(source, cases)
         path = bundle / traced.spec.file
+        for value in lowered.model.graph.outputs:
+            # Passes that give an output another producer may leave a shape inferred anew.
+            (of,) = (o for o in traced.spec.outputs if o.name == value.name)
+            value.shape = ir.Shape(of.shape)
         data = write_graph(lowered.model, path)
         spec = replace(
-            graph_spec(lowered.model, path, data, lowered.precision),
+            traced.spec,  # which says the same of inputs and outputs
+            data=data,
+            precision=lowered.precision,
             session_config=lowered.session_config,
         )
         if lowered.widened is not None:

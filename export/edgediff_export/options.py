@@ -39,6 +39,7 @@ class Options:
     profile: Profile = "auto"
     size: tuple[int, int] | None = None
     vae: Path | None = None
+    unet: Path | None = None
     with_encoder: bool = False
     controlnets: tuple[str, ...] = ()
     name: str | None = None

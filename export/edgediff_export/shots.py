@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgediff.bundle import Defaults, GraphSpec, LatentSpec
+from edgediff.bundle import Defaults, GraphSpec, LatentSpec, Manifest
 from edgediff.control import NETWORK, Control
 from edgediff_export import budget, fidelity
 from edgediff_export.fidelity import Array, Case, Named, Picture, Shot
@@ -20,10 +20,14 @@ _SMALL_UNET = 100e6
 """Parameters; pictures of smaller models are compared at full size."""
 
 
-def choose_shots(defaults: Defaults, latent: LatentSpec, parameters: int) -> list[Shot]:
-    """Four pictures as the model makes them, or one small, short one where that takes minutes."""
+def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
+    """Four pictures as the model makes them, or one small, short one where that takes minutes.
+
+    None of a UNet that inpaints, which makes no picture of a prompt alone."""
+    if inpaints(manifest):
+        return []
+    defaults, unit = manifest.defaults, manifest.latent.downscale
     small = parameters < _SMALL_UNET
-    unit = latent.downscale
     width, height = (
         (defaults.width, defaults.height)
         if small
@@ -47,19 +51,22 @@ def choose_shots(defaults: Defaults, latent: LatentSpec, parameters: int) -> lis
     ]
 
 
+def inpaints(manifest: Manifest) -> bool:
+    """Whether the UNet takes a mask and a picture beside the latents."""
+    sample = manifest.graphs["unet"].input("sample")
+    return sample is not None and sample.shape[1] != manifest.latent.channels
+
+
 def examples(
     traced: Mapping[str, Traced], references: Sequence[Picture], floats: Path
 ) -> dict[str, list[Case]]:
     """What to calibrate each stage on: the fixtures, and what came by in the pictures.
 
     What a stage does to made-up inputs says little of what it does to a picture's."""
-    denoising = [case for p in references for case in p.denoising]
-    every = max(1, len(denoising) // _CALIBRATION_STEPS)
-    seen: dict[str, list[Case]] = {
-        "text_encoder": [c for p in references for c in p.encoding],
-        "unet": denoising[::every],
-        "vae_decoder": [p.decoding for p in references],
-    }
+    seen = {stage: [case for p in references for case in p.seen.get(stage, ())] for stage in traced}
+    every = max(1, len(seen["unet"]) // _CALIBRATION_STEPS)
+    seen["unet"] = seen["unet"][::every]
+    seen["vae_decoder"] = [p.decoding for p in references]
     if "vae_encoder" in traced:
         spec = traced["vae_encoder"].spec
         pixels = {p.decoding.name: {"sample": _pixels(p)} for p in references}
@@ -68,15 +75,15 @@ def examples(
         if stage.startswith(NETWORK):
             inputs = {k: v for p in references for k, v in _under_its_edges(p, t.spec).items()}
             seen[stage] = fidelity.run_graph(floats / t.spec.file, t.spec, inputs)
-    return {stage: [*t.cases, *seen.get(stage, ())] for stage, t in traced.items()}
+    return {stage: [*t.cases, *seen[stage]] for stage, t in traced.items()}
 
 
 def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
     """What a control network that is shown a picture's own edges sees while the picture is made."""
-    every = max(1, len(picture.denoising) // _CONTROL_STEPS)
+    every = max(1, len(picture.seen["unet"]) // _CONTROL_STEPS)
     edges = Control(picture.pixels, process="edges").pixels(*picture.pixels.shape[1::-1])
     found: dict[str, Named] = {}
-    for case in picture.denoising[::every]:
+    for case in picture.seen["unet"][::every]:
         inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
         inputs |= {
             "controlnet_cond": np.repeat(edges, len(inputs["sample"]), axis=0),
@@ -95,7 +102,7 @@ def _pixels(picture: Picture) -> Array:
 
 def scale(stage: str, defaults: Defaults, latent: LatentSpec, cases: Sequence[Case]) -> float:
     """How many times as many pixels a picture of the default size has as the largest example."""
-    if stage == "text_encoder":
+    if stage.startswith("text_encoder"):
         return 1.0
     area = float(defaults.width * defaults.height)
     if stage != "vae_encoder":

@@ -19,19 +19,35 @@ from edgediff_export.quiet import quiet
 from edgediff_export.tensorfile import PICKLES, open_tensors
 from edgediff_export.tokenizer import open_tokenizer
 
-PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 SUPPORTED = (
-    "edgediff exports the Stable Diffusion family: SD 1.x, SD 2.x (epsilon and v-prediction), LCM,"
-    " SD-Turbo, and narrower or distilled UNets of that shape"
+    "edgediff exports the Stable Diffusion family: SD 1.x, SD 2.x (epsilon and v-prediction), SDXL,"
+    " LCM, Turbo, their inpainting UNets, and narrower or distilled UNets of that shape"
 )
-_COMPONENTS = {
+_VAES = ("AutoencoderKL", "AutoencoderTiny")
+_SD = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "vae": _VAES,
 }
-TEXT_ENCODERS = {"text_encoder": "tokenizer"}
+_SDXL = {
+    **_SD,
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD,
+    "LatentConsistencyModelPipeline": _SD,
+    "StableDiffusionXLPipeline": _SDXL,
+    "StableDiffusionXLInpaintPipeline": _SDXL,
+}
+"""Pipeline → its components, and the classes that each may be of."""
+TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Text encoder → the folder of its tokenizer."""
+TIME_IDS = 6
+"""Numbers that SDXL's UNet is told of a picture (Podell et al. 2023, arXiv:2307.01952, section
+2.2): the size that it had, where it was cropped, the size to make, each as height and width."""
 # Options of UNet2DConditionModel that add an input, which no pipeline of the family feeds.
 _EXTRA_INPUTS = (
     "class_embed_type",
@@ -46,27 +62,36 @@ class Source:
     """An opened pipeline: its configs, and the folders from which components are loaded.
 
     `description` is the hub id, or the name of the folder or file; `license` is the model card's,
-    where it has one. `loras` and `embeddings` are merged into components as these are loaded."""
+    where it has one. `unet_path` is a folder, or a file with the weights alone. `text_encoders` are
+    their configs, in the order in which the UNet reads what they give. `loras` and `embeddings` are
+    merged into components as these are loaded."""
 
     description: str
     name: str
     pipeline: str
     license: str | None
     folder: Path
+    unet_path: Path
     vae_folder: Path
+    index: Mapping[str, Any]
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
+    text_encoders: Mapping[str, Mapping[str, Any]]
     scheduler: Mapping[str, Any]
     loras: tuple[Matched, ...] = ()
     embeddings: tuple[Learned, ...] = ()
 
     def load(self, component: str) -> Any:
-        """`text_encoder`, `unet` or `vae` as a torch module in float32, in eval mode.
+        """A text encoder, `unet` or `vae` as a torch module in float32, in eval mode.
 
         Raises ExportError where weights are missing, damaged or only there as a pickle."""
-        folder = self.vae_folder if component == "vae" else self.folder / component
-        module = load_weights(folder, self._class(component))
+        path = {"vae": self.vae_folder, "unet": self.unet_path}.get(
+            component, self.folder / component
+        )
+        if path.is_file():
+            module = load_file_weights(path, self._skeleton(component))
+        else:
+            module = load_weights(path, self._class(component))
         for matched in self.loras:
             matched.merge(component, module)
         if component in TEXT_ENCODERS and self.embeddings:
@@ -93,19 +118,26 @@ class Source:
         )
 
     @property
-    def text_encoders(self) -> dict[str, Mapping[str, Any]]:
-        """Component → its config."""
-        return {"text_encoder": self.text_encoder}
+    def inpaints(self) -> bool:
+        """Whether the UNet takes a mask and a picture beside the latents."""
+        return bool(self.unet.get("in_channels", 4) != self.unet.get("out_channels", 4))
+
+    @property
+    def zeros_for_no_negative(self) -> bool:
+        """Whether guidance without a negative prompt takes zeros, as SDXL was trained."""
+        xl = "text_encoder_2" in self.text_encoders
+        return xl and bool(self.index.get("force_zeros_for_empty_prompt", True))
 
     def _class(self, component: str) -> Any:
         import diffusers
         import transformers
 
-        if component == "text_encoder":
-            return transformers.CLIPTextModel
         if component == "unet":
             return diffusers.UNet2DConditionModel
-        return getattr(diffusers, self.vae["_class_name"])
+        if component == "vae":
+            return getattr(diffusers, self.vae["_class_name"])
+        (name,) = PIPELINES[self.pipeline][component]
+        return getattr(transformers, name)
 
     def _skeleton(self, component: str) -> Any:
         """The module without its weights."""
@@ -119,12 +151,42 @@ class Source:
                 return cls(cls.config_class.from_dict(dict(self.text_encoders[component])))
 
 
-def open_source(source: str, *, work: Path, vae: Path | None = None) -> Source:
+def load_file_weights(path: Path, module: Any) -> Any:
+    """The weights alone of a UNet in a .safetensors file, under diffusers' names → the module with
+    them, which came without any, in float32 and in eval mode. Raises ExportError."""
+    import torch
+
+    with open_tensors(path, flag="--unet") as tensors:
+        weights = {k: tensors.get_tensor(k).to(torch.float32) for k in tensors.keys()}  # noqa: SIM118
+    wanted = module.state_dict()
+    unknown, missing = sorted(weights.keys() - wanted), sorted(wanted.keys() - weights)
+    if unknown or missing:
+        what = f"holds {unknown[0]}, which" if unknown else f"lacks {missing[0]}, which"
+        has = "has not" if unknown else "has"
+        raise ExportError(
+            f"--unet {path}: {what} this pipeline's UNet {has}: give a UNet of this family under"
+            " diffusers' names, or a folder with its config.json"
+        )
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as e:
+        raise ExportError(
+            f"--unet {path}: of another shape than this pipeline's UNet ({first_line(e)}): give a"
+            " folder with its config.json"
+        ) from e
+    return module.eval().requires_grad_(False)
+
+
+def open_source(
+    source: str, *, work: Path, vae: Path | None = None, unet: Path | None = None
+) -> Source:
     """Find a pipeline and read its configs; no weights yet.
 
     source: a hub id such as "owner/name", a diffusers folder, or a .safetensors file.
     work: an existing folder for what has to be unpacked.
     vae: a folder holding another VAE (AutoencoderKL or AutoencoderTiny) or a pipeline with one.
+    unet: a folder holding another UNet or a pipeline with one, or a .safetensors file of the
+        weights of one that is shaped like the pipeline's.
 
     Raises ExportError where it is absent, unsafe or of a kind that is not supported."""
     path = Path(source)
@@ -141,20 +203,28 @@ def open_source(source: str, *, work: Path, vae: Path | None = None) -> Source:
         )
     index = read_config(folder / "model_index.json")
     _check_index(source, index)
-    vae_folder = folder / "vae" if vae is None else _find_vae(vae)
+    vae_folder = folder / "vae" if vae is None else _find_component("vae", vae)
+    unet_path = folder / "unet" if unet is None else _find_component("unet", unet)
+    unet_folder = unet_path if unet_path.is_dir() else folder / "unet"
     # A local path says something about the machine, and nothing about the model.
     name = path.resolve().stem if path.is_file() else path.resolve().name
     description = name if path.exists() else source
+    for part, other in (("UNet", unet), ("VAE", vae)):
+        if other is not None:
+            description += f" with the {part} {other.name}"
+    encoders = [e for e in TEXT_ENCODERS if e in PIPELINES[str(index["_class_name"])]]
     opened = Source(
-        description=description if vae is None else f"{description} with the VAE {vae.name}",
-        name=name,
+        description=description,
+        name=name if unet is None else unet.resolve().stem,
         pipeline=str(index["_class_name"]),
         license=_license(folder / "README.md"),
         folder=folder,
+        unet_path=unet_path,
         vae_folder=vae_folder,
-        unet=read_config(folder / "unet" / "config.json"),
+        index=index,
+        unet=read_config(unet_folder / "config.json"),
         vae=read_config(vae_folder / "config.json"),
-        text_encoder=read_config(folder / "text_encoder" / "config.json"),
+        text_encoders={e: read_config(folder / e / "config.json") for e in encoders},
         scheduler=read_config(folder / "scheduler" / "scheduler_config.json"),
     )
     _check_components(opened)
@@ -238,7 +308,7 @@ def _check_index(source: str, index: Mapping[str, Any]) -> None:
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise ExportError(f"{source}: is a {pipeline}; {SUPPORTED}")
-    for component, classes in _COMPONENTS.items():
+    for component, classes in PIPELINES[str(pipeline)].items():
         entry = index.get(component)
         cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if cls not in classes:
@@ -251,41 +321,74 @@ def _check_components(source: Source) -> None:
     """Refuse what traces but could not be run by the runtime."""
     where = source.description
     vae_class = source.vae.get("_class_name")
-    if vae_class not in _COMPONENTS["vae"]:
+    if vae_class not in _VAES:
+        raise ExportError(f"{source.vae_folder}: is a {vae_class}, expected {' or '.join(_VAES)}")
+    if source.vae.get("latents_mean") is not None:
         raise ExportError(
-            f"{source.vae_folder}: is a {vae_class}, expected {' or '.join(_COMPONENTS['vae'])}"
+            f"{where}: the VAE has a mean for each channel of its latents; {SUPPORTED}"
         )
     for key in _EXTRA_INPUTS:
         if source.unet.get(key) is not None:
             raise ExportError(f"{where}: the UNet has {key} {source.unet[key]!r}; {SUPPORTED}")
-    added = source.unet.get("addition_embed_type")
-    if added not in (None, "text"):  # "text" is made of encoder_hidden_states
+    _check_added_embedding(source)
+    _check_channels(source)
+    width = sum(config.get("hidden_size", 0) for config in source.text_encoders.values())
+    needed = source.unet.get("cross_attention_dim")
+    if set(needed if isinstance(needed, list) else [needed]) != {width}:
+        encoder = "text encoder gives" if len(source.text_encoders) == 1 else "text encoders give"
+        raise ExportError(f"{where}: the {encoder} {width} values a token, the UNet takes {needed}")
+
+
+def _check_added_embedding(source: Source) -> None:
+    """What is added to the timestep's embedding: the runtime feeds what SDXL's UNet takes."""
+    where, unet = source.description, source.unet
+    added = unet.get("addition_embed_type")
+    if added not in (None, "text", "text_time"):  # "text" is made of encoder_hidden_states
         raise ExportError(f"{where}: the UNet has addition_embed_type {added!r}; {SUPPORTED}")
-    channels = source.unet.get("in_channels", 4)
-    if channels != source.unet.get("out_channels", 4):
+    if added != "text_time":
+        return
+    if "text_encoder_2" not in source.text_encoders:
         raise ExportError(
-            f"{where}: the UNet takes {channels} channels and gives"
-            f" {source.unet.get('out_channels', 4)}: inpainting and image-conditioned UNets are not"
-            f" supported; {SUPPORTED}"
+            f"{where}: the UNet takes an embedding of the whole prompt, which a {source.pipeline}"
+            f" does not give; {SUPPORTED}"
         )
-    latent_channels = source.vae.get("latent_channels", 4)
-    if channels != latent_channels:
+    pooled = source.text_encoders["text_encoder_2"].get("projection_dim", 512)
+    width = pooled + TIME_IDS * (unet.get("addition_time_embed_dim") or 0)
+    if unet.get("projection_class_embeddings_input_dim") != width:
         raise ExportError(
-            f"{where}: the UNet has {channels} latent channels, the VAE {latent_channels}:"
+            f"{where}: the UNet takes {unet.get('projection_class_embeddings_input_dim')} values"
+            f" about prompt and picture, SDXL's base models {width}: refiners are not supported;"
+            f" {SUPPORTED}"
+        )
+
+
+def _check_channels(source: Source) -> None:
+    where = source.description
+    latents = source.vae.get("latent_channels", 4)
+    takes, gives = source.unet.get("in_channels", 4), source.unet.get("out_channels", 4)
+    if gives != latents:
+        raise ExportError(
+            f"{where}: the UNet has {gives} latent channels, the VAE {latents}:"
             " give a VAE that was made for this UNet"
         )
-    width, needed = source.text_encoder.get("hidden_size"), source.unet.get("cross_attention_dim")
-    if width != needed:
+    if takes not in (latents, 2 * latents + 1):
         raise ExportError(
-            f"{where}: the text encoder gives {width} values a token, the UNet takes {needed}"
+            f"{where}: the UNet takes {takes} channels, expected {latents}, or {2 * latents + 1}"
+            f" for inpainting; {SUPPORTED}"
         )
 
 
-def _find_vae(path: Path) -> Path:
-    for folder in (path, path / "vae"):
+def _find_component(component: str, path: Path) -> Path:
+    """The folder of a component that stands in for the pipeline's, or the file of a UNet."""
+    if component == "unet" and path.is_file():
+        return path
+    for folder in (path, path / component):
         if (folder / "config.json").is_file():
             return folder
-    raise ExportError(f"--vae {path}: no VAE there: give a folder with config.json and its weights")
+    what = "VAE" if component == "vae" else "UNet"
+    raise ExportError(
+        f"--{component} {path}: no {what} there: give a folder with config.json and its weights"
+    )
 
 
 def _unpack(path: Path, folder: Path) -> Path:
@@ -300,14 +403,28 @@ def _unpack(path: Path, folder: Path) -> Path:
     if path.suffix != ".safetensors":
         raise ExportError(f"{path}: give a .safetensors file, a diffusers folder or a hub id")
     with quiet():
-        from diffusers import StableDiffusionPipeline
+        import diffusers
 
+        # diffusers finds the rest out by itself, but not the pipeline.
+        xl = "conditioner.embedders.1.model.ln_final.weight" in _keys(path)
+        cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
         try:
-            pipeline = StableDiffusionPipeline.from_single_file(path)
+            pipeline = cls.from_single_file(path)
         except Exception as e:  # diffusers raises anything for a file of another kind
             raise ExportError(f"{path}: cannot be loaded ({first_line(e)}); {SUPPORTED}") from e
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def _keys(path: Path) -> set[str]:
+    """The names of the tensors in a .safetensors file; none where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return set(tensors.keys())
+    except (OSError, SafetensorError):
+        return set()
 
 
 def _download(hub_id: str) -> Path:

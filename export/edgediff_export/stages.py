@@ -44,9 +44,15 @@ class Stage:
         module.forward = bound
 
 
+CLIP_SKIPS = 2
+"""How many of its last layers a text encoder can leave out; a further output each, whose cost is
+that of a norm."""
+
+
 def stages_of(source: Source, *, with_encoder: bool = False) -> list[Stage]:
     """The stages that a pipeline becomes, in the order in which they run."""
-    stages = [_text_encoder(source.text_encoder), UNET, VAE_DECODER]
+    stages = [_text_encoder(source, component) for component in source.text_encoders]
+    stages += [UNET, VAE_DECODER]
     return [*stages, _vae_encoder(source)] if with_encoder else stages
 
 
@@ -55,35 +61,48 @@ def forward(module: Any, inputs: Mapping[str, Any]) -> Any:
     return type(module).forward(module, **inputs)
 
 
-CLIP_SKIPS = 2
-"""How many of its last layers a text encoder can leave out; a further output each, whose cost is
-that of a norm."""
+def _text_encoder(source: Source, component: str) -> Stage:
+    """Token ids → hidden states, first those that condition the UNet as it was trained, then those
+    of `clip_skip_1` and so on, which are as many layers before them.
 
-
-def _text_encoder(config: Mapping[str, Any]) -> Stage:
-    """The last hidden states, and those for each `clip_skip`: of an earlier layer, through the last
-    norm all the same."""
+    Stable Diffusion takes the last layer's, through the final norm; SDXL (Podell et al. 2023,
+    arXiv:2307.01952, section 2.1) those of the last but one, of both its encoders, and of the
+    second one also `text_embeds`, the projected embedding of the whole prompt."""
+    xl = "text_encoder_2" in source.text_encoders
+    projected = component == "text_encoder_2"
     # CLIPTextConfig's own default, which its files may leave out.
-    skips = range(1, min(CLIP_SKIPS, config.get("num_hidden_layers", 12)) + 1)
+    layers = source.text_encoders[component].get("num_hidden_layers", 12)
+    usual = "penultimate_hidden_state" if xl else "last_hidden_state"
+    skips = range(1, min(CLIP_SKIPS, layers - xl) + 1)
 
     def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-        found = forward(module, {**inputs, "output_hidden_states": True})
-        norm = module.text_model.final_layer_norm
-        skipped = (norm(found.hidden_states[-1 - k]) for k in skips)
-        return (found.last_hidden_state, *skipped)
+        encoded = forward(module, {**inputs, "output_hidden_states": True})
+        states = encoded.hidden_states
+        if xl:
+            taken = (states[-2], *(states[-2 - n] for n in skips))
+        else:
+            norm = module.text_model.final_layer_norm
+            taken = (encoded.last_hidden_state, *(norm(states[-1 - n]) for n in skips))
+        return (*taken, encoded.text_embeds) if projected else taken
 
-    names = ["last_hidden_state", *map(clip_skip_output, skips)]
+    names = [usual, *map(clip_skip_output, skips), *(["text_embeds"] if projected else [])]
     return Stage(
-        name="text_encoder",
-        component="text_encoder",
+        name=component,
+        component=component,
         inputs={"input_ids": {0: "batch"}},
         outputs={name: {0: "batch"} for name in names},
         evaluate=encode,
     )
 
 
+ADDED = ("text_embeds", "time_ids")
+"""Inputs of SDXL's UNet: the embedding of the whole prompt, and sizes, see `sources.TIME_IDS`."""
+
+
 def _predict(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (forward(module, inputs).sample,)
+    plain = {name: value for name, value in inputs.items() if name not in ADDED}
+    added = {name: inputs[name] for name in ADDED if name in inputs}
+    return (forward(module, {**plain, "added_cond_kwargs": added}).sample,)
 
 
 UNET = Stage(

@@ -7,6 +7,7 @@ arXiv:1508.07909). Framing (begin, end, padding, truncation) is left to the runt
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,27 @@ _WORDS = (
 )
 
 
+def write_tokenizers(
+    folders: Mapping[str, Path], out: Path, embeddings: Sequence[Sequence[str]] = ()
+) -> dict[str, TokenizerSpec]:
+    """Text encoder → its tokenizer's folder, to text encoder → how its ids are framed. Those that
+    differ in nothing else share a file. Otherwise as `write_tokenizer`."""
+    specs: dict[str, TokenizerSpec] = {}
+    for encoder, folder in folders.items():
+        spec = write_tokenizer(folder, out, embeddings, file=f"{folder.name}.json")
+        text = (out / spec.file).read_bytes()
+        for other in {s.file for s in specs.values()}:
+            if (out / other).read_bytes() == text:
+                (out / spec.file).unlink()
+                spec = replace(spec, file=other)
+        specs[encoder] = spec
+    return specs
+
+
 def write_tokenizer(
-    folder: Path, out: Path, embeddings: Iterable[Sequence[str]] = ()
+    folder: Path, out: Path, embeddings: Iterable[Sequence[str]] = (), *, file: str = FILE
 ) -> TokenizerSpec:
-    """folder with vocab.json and merges.txt → `out`/tokenizer.json, and how ids are framed.
+    """folder with vocab.json and merges.txt → `out`/`file`, and how ids are framed.
 
     embeddings: tokens to add, those of each textual inversion together.
 
@@ -50,9 +68,9 @@ def write_tokenizer(
         text = build(slow.get_vocab(), merges, slow.added_tokens_decoder)
     except Exception as e:  # tokenizers raises bare Exception
         raise ExportError(f"{folder}: vocab.json and merges.txt do not match ({e})") from e
-    (out / FILE).write_text(text, encoding="utf-8")
+    (out / file).write_text(text, encoding="utf-8")
     return TokenizerSpec(
-        file=FILE,
+        file=file,
         max_length=slow.model_max_length,
         bos_token_id=slow.bos_token_id,
         eos_token_id=slow.eos_token_id,

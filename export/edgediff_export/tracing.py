@@ -34,10 +34,12 @@ class Traced:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracer:
-    """Traces the stages of one source into `floats`, in the order in which they run."""
+    """Traces the stages of one source into `floats`, in the order in which they run.
+
+    tokenizers: of each text encoder, in the order in which the UNet reads what they give."""
 
     source: Source
-    tokenizer: Tokenizer
+    tokenizers: Mapping[str, Tokenizer]
     latent: LatentSpec
     defaults: Defaults
     floats: Path
@@ -113,14 +115,15 @@ class Tracer:
         if stage.component in self.networks:
             return network_inputs(done["unet"].cases, self.latent)
         side = fixtures.sample_side(self.source.unet)
-        if stage.name == "text_encoder":
+        if stage.name in self.tokenizers:
             tokens = [learned.token for learned in self.source.embeddings]
-            return fixtures.text_encoder_inputs(self.tokenizer, tokens)
+            return fixtures.text_encoder_inputs(self.tokenizers[stage.name], tokens)
         if stage.name == "unet":
             return fixtures.unet_inputs(
                 self.source.unet,
-                done["text_encoder"].cases,
+                [done[name].cases for name in self.tokenizers],
                 guidance_scale=self.defaults.guidance_scale,
+                size=(self.defaults.width, self.defaults.height),
             )
         if stage.name == "vae_encoder":
             return fixtures.vae_encoder_inputs(self.latent, side)

@@ -182,10 +182,12 @@ def test_a_weight_that_is_missing(folder: Path, tmp_path: Path) -> None:
         ("model_index.json", {"_class_name": None}, "is a None.*SD 1.x"),
         ("model_index.json", {"vae": ["diffusers", "Vq"]}, "vae is Vq, expected AutoencoderKL or"),
         ("model_index.json", {"unet": None}, "unet is None, expected UNet2DConditionModel"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4: inpainting"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type 'text_tim"),
+        ("unet/config.json", {"in_channels": 8}, "takes 8 channels, expected 4, or 9 for inpainti"),
+        ("unet/config.json", {"addition_embed_type": "image"}, "addition_embed_type 'image'"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "an embedding of the whole pro"),
         ("unet/config.json", {"cross_attention_dim": 64}, "gives 32 values a token, .* takes 64"),
         ("vae/config.json", {"latent_channels": 16}, "4 latent channels, the VAE 16"),
+        ("vae/config.json", {"latents_mean": [0.0]}, "a mean for each channel of its latents"),
         ("vae/config.json", {"_class_name": "VQModel"}, "is a VQModel, expected AutoencoderKL"),
     ],
 )
@@ -195,6 +197,42 @@ def test_what_the_runtime_could_not_run(
     change(folder / file, **changes)
     with pytest.raises(ExportError, match=message):
         open_source(str(folder), work=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"text_encoder": [None, None]}, "text_encoder is None, expected CLIP"),
+        ("model_index.json", {"text_encoder_2": None}, "text_encoder_2 is None, expected CLIPText"),
+        ("unet/config.json", {"cross_attention_dim": 32}, "encoders give 80 values a token, .* 32"),
+        ("unet/config.json", {"projection_class_embeddings_input_dim": 64}, "64 .* 72: refiners"),
+    ],
+)
+def test_what_is_not_sdxl(
+    file: str,
+    changes: dict[str, Any],
+    message: str,
+    small_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(small_pipeline("xl"), tmp_path / "pipeline"))
+    open_source(str(folder), work=tmp_path)
+    change(folder / file, **changes)
+    with pytest.raises(ExportError, match=message):
+        open_source(str(folder), work=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pipeline"),
+    [("sd1", "StableDiffusionInpaintPipeline"), ("xl", "StableDiffusionXLInpaintPipeline")],
+)
+def test_an_inpainting_pipeline(
+    shape: str, pipeline: str, small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(small_pipeline(shape), tmp_path / "pipeline"))
+    change(folder / "model_index.json", _class_name=pipeline)
+    change(folder / "unet" / "config.json", in_channels=9)
+    assert open_source(str(folder), work=tmp_path).pipeline == pipeline
 
 
 def test_a_text_embedding_added_to_the_timestep_needs_no_input(
@@ -224,3 +262,43 @@ def test_another_vae(folder: Path, small_pipeline: Callable[[str], Path], tmp_pa
         assert type(source.load("vae")).__name__ == "AutoencoderTiny"
     with pytest.raises(ExportError, match="no VAE there"):
         open_source(str(folder), work=tmp_path, vae=tmp_path / "nowhere")
+
+
+def test_another_unet(folder: Path, small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    other = small_pipeline("sd2")
+    for path in (other, other / "unet"):
+        source = open_source(str(folder), work=tmp_path, unet=path)
+        assert source.unet["use_linear_projection"] is True
+        assert source.load("unet").config.upcast_attention is True
+    assert open_source(str(folder), work=tmp_path, unet=other).description == (
+        "pipeline with the UNet sd2"
+    )
+    with pytest.raises(ExportError, match=r"--unet .*nowhere: no UNet there"):
+        open_source(str(folder), work=tmp_path, unet=tmp_path / "nowhere")
+
+
+def test_the_weights_of_a_unet_alone(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    tensors["conv_in.bias"] = torch.full_like(tensors["conv_in.bias"], 0.5)
+    path = tmp_path / "few_steps.safetensors"
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
+    source = open_source(str(folder), work=tmp_path, unet=path)
+    unet = source.load("unet")
+    assert unet.conv_in.bias.dtype is torch.float32
+    assert bool((unet.conv_in.bias == 0.5).all())
+    assert not any(p.is_meta for p in unet.parameters())
+    del tensors["conv_in.bias"]
+    save_file(tensors, path)
+    with pytest.raises(ExportError, match=r"--unet .*lacks conv_in\.bias, which .* UNet has:"):
+        source.load("unet")
+    save_file({**tensors, "conv_in.bias": torch.zeros(3)}, path)
+    with pytest.raises(ExportError, match=r"of another shape than this pipeline's UNet"):
+        source.load("unet")
+    save_file({**tensors, "other": torch.zeros(1)}, path)
+    with pytest.raises(ExportError, match=r"holds other, which this pipeline's UNet has not"):
+        source.load("unet")
+    path.rename(path.with_suffix(".ckpt"))
+    with pytest.raises(ExportError, match=r"--unet .*a pickle"):
+        open_source(str(folder), work=tmp_path, unet=path.with_suffix(".ckpt")).load("unet")
