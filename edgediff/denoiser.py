@@ -1,7 +1,8 @@
 """From the network's prediction to x0: prediction type, guidance, and one image at a time."""
 
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from edgediff.schedule import PredictionType, alpha_sigma
 from edgediff.step import Latents
 
 _Inputs = dict[str, npt.NDArray[np.float32]]
+_Row = tuple[npt.NDArray[np.float32], _Inputs]
+"""One image's encoder_hidden_states and further inputs, or a batch of two for guidance."""
 
 
 class UNet(Protocol):
@@ -57,11 +60,16 @@ class Denoiser:
         as one batch of two.
     guidance_embedding_dim: the size of the network's input `timestep_cond` where it has one, which
         takes the guidance scale as an embedding instead: the prompt alone runs, at any scale.
+    guidance_rescale: phi of Lin et al. 2023 (arXiv:2305.08891), section 3.4, from 0 (off) to 1: the
+        share of the guided prediction that is scaled back to the prompt's standard deviation.
+    guidance_interval: guidance acts from the first to before the second fraction of the plan's
+        steps, Kynkäänniemi et al. 2024 (arXiv:2404.07724); outside, the prompt alone runs, which
+        costs half.
 
     Images run one by one, so each is bit for bit what it would be alone.
 
-    Raises InputError for a guidance scale that is not finite or lacks its negative prompt, and for
-    inputs that do not go together.
+    Raises InputError for a guidance scale that is not finite or lacks its negative prompt, for a
+    rescale or an interval out of range, and for inputs that do not go together.
     """
 
     def __init__(
@@ -74,14 +82,19 @@ class Denoiser:
         negative: Conditioning | None = None,
         guidance_scale: float = 1.0,
         guidance_embedding_dim: int | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self._unet = unet
         self._timesteps = plan.timesteps
         self._prediction_type = prediction_type
         self._guidance_scale = float(guidance_scale)
-        self._guided = needs_negative(guidance_scale, guidance_embedding_dim)
+        self._guidance_rescale = check_rescale(guidance_rescale)
+        interval = check_interval(guidance_interval)
         rows = [_row(prompt, k) for k in range(_check_rows(prompt, "prompt"))]
-        if self._guided:
+        self._guided: dict[float, bool] = {}  # sigma → whether guidance acts there
+        self._pairs: list[_Row] = []
+        if needs_negative(guidance_scale, guidance_embedding_dim):
             if negative is None:
                 raise InputError(
                     f"guidance_scale is {guidance_scale} but there is no negative prompt:"
@@ -94,7 +107,9 @@ class Denoiser:
                 )
             against = [_row(negative, k) for k in range(count)]
             pairs = max(count, len(rows))
-            rows = [_stack(against[k % count], rows[k % len(rows)]) for k in range(pairs)]
+            rows = [rows[k % len(rows)] for k in range(pairs)]
+            self._pairs = [_stack(against[k % count], row) for k, row in enumerate(rows)]
+            self._guided = _guided_levels(plan, interval)
         if guidance_embedding_dim is not None:
             embedding = guidance_embedding(guidance_scale, guidance_embedding_dim)
             rows = [(states, {**extra, "timestep_cond": embedding}) for states, extra in rows]
@@ -112,31 +127,32 @@ class Denoiser:
             raise InputError(
                 f"{len(x)} latents for {len(self._rows)} prompts: give one prompt, or one for each"
             )
+        guided = self._guided.get(sigma, False)
+        rows = self._pairs if guided else self._rows
         x0 = np.empty_like(x)
         for k in range(len(x)):
-            states, extra = self._rows[k % len(self._rows)]
-            x0[k] = self._x0(
-                x[k : k + 1], sigma, self._predict(x[k : k + 1], timestep, states, extra)
-            )
+            out = self._predict(x[k : k + 1], timestep, rows[k % len(rows)], guided)
+            x0[k] = self._x0(x[k : k + 1], sigma, out)
         return x0
 
-    def _predict(
-        self, x: Latents, timestep: float, states: npt.NDArray[np.float32], extra: _Inputs
-    ) -> Latents:
-        sample = np.concatenate((x, x)) if self._guided else x
+    def _predict(self, x: Latents, timestep: float, row: _Row, guided: bool) -> Latents:
+        states, extra = row
+        sample = np.concatenate((x, x)) if guided else x
         out = self._unet(sample, timestep, states, extra)
         if out.shape != sample.shape:
             raise InputError(
                 f"the network turned latents {sample.shape} into {out.shape}: it must predict one"
                 " value for each; models that also predict a variance are not supported"
             )
-        if not self._guided:
+        if not guided:
             return out
         uncond, cond = out[:1], out[1:]
-        guided = cond - uncond
-        guided *= self._guidance_scale
-        guided += uncond
-        return guided
+        both = cond - uncond
+        both *= self._guidance_scale
+        both += uncond
+        if self._guidance_rescale > 0.0:
+            both *= _rescale(both, cond, self._guidance_rescale)
+        return both
 
     def _x0(self, x: Latents, sigma: float, out: Latents) -> Latents:
         """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
@@ -159,6 +175,50 @@ def needs_negative(guidance_scale: float, guidance_embedding_dim: int | None = N
     if not math.isfinite(guidance_scale):
         raise InputError(f"guidance_scale is {guidance_scale}: give a finite number")
     return guidance_scale > 1.0 and guidance_embedding_dim is None
+
+
+def check_rescale(guidance_rescale: float) -> float:
+    """Raise InputError unless it is a number from 0 to 1."""
+    if not _is_number(guidance_rescale) or not 0.0 <= guidance_rescale <= 1.0:  # nan too
+        raise InputError(
+            f"guidance_rescale is {guidance_rescale!r}: give a number from 0 (off) to 1"
+        )
+    return float(guidance_rescale)
+
+
+def check_interval(guidance_interval: Sequence[float]) -> tuple[float, float]:
+    """Raise InputError unless it is two rising fractions, from 0 to 1."""
+    pair = tuple(guidance_interval) if isinstance(guidance_interval, Sequence) else ()
+    if len(pair) != 2 or not all(map(_is_number, pair)) or not 0.0 <= pair[0] < pair[1] <= 1.0:
+        raise InputError(
+            f"guidance_interval is {guidance_interval!r}: give where guidance starts and where it"
+            " ends, as rising fractions of the steps, such as (0.0, 0.8)"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool | np.bool_)
+
+
+def _guided_levels(plan: Plan, interval: tuple[float, float]) -> dict[float, bool]:
+    """sigma → whether it belongs to a step of the interval, for each that the sampler visits."""
+    start, end = interval
+    count = len(plan.steps)
+    return {
+        sigma: start <= k / count < end
+        for k, step in enumerate(plan.steps)
+        for sigma in step.timesteps
+    }
+
+
+def _rescale(guided: Latents, cond: Latents, phi: float) -> float:
+    """Lin et al. 2023, eq. 15 and 16, as one factor. A prediction that is the same everywhere has
+    no deviation to scale."""
+    deviation = float(guided.std(dtype=np.float64))
+    if deviation == 0.0:
+        return 1.0
+    return phi * float(cond.std(dtype=np.float64)) / deviation + (1.0 - phi)
 
 
 def guidance_embedding(guidance_scale: float, dim: int) -> npt.NDArray[np.float32]:
@@ -191,14 +251,12 @@ def _check_rows(conditioning: Conditioning, name: str) -> int:
     return count
 
 
-def _row(conditioning: Conditioning, k: int) -> tuple[npt.NDArray[np.float32], _Inputs]:
+def _row(conditioning: Conditioning, k: int) -> _Row:
     extra = {name: value[k % len(value)][None] for name, value in conditioning.extra.items()}
     return conditioning.encoder_hidden_states[k : k + 1], extra
 
 
-def _stack(
-    uncond: tuple[npt.NDArray[np.float32], _Inputs], cond: tuple[npt.NDArray[np.float32], _Inputs]
-) -> tuple[npt.NDArray[np.float32], _Inputs]:
+def _stack(uncond: _Row, cond: _Row) -> _Row:
     """Two rows of inputs → one batch of two. Raises InputError where they do not match."""
     if uncond[0].shape != cond[0].shape or uncond[1].keys() != cond[1].keys():
         raise InputError(

@@ -12,6 +12,7 @@ The bits come from MT19937 (Matsumoto and Nishimura 1998), the normals from the 
 
 import contextlib
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -90,6 +91,50 @@ class TorchGenerator:
             theta = 2.0 * math.pi * u1
             out[i], self._spare = radius * math.cos(theta), radius * math.sin(theta)
         return out
+
+
+class VariedGenerator:
+    """A stream of N(0, 1) noise between that of `seed` and that of `variation_seed`.
+
+    variation_strength: 0 … 1; 0 is exactly the one's noise, 1 exactly the other's. In between each
+    draw is their spherical interpolation, which keeps it N(0, 1).
+    Raises InputError for what is no seed, and for a strength out of range."""
+
+    def __init__(self, seed: int, variation_seed: int, variation_strength: float) -> None:
+        self._strength = check_variation_strength(variation_strength)
+        self._seed = TorchGenerator(seed)
+        self._variation = TorchGenerator(variation_seed)
+
+    def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The next normals: shape → array of that shape, float32, interpolated as a whole."""
+        return slerp(self._seed.randn(shape), self._variation.randn(shape), self._strength)
+
+
+def check_variation_strength(strength: float) -> float:
+    """Raise InputError unless it is a number from 0 to 1."""
+    number = isinstance(strength, numbers.Real | np.floating)
+    if not number or isinstance(strength, bool | np.bool_) or not 0.0 <= strength <= 1.0:
+        raise InputError(
+            f"variation_strength is {strength!r}: give a number from 0 (the seed's picture) to 1"
+            " (the variation seed's)"
+        )
+    return float(strength)
+
+
+def slerp(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], weight: float
+) -> npt.NDArray[np.float32]:
+    """Spherical interpolation, Shoemake 1985: a and b, of one shape, as vectors → float32 of that
+    shape, a at weight 0 and b at 1. Linear where they point the same way, or opposite ways."""
+    if weight in (0.0, 1.0):
+        return b if weight else a
+    norms = math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    cosine = float(np.vdot(a, b)) / norms if norms > 0.0 else 1.0
+    if abs(cosine) > 1.0 - 1e-6:
+        return a * np.float32(1.0 - weight) + b * np.float32(weight)
+    angle = math.acos(cosine)
+    wa, wb = (math.sin(w * angle) / math.sin(angle) for w in (1.0 - weight, weight))
+    return a * np.float32(wa) + b * np.float32(wb)
 
 
 def _box_muller(u: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

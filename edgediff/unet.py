@@ -81,14 +81,16 @@ class ControlledUNet:
     ) -> None:
         self._unet = unet
         self._latent = manifest.latent
-        steps = [step.timestep for step in plan.steps]
+        steps = [step.timesteps.values() for step in plan.steps]
         self._networks = [
             _Network(
                 manifest.graphs[NETWORK + name],
                 NETWORK + name,
                 run_stage,
                 control,
-                frozenset(t for i, t in enumerate(steps) if control.acts(i, len(steps))),
+                frozenset(
+                    t for i, ts in enumerate(steps) if control.acts(i, len(steps)) for t in ts
+                ),
             )
             for name, control in controls.items()
         ]
