@@ -16,6 +16,7 @@ from typing import Literal, Self
 from edgediff.errors import BundleError
 from edgediff.schedule import NoiseSchedule
 from edgediff.schema import describe, load_json, parse
+from edgediff.spacing import Spacing
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -108,13 +109,16 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What `generate` uses where the caller leaves an argument unset. Sizes are in pixels."""
+    """What `generate` uses where the caller leaves an argument unset. Sizes are in pixels.
+
+    spacing: of the noise levels, with `sampler` alone."""
 
     sampler: str
     steps: int
     guidance_scale: float
     width: int
     height: int
+    spacing: Spacing | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "width", "height"):

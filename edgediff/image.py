@@ -75,16 +75,19 @@ def save_png(
 SAMPLER_LABELS = {
     "euler": "Euler",
     "euler_a": "Euler a",
+    "heun": "Heun",
     "ddim": "DDIM",
+    "pndm": "PLMS",
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_karras": "DPM++ 2M Karras",
     "dpmpp_2m_sde": "DPM++ 2M SDE",
     "dpmpp_sde": "DPM++ SDE",
-    "heun": "Heun",
-    "pndm": "PLMS",
     "unipc": "UniPC",
+    "deis": "DEIS",
     "lcm": "LCM",
+    "tcd": "TCD",
 }
+SPACING_LABELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 
 
 def parameters(record: Mapping[str, Any]) -> str:
@@ -97,8 +100,10 @@ def parameters(record: Mapping[str, Any]) -> str:
     fields = {
         "Steps": record["steps"],
         "Sampler": SAMPLER_LABELS.get(record["sampler"], record["sampler"]),
+        **_noise_level_fields(record),
         "CFG scale": f"{record['guidance_scale']:g}",
         "Seed": record["seed"],
+        **_variation_fields(record),
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": record["bundle"][:10],
         "Model": record["model"],
@@ -107,6 +112,18 @@ def parameters(record: Mapping[str, Any]) -> str:
     }
     lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in fields.items()))
     return "\n".join(lines)
+
+
+def _noise_level_fields(record: Mapping[str, Any]) -> dict[str, object]:
+    spacing = record.get("spacing")
+    return {} if spacing is None else {"Schedule type": SPACING_LABELS[spacing]}
+
+
+def _variation_fields(record: Mapping[str, Any]) -> dict[str, object]:
+    if record.get("variation_seed") is None:
+        return {}
+    strength = f"{record['variation_strength']:g}"
+    return {"Variation seed": record["variation_seed"], "Variation seed strength": strength}
 
 
 def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:

@@ -54,6 +54,7 @@ class PlannedStep(NamedTuple):
 class Plan:
     """What a sampler does: its steps from the noisiest on, and the constants that go with them.
 
+    spacing: as asked for; None with dpmpp_2m_karras, whose name says it.
     total: how many steps there are without `strength`, which leaves the last of them.
     noise_scale: standard deviation of the initial latents where they are noise alone. 1, except for
         euler, euler_a, heun and dpmpp_sde with "linspace" or "trailing" timesteps, which start from
@@ -64,6 +65,7 @@ class Plan:
     """
 
     sampler: str
+    spacing: Spacing | None
     steps: tuple[PlannedStep, ...]
     total: int
     noise_scale: float
@@ -131,6 +133,7 @@ def make_plan(
     clips = schedule.clip_sample and sampler in ("ddim", "heun", "lcm")
     return Plan(
         sampler=sampler,
+        spacing=None if sampler == "dpmpp_2m_karras" else spacing,
         steps=planned,
         total=steps,
         noise_scale=alpha_sigma(planned[0].sigma)[1] if pure else 1.0,
@@ -147,9 +150,9 @@ def _check_spacing(sampler: str, spacing: Spacing | None) -> Spacing | None:
         raise InputError(f"spacing is {spacing!r}: choose one of {', '.join(SPACINGS)}")
     if sampler == "dpmpp_2m_karras" and spacing != "karras":
         raise InputError(f"spacing is {spacing!r}: sampler dpmpp_2m_karras is fixed: use dpmpp_2m")
-    if sampler not in (*_SPACED, "dpmpp_2m_karras"):
+    if sampler not in (*SPACED, "dpmpp_2m_karras"):
         raise InputError(
-            f"spacing is {spacing!r}: sampler {sampler} takes none: use {', '.join(_SPACED)}"
+            f"spacing is {spacing!r}: sampler {sampler} takes none: use {', '.join(SPACED)}"
         )
     return spacing
 
@@ -334,7 +337,7 @@ _GRIDS: dict[str, Callable[[NoiseSchedule, int, Spacing | None], tuple[PlannedSt
     "lcm": _lcm_grid,
     "tcd": _tcd_grid,
 }
-_SPACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "deis")
+SPACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "deis")
 _FROM_PURE_NOISE = ("euler", "euler_a", "heun", "dpmpp_sde")
 
 

@@ -13,8 +13,9 @@ from PIL.PngImagePlugin import PngImageFile
 
 from edgediff import __version__
 from edgediff.errors import InputError, first_line
-from edgediff.image import SAMPLER_LABELS
+from edgediff.image import SAMPLER_LABELS, SPACING_LABELS
 from edgediff.picture import IN_MEMORY
+from edgediff.plan import SPACED
 from edgediff.settings import Options, Settings
 
 
@@ -211,9 +212,10 @@ def _from_parameters(text: str, path: Path) -> Recorded:
         del fields["Clip skip"]
     for name, value in (
         ("steps", _take(fields, "Steps", r"\d+", int)),
-        ("sampler", _take_sampler(fields)),
+        *_take_sampling(fields),
         ("guidance_scale", _take(fields, "CFG scale", r"[-+.\deE]+", float)),
         ("seed", _take(fields, "Seed", r"-?\d+", int)),
+        *_take_variation(fields),
         ("size", _take(fields, "Size", r"\d+x\d+", lambda v: tuple(map(int, v.split("x"))))),
     ):
         if value is not None:
@@ -252,15 +254,36 @@ def _take(fields: dict[str, str], key: str, pattern: str, convert: Any) -> Any:
     return converted
 
 
-def _take_sampler(fields: dict[str, str]) -> str | None:
-    """Our sampler of that name. Newer versions write the spacing of the steps beside it."""
-    names = {label: name for name, label in SAMPLER_LABELS.items()}
+def _take_sampling(fields: dict[str, str]) -> list[tuple[str, Any]]:
+    """Our sampler and spacing of those names. Newer versions write the spacing of the steps in a
+    field of its own, older ones behind the sampler's name."""
+    samplers = {label: name for name, label in SAMPLER_LABELS.items()}
+    spacings = {label: name for name, label in SPACING_LABELS.items()}
     label, spacing = fields.get("Sampler", ""), fields.get("Schedule type")
     if spacing == "Automatic":
         spacing = _AUTOMATIC.get(label)
-    exact = names.get(label if spacing is None else f"{label} {spacing}")
-    if exact is not None:
-        fields.pop("Schedule type", None)
-    if exact is not None or label in names:
-        del fields["Sampler"]
-    return exact or names.get(label)
+    if f"{label} {spacing}" in samplers:
+        label, spacing = f"{label} {spacing}", None
+    elif label not in samplers and label.rpartition(" ")[2] in spacings:
+        label, _, spacing = label.rpartition(" ")
+    if label not in samplers:
+        return []
+    sampler = samplers[label]
+    del fields["Sampler"]
+    fields.pop("Schedule type", None)
+    if spacing in spacings and sampler in SPACED:
+        return [("sampler", sampler), ("spacing", spacings[spacing])]
+    if spacing is not None:
+        fields["Schedule type"] = spacing
+    return [("sampler", sampler)]
+
+
+def _take_variation(fields: dict[str, str]) -> list[tuple[str, Any]]:
+    """Both or neither."""
+    names = ("Variation seed", "Variation seed strength")
+    if not {*names} <= {*fields}:
+        return []
+    return [
+        ("variation_seed", _take(fields, names[0], r"-?\d+", int)),
+        ("variation_strength", _take(fields, names[1], r"[.\d]+", float)),
+    ]

@@ -9,7 +9,7 @@ from PIL import Image
 from edgediff.bundle import Manifest
 from edgediff.conditioning import TextConditioner
 from edgediff.denoiser import Denoiser, UNet
-from edgediff.noise import TorchGenerator
+from edgediff.noise import TorchGenerator, VariedGenerator
 from edgediff.plan import Plan, make_plan
 from edgediff.result import Timings
 from edgediff.samplers import Latents, Noise, Step, initial_latents, sample
@@ -39,7 +39,7 @@ class Run:
         self._vae = vae
         self.settings = settings
         self.seeds = list(seeds)
-        self._sources = [TorchGenerator(seed) for seed in seeds]
+        self._sources = [_source(settings, seed) for seed in seeds]
         self._step_times: list[float] = []
         before = time.perf_counter()
         self.report, self._prompt, self._negative = text(settings)
@@ -47,7 +47,7 @@ class Run:
 
     def __iter__(self) -> Iterator[Step]:
         settings, schedule = self.settings, self._manifest.schedule
-        plan = make_plan(schedule, settings.sampler, settings.steps)
+        plan = make_plan(schedule, settings.sampler, settings.steps, spacing=settings.spacing)
         noise = self._noise_at(settings.width, settings.height)
         denoise = Denoiser(
             self._unet(plan),
@@ -57,6 +57,8 @@ class Run:
             negative=self._negative,
             guidance_scale=settings.guidance_scale,
             guidance_embedding_dim=self._text.guidance_embedding_dim(),
+            guidance_rescale=settings.guidance_rescale,
+            guidance_interval=settings.guidance_interval,
         )
         before = time.perf_counter()
         for step in sample(denoise, initial_latents(noise(0), plan), plan, noise):
@@ -87,3 +89,9 @@ class Run:
             return np.concatenate([source.randn(shape) for source in self._sources])
 
         return noise
+
+
+def _source(settings: Settings, seed: int) -> TorchGenerator | VariedGenerator:
+    if settings.variation_seed is None:
+        return TorchGenerator(seed)
+    return VariedGenerator(seed, settings.variation_seed, settings.variation_strength)

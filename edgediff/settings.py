@@ -12,10 +12,12 @@ import numpy as np
 
 from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.control import Control, ControlSettings, resolve_controls
+from edgediff.denoiser import check_interval, check_rescale
 from edgediff.emphasis import parse_weights
 from edgediff.errors import InputError
-from edgediff.noise import check_seed
+from edgediff.noise import check_seed, check_variation_strength
 from edgediff.plan import make_plan
+from edgediff.spacing import Spacing
 
 T = TypeVar("T")
 
@@ -35,7 +37,15 @@ class Options(TypedDict, total=False):
     guidance_scale: classifier-free guidance; up to 1 there is none.
     seed: torch's; one, or one for each picture. None draws one, which the result tells.
     size: (width, height) in pixels, or one side of a square.
-    sampler: a name in SAMPLERS.
+    sampler: a name in `edgediff.samplers.SAMPLERS`.
+    spacing: how the sampler's noise levels are spread, instead of by timesteps: "karras",
+        "exponential" or "beta". The bundle's default, if any, goes with its default sampler.
+    guidance_rescale: from 0 (off) to 1, how much of a guided prediction is scaled back to the
+        deviation that it has without guidance, against overexposure.
+    guidance_interval: guidance on part of the steps alone, as fractions of them from 0 to 1: (0.0,
+        0.8) leaves it out of the last fifth, whose steps then cost half.
+    variation_seed, variation_strength: the noise of each picture is drawn between its seed's and
+        the variation seed's, from 0 (its own) to 1 (the other's); the two go together.
     prompt_weights: brackets in both prompts weigh words, `(word:1.3)`, `(word)`, `[word]`, as in
         AUTOMATIC1111's web UI; otherwise they are text.
     long_prompts: what does not fit the text encoder goes on in further chunks of tokens instead of
@@ -52,6 +62,11 @@ class Options(TypedDict, total=False):
     seed: int | Sequence[int] | None
     size: int | tuple[int, int] | None
     sampler: str | None
+    spacing: Spacing | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
+    variation_seed: int | None
+    variation_strength: float | None
     prompt_weights: bool | None
     long_prompts: bool | None
     clip_skip: int | None
@@ -76,6 +91,11 @@ class Settings:
     model: str
     bundle: str
     provider: str
+    spacing: Spacing | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
     prompt_weights: bool = False
     long_prompts: bool = False
     clip_skip: int | None = None
@@ -99,11 +119,18 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
     )
     sampler = _or(options.get("sampler"), defaults.sampler)
     check_text("sampler", sampler)
+    spacing = options.get("spacing")
+    if spacing is not None:
+        check_text("spacing", spacing)
+    elif sampler == defaults.sampler:
+        spacing = defaults.spacing
     plan = make_plan(
         manifest.schedule,
         sampler,
         _or(options.get("steps"), defaults.steps),
+        spacing=spacing,
     )
+    variation_seed, variation_strength = _check_variation(options)
     return Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -115,6 +142,11 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
         model=manifest.name,
         bundle=bundle.id,
         provider=provider,
+        spacing=plan.spacing,
+        guidance_rescale=check_rescale(_or(options.get("guidance_rescale"), 0.0)),
+        guidance_interval=check_interval(_or(options.get("guidance_interval"), (0.0, 1.0))),
+        variation_seed=variation_seed,
+        variation_strength=variation_strength,
         prompt_weights=_check_prompt_weights(
             options.get("prompt_weights"), prompt, negative_prompt
         ),
@@ -145,6 +177,21 @@ def _check_guidance(guidance: float) -> float:
     if not abs(guidance) <= MAX_GUIDANCE:  # nan too
         raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
     return float(guidance)
+
+
+def _check_variation(options: Options) -> tuple[int | None, float]:
+    """(variation seed, strength); (None, 0.0) where there is nothing to vary."""
+    seed, strength = options.get("variation_seed"), options.get("variation_strength")
+    if seed is None and strength is None:
+        return None, 0.0
+    if strength is None:
+        raise InputError(f"variation_seed is {seed!r}: give variation_strength too, such as 0.2")
+    strength = check_variation_strength(strength)
+    if strength == 0.0:
+        return None, 0.0
+    if seed is None:
+        raise InputError(f"variation_strength is {strength}: give variation_seed too")
+    return check_seed(seed), strength
 
 
 def _check_flag(name: str, value: object) -> bool:

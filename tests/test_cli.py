@@ -57,6 +57,20 @@ def test_every_flag_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
         assert picture.size == (128, 64)
 
 
+def test_flags_of_sampling(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = (
+        "--steps 2 --seed 1 --sampler unipc --spacing beta --guidance 4 --guidance-rescale 0.7"
+        " --guidance-interval 0-.5 --variation-seed 9 --variation-strength 0.3 --json"
+    )
+    done = run("generate", "a", "-m", tiny_bundle, "-o", tmp_path / "a.png", *flags.split())
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)["settings"]
+    assert (settings["sampler"], settings["spacing"]) == ("unipc", "beta")
+    assert settings["guidance_rescale"] == 0.7
+    assert settings["guidance_interval"] == [0.0, 0.5]
+    assert (settings["variation_seed"], settings["variation_strength"]) == (9, 0.3)
+
+
 def test_count_and_grid(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["-m", tiny_bundle, "--steps", 1, "--count", 3]
     last = 2**64 - 1
@@ -197,6 +211,10 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--steps", "-3"], 2, "steps is -3"),
         (["--steps", "many"], 2, "not a valid integer"),
         (["--sampler", "magic"], 2, "choose one of euler, "),
+        (["--sampler", "lcm", "--spacing", "karras"], 2, "sampler lcm takes none"),
+        (["--guidance-interval", "0.5"], 2, "give START-END, such as 0.2-0.8"),
+        (["--guidance-interval", "0.5-0.2"], 2, "guidance_interval is (0.5, 0.2)"),
+        (["--variation-seed", "1"], 2, "give variation_strength too"),
         (["--provider", "gpu"], 2, "expected auto or one of cpu, cuda, tensorrt"),
         (["--provider", "cuda"], 1, "pip install onnxruntime-gpu"),
         (["--threads", "0"], 2, "threads is 0"),

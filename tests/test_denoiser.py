@@ -74,6 +74,7 @@ def test_sigma_zero(prediction: Any) -> None:
     plan = Plan(
         sampler="euler",
         steps=(PlannedStep(0.0, 0.0, 0.0),),
+        spacing=None,
         total=1,
         noise_scale=1.0,
         clip_range=None,
@@ -88,6 +89,7 @@ def test_infinite_sigma() -> None:
     plan = Plan(
         sampler="ddim",
         steps=(PlannedStep(math.inf, 0.0, 999.0),),
+        spacing=None,
         total=1,
         noise_scale=1.0,
         clip_range=None,
@@ -134,6 +136,106 @@ def test_guidance_is_one_batch_of_two() -> None:
     assert states[:, 0, 0].tolist() == [-1.0, 1.0]
     uncond, cond = 0.5 * X - 1.0, 0.5 * X + 1.0
     np.testing.assert_allclose(got, uncond + 7.5 * (cond - uncond), rtol=1e-5, atol=1e-5)
+
+
+def guided(unet: Recorder, plan: Plan, **changes: Any) -> Denoiser:
+    arguments: dict[str, Any] = {
+        "plan": plan,
+        "prediction_type": "epsilon",
+        "prompt": text(1.0),
+        "negative": text(-1.0),
+        "guidance_scale": 7.5,
+    }
+    return Denoiser(unet, **(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("interval", "rows"),
+    [
+        ((0.0, 1.0), [2, 2, 2, 2]),
+        ((0.0, 0.5), [2, 2, 1, 1]),
+        ((0.25, 0.75), [1, 2, 2, 1]),
+        ((0.0, 0.01), [2, 1, 1, 1]),
+        ((0.3, 0.4), [1, 1, 1, 1]),
+        ([0.75, 1], [1, 1, 1, 2]),
+    ],
+)
+def test_guidance_on_part_of_the_steps(interval: Any, rows: list[int]) -> None:
+    unet, plan = Recorder(), make_plan_for()
+    denoise = guided(unet, plan, guidance_interval=interval)
+    alone = guided(Recorder(), plan, guidance_scale=1.0)
+    whole = guided(Recorder(), plan)
+    for step, count in zip(plan.steps, rows, strict=True):
+        expected = (whole if count == 2 else alone)(X, step.sigma)
+        np.testing.assert_array_equal(denoise(X, step.sigma), expected)
+    assert [len(call[0]) for call in unet.calls] == rows
+
+
+def test_the_interval_holds_for_a_steps_second_evaluation_too() -> None:
+    schedule = NoiseSchedule(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+    )
+    plan = make_plan(schedule, "dpmpp_sde", 4)
+    unet = Recorder()
+    denoise = guided(unet, plan, guidance_interval=(0.0, 0.5))
+    for sigma in plan.timesteps:
+        denoise(X, sigma)
+    assert [len(call[0]) for call in unet.calls] == [2, 2, 2, 2, 1, 1, 1]
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_prompts_prediction() -> None:
+    plan = make_plan_for("sample")
+    sigma = plan.steps[1].sigma
+    answers = np.concatenate([X, 2.0 * X + np.float32(0.3)])
+
+    def run(rescale: float) -> np.ndarray:
+        return Denoiser(
+            lambda *_: answers,
+            plan=plan,
+            prediction_type="sample",
+            prompt=text(1.0),
+            negative=text(-1.0),
+            guidance_scale=5.0,
+            guidance_rescale=rescale,
+        )(X, sigma)
+
+    plain, half, full = run(0.0), run(0.5), run(1.0)
+    assert full.std() == pytest.approx(answers[1].std(), rel=1e-5)
+    np.testing.assert_allclose(half, 0.5 * (plain + full), rtol=1e-5)
+    assert full.dtype == np.float32
+
+
+def test_rescaling_a_prediction_that_is_the_same_everywhere() -> None:
+    plan = make_plan_for("sample")
+    flat = np.ones_like(X)
+    denoise = Denoiser(
+        lambda *_: np.concatenate([flat, flat]),
+        plan=plan,
+        prediction_type="sample",
+        prompt=text(1.0),
+        negative=text(-1.0),
+        guidance_scale=5.0,
+        guidance_rescale=1.0,
+    )
+    np.testing.assert_array_equal(denoise(X, plan.steps[0].sigma), flat)
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.1, math.nan, True, "1", None])
+def test_bad_rescale(rescale: Any) -> None:
+    with pytest.raises(InputError, match=r"guidance_rescale is .*from 0"):
+        guided(Recorder(), make_plan_for(), guidance_rescale=rescale)
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [(0.5, 0.5), (0.8, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.0,), (0.0, math.nan), "01", None, 0.5],
+)
+def test_bad_interval(interval: Any) -> None:
+    with pytest.raises(InputError, match=r"guidance_interval is .*rising fractions"):
+        guided(Recorder(), make_plan_for(), guidance_interval=interval)
 
 
 def test_guidance_embedding_replaces_the_second_evaluation() -> None:

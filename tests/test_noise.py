@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
 from edgediff.errors import InputError
-from edgediff.noise import TorchGenerator
+from edgediff.noise import TorchGenerator, VariedGenerator, slerp
 
 
 def test_draws_continue_one_stream() -> None:
@@ -58,3 +60,44 @@ def test_bad_seeds(seed: object) -> None:
 def test_bad_shape() -> None:
     with pytest.raises(InputError, match="0 or more"):
         TorchGenerator(0).randn((4, -1))
+
+
+def test_a_variation_of_0_is_the_seed_and_of_1_the_variation_seed() -> None:
+    shape = (1, 4, 8, 8)
+    for strength, seed in ((0, 3), (0.0, 3), (1, 7), (1.0, 7)):
+        varied, plain = VariedGenerator(3, 7, strength), TorchGenerator(seed)
+        for _ in range(3):
+            np.testing.assert_array_equal(varied.randn(shape), plain.randn(shape))
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.2, 0.5, 0.9])
+def test_a_variation_lies_between_and_keeps_its_variance(strength: float) -> None:
+    shape = (1, 4, 64, 64)
+    a, b = TorchGenerator(3).randn(shape), TorchGenerator(7).randn(shape)
+    z = VariedGenerator(3, 7, strength).randn(shape)
+    assert z.dtype == np.float32
+    assert z.std() == pytest.approx(1.0, abs=0.01)
+
+    def angle(x: np.ndarray, y: np.ndarray) -> float:
+        return math.acos(np.vdot(x, y) / np.linalg.norm(x) / np.linalg.norm(y))
+
+    whole = angle(a, b)
+    assert angle(a, z) == pytest.approx(strength * whole, abs=5e-3)
+    assert angle(z, b) == pytest.approx((1.0 - strength) * whole, abs=5e-3)
+
+
+def test_a_variation_towards_the_same_seed_is_that_seed() -> None:
+    a = TorchGenerator(3).randn((64,))
+    np.testing.assert_allclose(VariedGenerator(3, 3, 0.4).randn((64,)), a, atol=1e-6)
+
+
+def test_slerp_of_what_has_no_direction() -> None:
+    zero, one = np.zeros(4, np.float32), np.ones(4, np.float32)
+    np.testing.assert_allclose(slerp(zero, one, 0.25), 0.25 * one)
+    np.testing.assert_allclose(slerp(one, -one, 0.25), 0.5 * one, atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan, True, "0.5", None])
+def test_bad_variation_strength(strength: object) -> None:
+    with pytest.raises(InputError, match=r"variation_strength is .*from 0 .*to 1"):
+        VariedGenerator(3, 7, strength)  # type: ignore[arg-type]

@@ -205,6 +205,16 @@ def test_sizes(pipe: Pipeline, size: int | tuple[int, int]) -> None:
         ({"guidance_scale": 1e300}, "guidance_scale is 1e.300: at most 1000"),
         ({"guidance_scale": 10**400}, "at most 1000"),
         ({"sampler": "magic"}, "'magic': choose one of euler"),
+        ({"sampler": "euler", "spacing": "even"}, "'even': choose one of karras, exponential"),
+        ({"sampler": "euler", "spacing": ["beta"]}, "spacing is list"),
+        ({"sampler": "lcm", "spacing": "karras"}, "sampler lcm takes none: use euler"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval is .0.8, 0.2."),
+        ({"guidance_interval": 0.8}, "guidance_interval is 0.8"),
+        ({"variation_seed": 1}, "give variation_strength too"),
+        ({"variation_strength": 0.2}, "give variation_seed too"),
+        ({"variation_seed": 1.5, "variation_strength": 0.2}, "seed is 1.5"),
+        ({"variation_seed": 1, "variation_strength": 2}, "variation_strength is 2"),
         ({"seed": []}, "seed is an empty list"),
         ({"seed": 2**64}, "seed is"),
         ({"seed": 1.5}, "seed is"),
@@ -444,6 +454,60 @@ def test_the_built_in_models_name_is_not_taken_for_a_folder(
     assert built_in.parent.parent == Path(edgediff.__file__).parent
     assert pipeline_module.find_bundle("./emoji") == Path("emoji")
     assert pipeline_module.find_bundle(Path("emoji")) == Path("emoji")
+
+
+def test_every_option_of_sampling_is_recorded_and_repeats(pipe: Pipeline, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "steps": 3,
+        "guidance_scale": 4.0,
+        "sampler": "heun",
+        "spacing": "karras",
+        "guidance_rescale": 0.7,
+        "guidance_interval": (0.0, 0.5),
+        "variation_seed": 9,
+        "variation_strength": 0.3,
+    }
+    result = pipe.generate("a fox", seed=4, **options)
+    for name, value in options.items():
+        assert getattr(result.settings, name) == value
+    (path,) = result.save(tmp_path / "a.png")
+    made = edgediff.recorded(path)
+    again = pipe.generate(made.prompt, **made.options)
+    assert again.settings == result.settings
+    assert (pixels(again.images[0]) == pixels(result.images[0])).all()
+    with Image.open(path) as picture:
+        text = picture.info["parameters"]
+    assert "Sampler: Heun, Schedule type: Karras, CFG scale: 4, Seed: 4, Variation seed: 9" in text
+    for name in options:
+        if name not in ("steps", "variation_seed", "variation_strength"):
+            other = pipe.generate("a fox", seed=4, **{**options, name: None})
+            assert (pixels(other.images[0]) != pixels(result.images[0])).any(), name
+
+
+def test_variation_strength_goes_from_the_seed_to_the_variation_seed(pipe: Pipeline) -> None:
+    def picture(seed: int, **options: Any) -> np.ndarray:
+        return pixels(pipe.generate("a fox", seed=seed, sampler="euler_a", **options).images[0])
+
+    mine, other = picture(4), picture(9)
+    assert (picture(4, variation_seed=9, variation_strength=0) == mine).all()
+    assert (picture(4, variation_seed=9, variation_strength=1) == other).all()
+    between = picture(4, variation_seed=9, variation_strength=0.3)
+    assert (between != mine).any()
+    assert (between != other).any()
+    two = pipe.generate(
+        "a fox", seed=[5, 4], sampler="euler_a", variation_seed=9, variation_strength=0.3
+    )
+    assert (pixels(two.images[1]) == between).all()
+
+
+def test_a_default_spacing_goes_with_its_sampler(damaged: Path) -> None:
+    raw = json.loads((damaged / MANIFEST).read_text())
+    raw["defaults"]["spacing"] = "exponential"
+    (damaged / MANIFEST).write_text(json.dumps(raw))
+    with edgediff.load(damaged, threads=1) as pipe:
+        assert pipe.generate("a", seed=0, steps=1).settings.spacing == "exponential"
+        assert pipe.generate("a", seed=0, steps=1, spacing="beta").settings.spacing == "beta"
+        assert pipe.generate("a", seed=0, steps=1, sampler="ddim").settings.spacing is None
 
 
 def test_an_option_that_there_is_not_says_which_was_meant(pipe: Pipeline) -> None:

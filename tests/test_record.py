@@ -256,14 +256,12 @@ def test_what_another_tool_wrote(tmp_path: Path) -> None:
         ("Sampler: Euler a", "euler_a", ()),
         ("Sampler: Euler, Schedule type: Automatic", "euler", ()),
         ("Sampler: DPM++ 2M, Schedule type: Karras", "dpmpp_2m_karras", ()),
-        ("Sampler: Euler, Schedule type: Beta", "euler", ("Schedule type: Beta",)),
+        ("Sampler: Euler a, Schedule type: Beta", "euler_a", ("Schedule type: Beta",)),
+        ("Sampler: Euler, Schedule type: Uniform", "euler", ("Schedule type: Uniform",)),
+        ("Sampler: Euler a Karras", "euler_a", ("Schedule type: Karras",)),
+        ("Variation seed: 7", None, ("Variation seed: 7",)),
         ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m_karras", ()),
         ("Sampler: DPM++ 2M", "dpmpp_2m", ()),
-        (
-            "Sampler: DPM++ SDE, Schedule type: Automatic",
-            "dpmpp_sde",
-            ("Schedule type: Automatic",),
-        ),
         ("Sampler: Restart", None, ("Sampler: Restart",)),
         ("Size: big", None, ("Size: big",)),
         ("CFG scale: --", None, ("CFG scale: --",)),
@@ -277,6 +275,35 @@ def test_fields_of_other_tools(
     assert made.options.get("sampler") == sampler
     assert made.options["steps"] == 9
     assert made.ignored == ignored
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "spacing"),
+    [
+        ("Sampler: Euler, Schedule type: Beta", "euler", "beta"),
+        ("Sampler: DPM++ SDE, Schedule type: Karras", "dpmpp_sde", "karras"),
+        ("Sampler: DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
+        ("Sampler: DPM++ 2M Karras", "dpmpp_2m_karras", None),
+        ("Sampler: DPM++ SDE, Schedule type: Automatic", "dpmpp_sde", "karras"),
+        ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", "dpmpp_2m_sde", "exponential"),
+        ("Sampler: Euler, Schedule type: Automatic", "euler", None),
+    ],
+)
+def test_spacings_of_other_tools(
+    tmp_path: Path, fields: str, sampler: str, spacing: str | None
+) -> None:
+    made = recorded(png(tmp_path / "a.png", parameters=f"a\nSteps: 9, {fields}"))
+    assert made.options.get("sampler") == sampler
+    assert made.options.get("spacing") == spacing
+    assert made.ignored == ()
+
+
+def test_variations_of_other_tools(tmp_path: Path) -> None:
+    text = "a\nSteps: 9, Seed: 1, Variation seed: 7, Variation seed strength: 0.25"
+    made = recorded(png(tmp_path / "a.png", parameters=text))
+    assert made.options["variation_seed"] == 7
+    assert made.options["variation_strength"] == 0.25
+    assert made.ignored == ()
 
 
 @pytest.mark.parametrize(

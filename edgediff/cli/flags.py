@@ -80,6 +80,18 @@ def parse_size(
     return int(match[1]), int(match[2])
 
 
+def parse_interval(
+    _context: click.Context, _flag: click.Parameter, value: str | None
+) -> tuple[float, float] | None:
+    """START-END → (start, end), as fractions."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)-(\d+\.?\d*|\.\d+)", value, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{value!r}: give START-END, such as 0.2-0.8")
+    return float(match[1]), float(match[2])
+
+
 def _parse_pairs(
     _context: click.Context, _flag: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:

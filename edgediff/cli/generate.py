@@ -15,7 +15,15 @@ from click.core import ParameterSource
 
 from edgediff.cli.batch import make_all
 from edgediff.cli.control import parse_controls
-from edgediff.cli.flags import SectionedCommand, flag, flags, json_flag, parse_size, provider_flags
+from edgediff.cli.flags import (
+    SectionedCommand,
+    flag,
+    flags,
+    json_flag,
+    parse_interval,
+    parse_size,
+    provider_flags,
+)
 from edgediff.cli.report import tell_prompt
 
 MAX_COUNT = 1000
@@ -73,7 +81,27 @@ PICTURE_FLAGS = (
     flag(
         "Picture",
         "--sampler",
-        help="euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras or lcm.",
+        help="euler, euler_a, heun, ddim, pndm, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_sde,"
+        " unipc, deis, lcm or tcd.",
+    ),
+    flag(
+        "Picture",
+        "--spacing",
+        help="How the sampler's noise levels are spread: karras, exponential or beta.",
+    ),
+    flag(
+        "Picture",
+        "--guidance-rescale",
+        type=float,
+        metavar="SHARE",
+        help="Scale guided predictions back to their own deviation, from 0 (off) to 1.",
+    ),
+    flag(
+        "Picture",
+        "--guidance-interval",
+        metavar="START-END",
+        callback=parse_interval,
+        help="Guidance on part of the steps alone: 0-0.8 leaves it out of the last fifth.",
     ),
     flag(
         "Picture",
@@ -81,6 +109,19 @@ PICTURE_FLAGS = (
         type=int,
         multiple=True,
         help="The picture's random numbers; repeat for more pictures.  [default: drawn, and told]",
+    ),
+    flag(
+        "Picture",
+        "--variation-seed",
+        type=int,
+        help="Vary the picture of a seed: its noise goes towards this one's.",
+    ),
+    flag(
+        "Picture",
+        "--variation-strength",
+        type=float,
+        metavar="SHARE",
+        help="How far: from 0 (the seed's picture) to 1 (the variation seed's).",
     ),
     flag(
         "Control",

@@ -8,12 +8,17 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
+    PNDMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 
 from edgediff.denoiser import Conditioning, Denoiser, guidance_embedding
@@ -23,7 +28,9 @@ from edgediff.samplers import initial_latents, sample
 from edgediff.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning", "ignore::FutureWarning"
+    "ignore:__array__ implementation:DeprecationWarning",
+    "ignore:__array_wrap__ must accept:DeprecationWarning",
+    "ignore::FutureWarning",
 )
 
 CONFIG: dict[str, Any] = {
@@ -39,7 +46,14 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
     "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "lcm": (LCMScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "deis": (DEISMultistepScheduler, {}),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "tcd": (TCDScheduler, {}),
 }
+"""But for dpmpp_sde, whose noise comes from a tree of torchsde's in diffusers."""
 EMBEDDING_DIM = 32
 
 
@@ -59,7 +73,13 @@ def make_unet(time_cond_proj_dim: int | None) -> UNet2DConditionModel:
 
 
 def pipeline_latents(
-    sampler: str, prediction: str, steps: int, guidance: float, dim: int | None, seeds: list[int]
+    sampler: str,
+    prediction: str,
+    steps: int,
+    guidance: float,
+    dim: int | None,
+    seeds: list[int],
+    rescale: float,
 ) -> tuple[np.ndarray, UNet2DConditionModel, np.ndarray, np.ndarray]:
     cls, extra = SCHEDULERS[sampler]
     unet = make_unet(dim)
@@ -89,6 +109,7 @@ def pipeline_latents(
         negative_prompt_embeds=negative.repeat(len(seeds), 1, 1),
         num_inference_steps=steps,
         guidance_scale=guidance,
+        guidance_rescale=rescale,
         generator=[torch.Generator("cpu").manual_seed(s) for s in seeds],
         height=64,
         width=64,
@@ -99,22 +120,24 @@ def pipeline_latents(
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize(
-    ("prediction", "steps", "guidance", "dim"),
+    ("prediction", "steps", "guidance", "dim", "rescale"),
     [
-        ("epsilon", 1, 7.5, None),
-        ("epsilon", 8, 7.5, None),
-        ("epsilon", 8, 1.0, None),
-        ("epsilon", 8, 0.0, None),
-        ("v_prediction", 5, 3.0, None),
-        ("epsilon", 4, 8.5, EMBEDDING_DIM),
+        ("epsilon", 1, 7.5, None, 0.0),
+        ("epsilon", 8, 7.5, None, 0.0),
+        ("epsilon", 8, 1.0, None, 0.0),
+        ("epsilon", 8, 0.0, None, 0.0),
+        ("v_prediction", 5, 3.0, None, 0.0),
+        ("v_prediction", 5, 7.5, None, 0.7),
+        ("epsilon", 5, 7.5, None, 1.0),
+        ("epsilon", 4, 8.5, EMBEDDING_DIM, 0.0),
     ],
 )
 def test_latents_equal_the_pipelines(
-    sampler: str, prediction: str, steps: int, guidance: float, dim: int | None
+    sampler: str, prediction: str, steps: int, guidance: float, dim: int | None, rescale: float
 ) -> None:
     seeds = [0, 5]
     theirs, unet, prompt, negative = pipeline_latents(
-        sampler, prediction, steps, guidance, dim, seeds
+        sampler, prediction, steps, guidance, dim, seeds, rescale
     )
 
     def run(
@@ -125,7 +148,8 @@ def test_latents_equal_the_pipelines(
             out = unet(torch.from_numpy(x), timestep, torch.from_numpy(states), **further)
         return out.sample.numpy()
 
-    schedule = NoiseSchedule(**CONFIG, prediction_type=prediction, set_alpha_to_one=False)
+    # The pipeline samples TCD at eta 0 where it is told nothing.
+    schedule = NoiseSchedule(**CONFIG, prediction_type=prediction, set_alpha_to_one=False, eta=0.0)
     plan = make_plan(schedule, sampler, steps)
     generators = [TorchGenerator(seed) for seed in seeds]
 
@@ -140,6 +164,7 @@ def test_latents_equal_the_pipelines(
         negative=Conditioning(encoder_hidden_states=negative),
         guidance_scale=guidance,
         guidance_embedding_dim=dim,
+        guidance_rescale=rescale,
     )
     *_, last = sample(denoise, initial_latents(draw(0), plan), plan, draw)
     assert np.abs(last.latents - theirs).max() < 1e-4 * np.abs(theirs).max()
