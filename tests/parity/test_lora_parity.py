@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgediff_export.cli import export as export_command
+from edgediff_export.embedding import Embedding
 from edgediff_export.export import Options, export
 from edgediff_export.lora import Lora
 from edgediff_export.sources import open_source
@@ -39,7 +40,7 @@ def their(small_pipeline: Callable[[str], Path]) -> Callable[[str], Any]:
 
     def load(shape: str) -> Any:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
-            small_pipeline(shape), safety_checker=None, local_files_only=True
+            small_pipeline(shape), local_files_only=True
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -141,6 +142,69 @@ FORMS: dict[str, Callable[[Any], State]] = {
 }
 
 
+ORIGINAL = {
+    "input_blocks_0_0": "conv_in",
+    "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
+    "input_blocks_2_0_op": "down_blocks.0.downsamplers.0.conv",
+    "input_blocks_3_0_skip_connection": "down_blocks.1.resnets.0.conv_shortcut",
+    "input_blocks_3_1_proj_in": "down_blocks.1.attentions.0.proj_in",
+    "input_blocks_3_1_transformer_blocks_1_attn2_to_k": (
+        "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+    ),
+    "middle_block_0_out_layers_3": "mid_block.resnets.0.conv2",
+    "middle_block_1_transformer_blocks_0_attn1_to_out_0": (
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    ),
+    "middle_block_2_emb_layers_1": "mid_block.resnets.1.time_emb_proj",
+    "output_blocks_0_1_transformer_blocks_0_ff_net_0_proj": (
+        "up_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj"
+    ),
+    "output_blocks_1_1_proj_out": "up_blocks.0.attentions.1.proj_out",
+    "output_blocks_1_2_conv": "up_blocks.0.upsamplers.0.conv",
+    "output_blocks_3_0_in_layers_2": "up_blocks.1.resnets.1.conv1",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding.linear_1",
+    "time_embed_2": "time_embedding.linear_2",
+    "label_emb_0_0": "add_embedding.linear_1",
+    "label_emb_0_2": "add_embedding.linear_2",
+}
+
+
+def original(pipe: Any) -> State:
+    """The UNet's layers as the original code names them, with kohya-ss's prefix."""
+    generator = torch.Generator().manual_seed(5)
+    state: State = {}
+    for name, layer in ORIGINAL.items():
+        key = f"lora_unet_{name}"
+        weight = pipe.unet.get_submodule(layer).weight
+        state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = matrices(
+            weight, generator
+        )
+        state[f"{key}.alpha"] = torch.tensor(2.0)
+    return state
+
+
+def second_encoder(pipe: Any, prefix: str, *, underscores: bool) -> State:
+    """What is added to `kohya` or `peft` for SDXL's second text encoder."""
+    generator = torch.Generator().manual_seed(6)
+    state: State = {}
+    for name, weight in targets(pipe.text_encoder_2, (*TEXT_ATTENTION, "fc1", "fc2")).items():
+        key = prefix + (name.replace(".", "_") if underscores else name)
+        down, up = ("lora_down", "lora_up") if underscores else ("lora_A", "lora_B")
+        state[f"{key}.{down}.weight"], state[f"{key}.{up}.weight"] = matrices(weight, generator)
+    return state
+
+
+XL_FORMS: dict[str, Callable[[Any], State]] = {
+    "kohya": lambda pipe: (
+        kohya(pipe, text="lora_te1_", alpha=None)
+        | second_encoder(pipe, "lora_te2_", underscores=True)
+    ),
+    "original": original,
+    "peft": lambda pipe: peft(pipe) | second_encoder(pipe, "text_encoder_2.", underscores=False),
+}
+
+
 def fused(pipe: Any, *loras: Lora) -> Any:
     """The same pipeline with LoRAs fused by diffusers."""
     for lora in loras:
@@ -177,6 +241,20 @@ def test_weights_in_every_form(
     after = pipe.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
     assert (after - before).abs().max() > 1e-3
     assert_equal_weights(pipe, small_pipeline("sd1"), tmp_path, lora)
+
+
+@pytest.mark.parametrize("form", XL_FORMS)
+def test_weights_of_sdxl(
+    form: str,
+    their: Callable[[str], Any],
+    small_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """Both text encoders, and the names of the original code."""
+    pipe = their("xl")
+    save_file(XL_FORMS[form](pipe), tmp_path / "it.safetensors")
+    lora = Lora(path=tmp_path / "it.safetensors", scale=0.5)
+    assert_equal_weights(fused(pipe, lora), small_pipeline("xl"), tmp_path, lora)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, -0.5])
@@ -315,3 +393,53 @@ def test_the_report_and_info_say_what_was_merged(
     assert [s.partition("  ")[2].strip() for s in shown.splitlines() if s.startswith("merged")] == (
         merged
     )
+
+
+@pytest.mark.slow
+def test_sdxl_with_a_lora_and_a_textual_inversion(
+    their: Callable[[str], Any], small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pipe = their("xl")
+    save_file(XL_FORMS["kohya"](pipe), tmp_path / "it.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    vectors = {
+        "clip_l": 0.1 * torch.randn((2, 32), generator=generator),
+        "clip_g": 0.1 * torch.randn((2, 48), generator=generator),
+    }
+    save_file(vectors, tmp_path / "word.safetensors")
+    lora = Lora(path=tmp_path / "it.safetensors", scale=0.5)
+    export(
+        Options(
+            source=str(small_pipeline("xl")),
+            out=tmp_path / "out",
+            steps=2,
+            loras=(lora,),
+            embeddings=(Embedding(path=tmp_path / "word.safetensors", token="<word>"),),
+        )
+    )
+    pipe = fused(pipe, lora)
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        pipe.load_textual_inversion(
+            vectors[key],
+            token="<word>",
+            text_encoder=getattr(pipe, f"text_encoder{suffix}"),
+            tokenizer=getattr(pipe, f"tokenizer{suffix}"),
+        )
+    prompt, negative = "a photo of <word>, a red fox", "<word>, blurry"
+
+    def run(output: str) -> Any:
+        return pipe(
+            prompt,
+            negative_prompt=negative,
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            generator=torch.Generator("cpu").manual_seed(7),
+            output_type=output,
+        ).images
+
+    options: dict[str, Any] = {"negative_prompt": negative, "seed": 7, "guidance_scale": 5.0}
+    with edgediff.load(tmp_path / "out", threads=1) as ours:
+        *_, last = ours.stream(prompt, **options)
+        assert np.abs(last.latents - run("latent").numpy()).max() <= 1e-3
+        picture = np.asarray(ours.generate(prompt, **options).images[0]).astype(int)
+        assert np.abs(picture - np.asarray(run("pil")[0])).max() <= 1
