@@ -130,6 +130,14 @@ def time_ids(width: int, height: int) -> NDArray[np.float32]:
     return np.array([[height, width, 0, 0, height, width]], np.float32)
 
 
+def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning:
+    """The same for a picture of another size in pixels, where the network is told of it."""
+    if TIME_IDS not in conditioning.extra:
+        return conditioning
+    extra = {**conditioning.extra, TIME_IDS: time_ids(width, height)}
+    return Conditioning(encoder_hidden_states=conditioning.encoder_hidden_states, extra=extra)
+
+
 def _chunks(prompt: Mapping[str, EncodedPrompt]) -> int:
     return max(len(encoded.ids) for encoded in prompt.values())
 

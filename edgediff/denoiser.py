@@ -65,6 +65,8 @@ class Denoiser:
     guidance_interval: guidance acts from the first to before the second fraction of the plan's
         steps, Kynkäänniemi et al. 2024 (arXiv:2404.07724); outside, the prompt alone runs, which
         costs half.
+    beside: what the network takes beside the latents, along the channels: (n, k, h, w) float32, or
+        (1, k, h, w) for all images; the same under guidance.
 
     Images run one by one, so each is bit for bit what it would be alone.
 
@@ -84,6 +86,7 @@ class Denoiser:
         guidance_embedding_dim: int | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        beside: Latents | None = None,
     ) -> None:
         self._unet = unet
         self._timesteps = plan.timesteps
@@ -114,6 +117,7 @@ class Denoiser:
             embedding = guidance_embedding(guidance_scale, guidance_embedding_dim)
             rows = [(states, {**extra, "timestep_cond": embedding}) for states, extra in rows]
         self._rows = rows
+        self._beside = beside
 
     def __call__(self, x: Latents, sigma: float) -> Latents:
         """Latents x (n, c, h, w) float32 at noise level sigma → x0 (n, c, h, w) float32.
@@ -131,15 +135,21 @@ class Denoiser:
         rows = self._pairs if guided else self._rows
         x0 = np.empty_like(x)
         for k in range(len(x)):
-            out = self._predict(x[k : k + 1], timestep, rows[k % len(rows)], guided)
-            x0[k] = self._x0(x[k : k + 1], sigma, out)
+            one = x[k : k + 1]
+            beside = None if self._beside is None else self._beside[k % len(self._beside)][None]
+            out = self._predict(one, beside, timestep, rows[k % len(rows)], guided)
+            x0[k] = self._x0(one, sigma, out)
         return x0
 
-    def _predict(self, x: Latents, timestep: float, row: _Row, guided: bool) -> Latents:
+    def _predict(
+        self, x: Latents, beside: Latents | None, timestep: float, row: _Row, guided: bool
+    ) -> Latents:
         states, extra = row
-        sample = np.concatenate((x, x)) if guided else x
+        sample = x if beside is None else np.concatenate((x, beside), axis=1)
+        if guided:
+            sample = np.concatenate((sample, sample))
         out = self._unet(sample, timestep, states, extra)
-        if out.shape != sample.shape:
+        if out.shape != (len(sample), *x.shape[1:]):
             raise InputError(
                 f"the network turned latents {sample.shape} into {out.shape}: it must predict one"
                 " value for each; models that also predict a variance are not supported"

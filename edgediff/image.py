@@ -108,6 +108,7 @@ def parameters(record: Mapping[str, Any]) -> str:
         "Model hash": record["bundle"][:10],
         "Model": record["model"],
         **_text_fields(record),
+        **_pass_fields(record),
         "Version": f"edgediff {record['edgediff']}",
     }
     lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in fields.items()))
@@ -136,6 +137,19 @@ def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
     if brackets and not record.get("prompt_weights"):
         fields["Emphasis"] = "None"
     return fields
+
+
+def _pass_fields(record: Mapping[str, Any]) -> dict[str, object]:
+    """Of a picture that was given, and of a second pass, whose strength has the same name there."""
+    if record.get("hires") is None:
+        strength = record.get("strength")
+        return {} if strength is None else {"Denoising strength": f"{strength:g}"}
+    return {
+        "Denoising strength": f"{record['hires_strength']:g}",
+        "Hires upscale": f"{record['hires']:g}",
+        "Hires steps": record["hires_steps"],
+        "Hires upscaler": "Latent (bicubic)" if record["hires_mode"] == "latent" else "Lanczos",
+    }
 
 
 def _quote(value: str) -> str:

@@ -16,6 +16,7 @@ from edgediff.bundle import Bundle, Defaults, Manifest
 from edgediff.conditioning import TextConditioner
 from edgediff.control import control_names, for_control, open_controls
 from edgediff.errors import BundleError, ProviderError
+from edgediff.inputs import ENCODER, open_inputs
 from edgediff.result import Result
 from edgediff.run import Run
 from edgediff.samplers import Step
@@ -32,7 +33,7 @@ from edgediff.session import (
 from edgediff.settings import Options, resolve, resolve_seeds
 from edgediff.stages import Stages, memory_limit
 from edgediff.unet import choose_unet
-from edgediff.vae import Vae
+from edgediff.vae import Vae, check_tile
 
 BUILT_IN = "emoji"
 
@@ -45,6 +46,7 @@ def load(
     cache_dir: str | PathLike[str] | Literal[False] | None = None,
     provider_options: dict[str, str] | None = None,
     max_memory: int | str | None = None,
+    tile: int | None = None,
     check_hashes: bool = True,
     observe: Observe | None = None,
 ) -> "Pipeline":
@@ -65,6 +67,9 @@ def load(
         a stage is taken to need its files (weights as float32 at worst) and an allowance for one
         picture of the default size, so larger pictures, several seeds at once, several threads, and
         Python with its libraries (70 MB) come on top.
+    tile: decode and encode pictures in tiles of so many pixels a side, blended where they overlap,
+        for pictures whose decoding would not fit. None = whole. An autoencoder with group norms
+        makes something else of a tile than of the whole.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
     observe: what sessions note down beside running, for benchmarks (`edgediff.session.Observe`).
 
@@ -72,7 +77,9 @@ def load(
 
     Raises BundleError, ProviderError, InputError."""
     bundle = Bundle.open(find_bundle(path_or_name))
-    limit = memory_limit(bundle.manifest, max_memory)
+    if tile is not None:
+        check_tile(tile, bundle.manifest.latent.downscale)
+    limit = memory_limit(bundle.manifest, max_memory, tile)
     refusals: list[str] = []
     for name in _candidates(bundle, provider):
         missing = why_missing(name) if provider == "auto" else None
@@ -88,7 +95,7 @@ def load(
             observe=observe or Observe(),
         )
         try:
-            pipe = Pipeline(bundle, options, check_hashes=check_hashes, max_memory=limit)
+            pipe = Pipeline(bundle, options, check_hashes=check_hashes, max_memory=limit, tile=tile)
         except ProviderError as e:
             refusals.append(str(e))
         else:
@@ -140,14 +147,15 @@ class Pipeline:
         *,
         check_hashes: bool,
         max_memory: int | None = None,
+        tile: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.provider = options.provider
         self.passed_over: tuple[str, ...] = ()
-        self._stages = Stages(bundle, options, max_memory)
+        self._stages = Stages(bundle, options, max_memory, tile)
         manifest = bundle.manifest
         # By a closure, so that who replaces `run_stage` sees every stage that runs.
-        self._vae = Vae(manifest, lambda s, i: self.run_stage(s, i), options.provider)
+        self._vae = Vae(manifest, lambda s, i: self.run_stage(s, i), options.provider, tile=tile)
         with ThreadPoolExecutor(max_workers=1) as pool:
             hashes = pool.submit(_check_hashes, bundle) if check_hashes else None
             try:
@@ -229,13 +237,15 @@ class Pipeline:
             timings=run.timings(vae_decoder=ended - denoised, total=ended - started),
             prompt=run.report,
             settings=run.settings,
+            notes=run.inputs.notes,
         )
 
     def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
         """Yield each denoising step; may be abandoned at any of them. Options as in `generate`.
 
         The last step's latents are the result, and `decode` turns any step's latents or x0 into
-        pictures. Options are checked at the call, before the first step is asked for."""
+        pictures. Under `hires` the steps of the second pass follow, their latents larger. Options
+        are checked at the call, before the first step is asked for."""
         return iter(self._start(prompt, options))
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
@@ -260,9 +270,11 @@ class Pipeline:
         manifest = self.bundle.manifest
         controls = open_controls(manifest, options.get("control"))
         options = {**options, "control": controls}  # read once
+        inputs = open_inputs(options.get("init_image"), options.get("mask"))
         return Run(
             manifest,
-            resolve(self.bundle, prompt, options, provider=self.provider),
+            resolve(self.bundle, prompt, options, provider=self.provider, inputs=inputs),
+            inputs,
             resolve_seeds(options.get("seed")),
             text=self._text,
             unet=choose_unet(manifest, lambda s, i: self.run_stage(s, i), controls),
@@ -271,10 +283,11 @@ class Pipeline:
 
 
 def _at_once(manifest: Manifest) -> list[str]:
-    """The stages that every call runs. Of the two UNets of a bundle with control networks a call
-    runs the one or the other."""
+    """The stages that every call runs: not the encoder, which only pictures need. Of the two UNets
+    of a bundle with control networks a call runs the one or the other."""
     networks = control_names(manifest)
-    return [s for s in manifest.graphs if not networks or (s != "unet" and not for_control(s))]
+    stages = [stage for stage in manifest.graphs if stage != ENCODER]
+    return [s for s in stages if not networks or (s != "unet" and not for_control(s))]
 
 
 def _check_hashes(bundle: Bundle) -> None:

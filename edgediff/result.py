@@ -15,23 +15,29 @@ from edgediff.sheet import contact_sheet
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Wall-clock seconds: text encoding, each denoising step, decoding, and all of it."""
+    """Wall-clock seconds: text encoding, each denoising step of all passes, decoding, all of it;
+    the encoding of a picture that was given; and between two passes, what makes it larger."""
 
     text_encoder: float
     steps: tuple[float, ...]
     vae_decoder: float
     total: float
+    vae_encoder: float = 0.0
+    upscale: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The pictures of one call, one for each seed, and how they came about."""
+    """The pictures of one call, one for each seed, and how they came about.
+
+    notes: what was done to a picture that was given and one might not expect, a sentence each."""
 
     images: list[Image.Image]
     seeds: list[int]
     timings: Timings
     prompt: PromptReport
     settings: Settings
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | PathLike[str]) -> list[Path]:
         """Write PNGs that carry their settings. Several go to NAME-SEED.png. Returns the paths.

@@ -1,7 +1,7 @@
 """What a call of `generate` asks for: defaults filled in, values checked."""
 
 import difflib
-import numbers
+import functools
 import operator
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,18 +11,28 @@ from typing import TypedDict, TypeVar
 import numpy as np
 
 from edgediff.bundle import Bundle, GraphSpec, Manifest
+from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.control import Control, ControlSettings, resolve_controls
 from edgediff.denoiser import check_interval, check_rescale
 from edgediff.emphasis import parse_weights
 from edgediff.errors import InputError
+from edgediff.hires import Mode, resolve_hires
+from edgediff.inputs import (
+    Inputs,
+    PictureRecord,
+    check_inputs,
+    check_mask,
+    open_inputs,
+    record,
+    size_of,
+)
 from edgediff.noise import check_seed, check_variation_strength
-from edgediff.plan import make_plan
+from edgediff.picture import Source
+from edgediff.plan import Plan, make_plan
+from edgediff.schedule import NoiseSchedule
 from edgediff.spacing import Spacing
 
 T = TypeVar("T")
-
-MAX_SIDE = 4096
-"""Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
 
 MAX_GUIDANCE = 1000.0
 """Beyond any use, and below what makes float32 latents overflow."""
@@ -54,6 +64,19 @@ class Options(TypedDict, total=False):
         for the negative one, as in diffusers (the web UI counts one more, and does both); needs a
         text encoder that was exported with those outputs.
     control: name of a control network of the bundle → the picture that it is to follow.
+    init_image: a picture to change: a path, a pillow image, or an array (h, w, 3) uint8. Without a
+        size, its own is taken, in whole latents, if the bundle's default is not far from it; with
+        one, it is stretched to that. Needs a bundle with an encoder.
+    strength: how much of it is made anew, above 0 and up to 1: the last int(steps·strength) steps
+        are taken. 0.8, or 1 with a mask.
+    mask: as large as init_image, given likewise: white where to paint anew, black where to keep,
+        divided at half the brightness. What is kept goes through the autoencoder.
+    keep_unmasked: give back what lies outside the mask as it was, pixel for pixel.
+    hires: make the picture this many times larger in a second pass, image to image.
+    hires_strength: of the second pass, 0.5 if unset.
+    hires_steps: of the second pass before hires_strength, as many as `steps` if unset.
+    hires_mode: what is made larger in between: "latent" (the default) or "pixel", which needs an
+        encoder.
     """
 
     negative_prompt: str | None
@@ -71,6 +94,14 @@ class Options(TypedDict, total=False):
     long_prompts: bool | None
     clip_skip: int | None
     control: Mapping[str, Control] | None
+    init_image: Source | None
+    strength: float | None
+    mask: Source | None
+    keep_unmasked: bool | None
+    hires: float | None
+    hires_strength: float | None
+    hires_steps: int | None
+    hires_mode: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +131,27 @@ class Settings:
     long_prompts: bool = False
     clip_skip: int | None = None
     control: tuple[ControlSettings, ...] | None = None
+    init_image: PictureRecord | None = None
+    strength: float | None = None
+    mask: PictureRecord | None = None
+    keep_unmasked: bool = False
+    hires: float | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    hires_mode: Mode | None = None
 
 
-def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "auto") -> Settings:
+def resolve(
+    bundle: Bundle,
+    prompt: str,
+    options: Options,
+    *,
+    provider: str = "auto",
+    inputs: Inputs | None = None,
+) -> Settings:
     """Fill in the bundle's defaults and check everything that needs no session.
+
+    inputs: the options' pictures, where they were opened before.
 
     Raises InputError, and TypeError for an option that there is not."""
     _check_names(options)
@@ -113,10 +161,16 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
     negative_prompt = options.get("negative_prompt")
     if negative_prompt is not None:
         check_text("negative_prompt", negative_prompt)
+    if inputs is None:
+        inputs = open_inputs(options.get("init_image"), options.get("mask"))
+    check_inputs(manifest, inputs)
     size = options.get("size")
-    width, height = check_size(
-        (defaults.width, defaults.height) if size is None else size, manifest.latent.downscale
-    )
+    if size is None:
+        size = (defaults.width, defaults.height)
+        if inputs.init_image is not None:
+            size = size_of(inputs.init_image, manifest)
+    width, height = check_size(size, manifest.latent.downscale)
+    check_mask(inputs, width, height, manifest.latent.downscale)
     sampler = _or(options.get("sampler"), defaults.sampler)
     check_text("sampler", sampler)
     spacing = options.get("spacing")
@@ -124,17 +178,19 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
         check_text("spacing", spacing)
     elif sampler == defaults.sampler:
         spacing = defaults.spacing
+    strength = inputs.strength(options.get("strength"))
     plan = make_plan(
         manifest.schedule,
         sampler,
         _or(options.get("steps"), defaults.steps),
         spacing=spacing,
+        strength=strength,
     )
     variation_seed, variation_strength = _check_variation(options)
-    return Settings(
+    settings = Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
-        steps=len(plan.steps),
+        steps=plan.total,
         guidance_scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
         sampler=plan.sampler,
         width=width,
@@ -153,7 +209,29 @@ def resolve(bundle: Bundle, prompt: str, options: Options, *, provider: str = "a
         long_prompts=_check_long_prompts(manifest, options.get("long_prompts")),
         clip_skip=_check_clip_skip(manifest, options.get("clip_skip")),
         control=resolve_controls(manifest, options.get("control"), len(plan.steps)),
+        init_image=record(inputs.init_image),
+        strength=strength,
+        mask=record(inputs.mask),
+        keep_unmasked=inputs.keep_unmasked(options.get("keep_unmasked")),
+        **resolve_hires(manifest, options, (width, height), plan.total),
     )
+    make_plans(manifest.schedule, settings)
+    return settings
+
+
+def make_plans(schedule: NoiseSchedule, settings: Settings) -> tuple[Plan, ...]:
+    """The plan of each pass: one, or two under `hires`.
+
+    Raises InputError for a strength that leaves no step."""
+    plan = functools.partial(make_plan, schedule, settings.sampler, spacing=settings.spacing)
+    first = plan(settings.steps, strength=settings.strength)
+    if settings.hires_steps is None:
+        return (first,)
+    try:
+        second = plan(settings.hires_steps, strength=settings.hires_strength)
+    except InputError as e:
+        raise InputError(f"hires: {e} (hires_steps and hires_strength)") from e
+    return (first, second)
 
 
 def _or(value: T | None, default: T) -> T:
@@ -170,10 +248,7 @@ def _check_names(options: Mapping[str, object]) -> None:
 
 
 def _check_guidance(guidance: float) -> float:
-    if isinstance(guidance, bool | np.bool_) or not isinstance(
-        guidance, numbers.Real | np.floating
-    ):
-        raise InputError(f"guidance_scale is {guidance!r}: expected a number")
+    check_number("guidance_scale", guidance)
     if not abs(guidance) <= MAX_GUIDANCE:  # nan too
         raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
     return float(guidance)
@@ -194,14 +269,8 @@ def _check_variation(options: Options) -> tuple[int | None, float]:
     return check_seed(seed), strength
 
 
-def _check_flag(name: str, value: object) -> bool:
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}: expected True or False")
-    return bool(value)
-
-
 def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | None) -> bool:
-    wanted = _check_flag("prompt_weights", value)
+    wanted = check_flag("prompt_weights", value)
     if wanted:
         parse_weights(prompt)
         parse_weights(negative_prompt or "")
@@ -209,7 +278,7 @@ def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | Non
 
 
 def _check_long_prompts(manifest: Manifest, value: object) -> bool:
-    wanted = _check_flag("long_prompts", value)
+    wanted = check_flag("long_prompts", value)
     states = manifest.graphs["unet"].input("encoder_hidden_states")
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(

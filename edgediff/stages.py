@@ -45,9 +45,11 @@ class StageMemory:
         return self.weights + self.work
 
 
-def estimate(manifest: Manifest) -> dict[str, StageMemory]:
+def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemory]:
     """Stage → what it takes: its graph, its weight files as float32 at worst, and for the stages
-    that work on pictures an allowance for one of the default size (two rows under guidance)."""
+    that work on pictures an allowance for one of the default size (two rows under guidance).
+
+    tile: the side of the tiles, in pixels, that the autoencoder works on; None = whole pictures."""
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
     embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
@@ -57,10 +59,11 @@ def estimate(manifest: Manifest) -> dict[str, StageMemory]:
     # A control network is half a UNet, whose results are as large as its inner values.
     networks = ("unet", *(stage for stage in manifest.graphs if for_control(stage)))
     works = dict.fromkeys(manifest.tokenizers, 0) | dict.fromkeys(networks, rows * pixels * unet)
+    at_once = pixels if tile is None else min(tile, defaults.width) * min(tile, defaults.height)
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),
-            work=works.get(stage, pixels * WORK_BYTES_PER_PIXEL),
+            work=works.get(stage, at_once * WORK_BYTES_PER_PIXEL),
         )
         for stage, graph in manifest.graphs.items()
     }
@@ -74,14 +77,16 @@ def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
     return stored * WIDENED[graph.precision]
 
 
-def memory_limit(manifest: Manifest, max_memory: int | str | None) -> int | None:
-    """A limit as `load` takes it → bytes, None where there is none.
+def memory_limit(
+    manifest: Manifest, max_memory: int | str | None, tile: int | None = None
+) -> int | None:
+    """A limit as `load` takes it → bytes, None where there is none. tile: see `estimate`.
 
     Raises InputError where it is no size, or where a stage alone takes more."""
     if max_memory is None:
         return None
     limit = parse_memory(max_memory)
-    stages = estimate(manifest)
+    stages = estimate(manifest, tile)
     largest = max(stages, key=lambda stage: stages[stage].peak)
     if stages[largest].peak > limit:
         raise InputError(
@@ -117,11 +122,17 @@ class Stages:
     With `max_memory` (bytes), the stages used longest ago are released before one that would not
     fit beside them. A session that another thread is running lives on until that run ends."""
 
-    def __init__(self, bundle: Bundle, options: SessionOptions, max_memory: int | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: SessionOptions,
+        max_memory: int | None,
+        tile: int | None = None,
+    ) -> None:
         self._bundle = bundle
         self._options = options
         self._max_memory = max_memory
-        self._memory = estimate(bundle.manifest)
+        self._memory = estimate(bundle.manifest, tile)
         self._lock = threading.Lock()
         # Least recently used first. A provider that compiles has one for each set of shapes.
         self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Session] = {}

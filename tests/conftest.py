@@ -67,7 +67,7 @@ def exported(
         if shape not in done:
             folder = small_pipeline(shape)
             out = tmp_path_factory.mktemp("bundles") / shape
-            export(Options(source=str(folder), out=out, steps=2))
+            export(Options(source=str(folder), out=out, steps=2, with_encoder=True))
             done[shape] = Pipelines(folder, out)
         return done[shape]
 

@@ -33,7 +33,7 @@ def sized(monkeypatch: pytest.MonkeyPatch) -> None:
         "unet": StageMemory(weights=50, work=20),
         "vae_decoder": StageMemory(weights=5, work=30),
     }
-    monkeypatch.setattr(stages_module, "estimate", lambda _: sizes)
+    monkeypatch.setattr(stages_module, "estimate", lambda *_: sizes)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgediff.cli.report import duration, tell_prompt
+from edgediff.cli.report import duration, tell_inputs
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
@@ -101,7 +101,7 @@ class _Standing:
         if outcome.status == "failed":
             click.echo(f"Failed: line {outcome.job.line}: {outcome.error}", err=True)
         if outcome.result is not None:
-            tell_prompt(outcome.result, where=f"line {outcome.job.line}: ")
+            tell_inputs(outcome.result, where=f"line {outcome.job.line}: ")
             if not self._live:
                 name, seconds = outcome.job.output.name, outcome.result.timings.total
                 click.echo(f"{self._text()}: {name}, {seconds:.2f} s", err=True)

@@ -24,7 +24,7 @@ from edgediff.cli.flags import (
     parse_size,
     provider_flags,
 )
-from edgediff.cli.report import tell_prompt
+from edgediff.cli.report import tell_inputs
 
 MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
@@ -122,6 +122,57 @@ PICTURE_FLAGS = (
         type=float,
         metavar="SHARE",
         help="How far: from 0 (the seed's picture) to 1 (the variation seed's).",
+    ),
+    flag(
+        "Image to image",
+        *("--init", "init_image"),
+        metavar="IMAGE",
+        type=click.Path(),
+        help="A picture to change; without --size, its own size is taken where that is near the"
+        " bundle's.",
+    ),
+    flag(
+        "Image to image",
+        "--strength",
+        type=float,
+        help="How much of it is made anew, above 0 and up to 1.  [default: 0.8; with --mask 1]",
+    ),
+    flag(
+        "Image to image",
+        "--mask",
+        metavar="IMAGE",
+        type=click.Path(),
+        help="White where --init is to be painted anew, black where it is kept.",
+    ),
+    flag(
+        "Image to image",
+        "--keep-unmasked",
+        is_flag=True,
+        help="Give back what lies outside the mask as it was, pixel for pixel.",
+    ),
+    flag(
+        "Image to image",
+        "--hires",
+        type=float,
+        metavar="FACTOR",
+        help="Make the picture so much larger, and work it over at that size.",
+    ),
+    flag(
+        "Image to image",
+        "--hires-strength",
+        type=float,
+        help="How much of it is made anew then.  [default: 0.5]",
+    ),
+    flag(
+        "Image to image",
+        "--hires-steps",
+        type=int,
+        help="Steps of a whole run, of which the strength leaves the last.  [default: --steps]",
+    ),
+    flag(
+        "Image to image",
+        "--hires-mode",
+        help="What is made larger: latent, or pixel, which needs an encoder.  [default: latent]",
     ),
     flag(
         "Control",
@@ -233,6 +284,13 @@ def _start_from(
 @provider_flags
 @flag(
     "Where it runs",
+    "--tile",
+    type=int,
+    metavar="PIXELS",
+    help="Decode and encode in tiles of this side, for large pictures and small memories.",
+)
+@flag(
+    "Where it runs",
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where a compiling provider keeps its result.  [default: in the user's cache]",
@@ -262,6 +320,7 @@ def generate(
     threads: int | None,
     provider_options: dict[str, str],
     max_memory: str | None,
+    tile: int | None,
     cache_dir: Path | None,
     no_cache: bool,
     as_json: bool,
@@ -274,7 +333,7 @@ def generate(
     from edgediff.bundle import Bundle
     from edgediff.image import check_output
     from edgediff.pipeline import find_bundle, load
-    from edgediff.settings import resolve
+    from edgediff.settings import make_plans, resolve
 
     def open_pipeline() -> "Pipeline":
         started = time.perf_counter()
@@ -285,6 +344,7 @@ def generate(
             cache_dir=False if no_cache else cache_dir,
             provider_options=provider_options,
             max_memory=max_memory,
+            tile=tile,
         )
         for reason in pipe.passed_over:
             click.echo(f"Passed over: {reason}", err=True)
@@ -328,7 +388,8 @@ def generate(
         options["seed"] = _count_seeds(options.get("seed"), count)
     check_output(output)
     # What is wrong with the request is said before the model loads.
-    settings = resolve(Bundle.open(find_bundle(model)), prompt, options)
+    bundle = Bundle.open(find_bundle(model))
+    settings = resolve(bundle, prompt, options)
     started = time.perf_counter()
     pipe = open_pipeline()
     loaded = time.perf_counter() - started
@@ -336,10 +397,11 @@ def generate(
         settings = dataclasses.replace(settings, provider=pipe.provider)
         for difference in made.differences(settings):
             click.echo(f"Warning: the picture may differ: {difference}", err=True)
-    with _progress(settings.steps) as on_step:
+    plans = make_plans(bundle.manifest.schedule, settings)
+    with _progress(sum(len(plan.steps) for plan in plans)) as on_step:
         result = pipe.generate(prompt, on_step=on_step, **options)
     paths = [result.save_grid(output)] if grid else result.save(output)
-    tell_prompt(result)
+    tell_inputs(result)
     _report(result, paths, loaded, grid=grid, as_json=as_json)
 
 
@@ -367,14 +429,16 @@ def _report(
             "images": images,
             "settings": dataclasses.asdict(settings),
             "prompt": dataclasses.asdict(result.prompt),
+            "notes": list(result.notes),
             "seconds": {"load": loaded, **dataclasses.asdict(timings)},
         }
         click.echo(json.dumps(answer, indent=2))
         return
     for path in paths:
         click.echo(path)
+    width, height = result.images[0].size
     click.echo(
-        f"{settings.width}x{settings.height}, {settings.steps} steps of {settings.sampler},"
+        f"{width}x{height}, {len(timings.steps)} steps of {settings.sampler},"
         f" guidance {settings.guidance_scale:g}, {_tell_seeds(result.seeds)}:"
         f" {timings.total:.2f} s",
         err=True,

@@ -46,8 +46,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def tell_prompt(result: "Result", where: str = "") -> None:
-    """Say on stderr what was cut off the prompts, and into how many chunks one went.
+def tell_inputs(result: "Result", where: str = "") -> None:
+    """Say on stderr what was cut off the prompts, into how many chunks one went, and what was done
+    to pictures that were given.
 
     `where` names the call, where there are many."""
     report = result.prompt
@@ -69,6 +70,8 @@ def tell_prompt(result: "Result", where: str = "") -> None:
             f" {report.limit}",
             err=True,
         )
+    for note in result.notes:
+        click.echo(f"Note: {where}{note}", err=True)
 
 
 def _shorten(text: str) -> str:

@@ -39,7 +39,13 @@ def main() -> None:
         source = sd15_shape.write_pipeline(Path(folder) / "tiny", "tiny")
         shutil.rmtree(OUT, ignore_errors=True)
         options = Options(
-            source=str(source), out=OUT, name="tiny", sampler="euler", steps=4, guidance_scale=5.0
+            source=str(source),
+            out=OUT,
+            name="tiny",
+            sampler="euler",
+            steps=4,
+            guidance_scale=5.0,
+            with_encoder=True,
         )
         export(options)
 

@@ -1,0 +1,105 @@
+"""The second pass: a picture's latents made larger, to be worked over at that size."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediff.bundle import Manifest
+from edgediff.checks import MAX_SIDE, check_number, check_whole
+from edgediff.errors import InputError
+from edgediff.inputs import require_encoder
+from edgediff.samplers import Latents
+
+Mode = Literal["latent", "pixel"]
+
+DEFAULT_STRENGTH = 0.5
+
+
+class HiresSettings(TypedDict, total=False):
+    """The part of a call's settings that is about the second pass; empty where there is none."""
+
+    hires: float
+    hires_strength: float
+    hires_steps: int
+    hires_mode: Mode
+
+
+def resolve_hires(
+    manifest: Manifest, options: Mapping[str, Any], size: tuple[int, int], steps: int
+) -> HiresSettings:
+    """Fill in defaults. size: (width, height) of the first pass in pixels; steps: its number.
+
+    Raises InputError for values that make no second pass, or one that the bundle cannot run."""
+    factor, mode = options.get("hires"), options.get("hires_mode")
+    if factor is None:
+        for name in ("hires_strength", "hires_steps", "hires_mode"):
+            if options.get(name) is not None:
+                raise InputError(f"{name} is {options[name]!r}, but hires is unset: give both")
+        return {}
+    if options.get("mask") is not None:
+        raise InputError(
+            "hires with a mask would paint over what is kept: make the picture larger in a call of"
+            " its own"
+        )
+    strength, own_steps = options.get("hires_strength"), options.get("hires_steps")
+    _check_factor(check_number("hires", factor), size, manifest.latent.downscale)
+    if mode not in (*get_args(Mode), None):
+        raise InputError(f"hires_mode is {mode!r}: choose one of {', '.join(get_args(Mode))}")
+    if mode == "pixel":
+        require_encoder(manifest)
+    return {
+        "hires": float(factor),
+        "hires_strength": (
+            DEFAULT_STRENGTH if strength is None else check_number("hires_strength", strength)
+        ),
+        "hires_steps": steps if own_steps is None else check_whole("hires_steps", own_steps),
+        "hires_mode": mode or "latent",
+    }
+
+
+def _check_factor(factor: float, size: tuple[int, int], multiple: int) -> None:
+    if not 1 < factor < math.inf:  # nan too
+        raise InputError(f"hires is {factor:g}: expected a factor above 1, such as 2")
+    if factor * max(size) > MAX_SIDE:
+        raise InputError(
+            f"hires is {factor:g}: {size[0]}x{size[1]} would become larger than {MAX_SIDE} pixels a"
+            " side: give less"
+        )
+    if larger(size, factor, multiple) == size:
+        raise InputError(
+            f"hires is {factor:g}: {size[0]}x{size[1]} stays as it is in steps of {multiple}"
+            " pixels: give more"
+        )
+
+
+def larger(size: tuple[int, int], factor: float, multiple: int) -> tuple[int, int]:
+    """(width, height) in pixels times the factor, each to the nearest multiple, halves up."""
+    width, height = (math.floor(side * factor / multiple + 0.5) * multiple for side in size)
+    return width, height
+
+
+def resized(latents: Latents, height: int, width: int) -> Latents:
+    """latents (n, c, h, w) float32 → (n, c, height, width), by cubic convolution: Keys 1981, with
+    a = -0.75 and repeated edges, as torch's bicubic interpolation has it."""
+    rows, columns = (
+        _cubic(*sides) for sides in ((latents.shape[2], height), (latents.shape[3], width))
+    )
+    return np.ascontiguousarray(rows @ latents @ columns.T)
+
+
+def _cubic(size: int, new: int) -> NDArray[np.float32]:
+    """The interpolation from `size` samples to `new`, as a matrix (new, size)."""
+    place = (np.arange(new) + 0.5) * size / new - 0.5
+    nearest = np.floor(place).astype(int)
+    matrix = np.zeros((new, size))
+    a = -0.75
+    for tap in range(-1, 3):
+        x = np.abs(place - nearest - tap)
+        inner = ((a + 2) * x - (a + 3)) * x**2 + 1
+        outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        sample = np.clip(nearest + tap, 0, size - 1)
+        np.add.at(matrix, (np.arange(new), sample), np.where(x <= 1, inner, outer))
+    return matrix.astype(np.float32)

@@ -1,0 +1,62 @@
+"""Maps of pictures tile by tile, for an autoencoder whose work on a whole one would not fit.
+
+Neighbouring tiles overlap. What a tile gives near an edge that the picture goes on beyond is wrong,
+since the network saw padding there: the outer parts of an overlap are taken from the tile that is
+further from its edge, and in between one tile's weight falls linearly as the other's rises.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Map = NDArray[np.float32]
+
+OVERLAP = 1 / 4
+"""What neighbouring tiles share at least, as a part of a tile's side."""
+_CUT = 1 / 4
+"""Which part of an overlap, on either side of it, one tile alone decides."""
+
+
+def tiled(run: Callable[[_Map], _Map], x: _Map, tile: int, *, down: int = 1, up: int = 1) -> _Map:
+    """What `run` makes of x (1, c, h·down, w·down) float32, evaluated on tiles of one shape:
+    (1, c', h·up, w·up) float32, where h and w count latents.
+
+    tile: a tile's side in latents, 4 or more; an axis that is no longer has one tile.
+    down, up: for an encoder, pixels to a latent, and 1; for a decoder, 1, and pixels to a latent.
+    """
+    height, width = (side // down for side in x.shape[2:])
+    out: _Map | None = None
+    for row, row_weights in _spans(height, tile, up):
+        for column, column_weights in _spans(width, tile, up):
+            part = run(x[:, :, _times(row, down), _times(column, down)])
+            if out is None:
+                out = np.zeros((1, part.shape[1], height * up, width * up), np.float32)
+            part = part * np.outer(row_weights, column_weights).astype(np.float32)
+            out[:, :, _times(row, up), _times(column, up)] += part
+    if out is None:
+        raise ValueError(f"x is {x.shape}: it has no latents")
+    return out
+
+
+def _spans(length: int, tile: int, up: int) -> list[tuple[slice, NDArray[np.float64]]]:
+    """Tiles of one length, evenly spread over an axis of `length` latents, and for each what its
+    pixels count (tile·up,) float64: at every pixel, 1 in all."""
+    tile = min(tile, length)
+    stride = tile - round(tile * OVERLAP)
+    count = 1 + -(-(length - tile) // stride)
+    begins = [round(i * (length - tile) / max(1, count - 1)) for i in range(count)]
+    pixels = (np.arange(length * up) + 0.5) / up
+    weights = np.ones((count, length * up))
+    for i, begin in enumerate(begins[1:], 1):
+        end = begins[i - 1] + tile
+        cut = (end - begin) * _CUT
+        ramp = np.clip((pixels - begin - cut) / (end - begin - 2 * cut), 0, 1)
+        weights[i - 1] *= 1 - ramp
+        weights[i] *= ramp
+    spans = [slice(begin, begin + tile) for begin in begins]
+    return [(span, w[_times(span, up)]) for span, w in zip(spans, weights, strict=True)]
+
+
+def _times(span: slice, factor: int) -> slice:
+    return slice(span.start * factor, span.stop * factor)
