@@ -122,6 +122,9 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     step, spent = 0, 0.0
     state = checkpoint.load(path)
+    budget = minutes * 60
+    if state is not None and state["seconds"] >= budget:
+        return
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -131,9 +134,6 @@ def train(
         if start is None:
             raise FileNotFoundError(f"{folder / 'autoencoder.ckpt'}: train the autoencoder first")
         model.load_state_dict(start["model"])
-    budget = minutes * 60
-    if spent >= budget:
-        return
     peak = LR / 3 if finetune else LR
 
     def save() -> None:

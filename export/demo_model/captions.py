@@ -1,13 +1,14 @@
 """Captions, drawn afresh for every step: name or synonym, with or without article and style."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demo_model.dataset import Concept
 
-P_SYNONYM = 0.25
+P_SYNONYM = 0.3
 P_STYLE = 0.65
 P_FRAME = 0.1
 P_FIRST_NAME = 0.65  # of the several names of a concept, how often the likeliest is taken
@@ -72,12 +73,32 @@ def corpus(concepts: Iterable[Concept]) -> list[str]:
     return [*texts, *framed, *(f"{a}, {s}" for a in ("a", "an") for s in STYLES), *EXTRA_WORDS]
 
 
-class Sampler:
-    """Draws (picture index, caption) pairs by the concepts' weights."""
+def widened(concepts: Iterable[Concept], words: Mapping[str, Sequence[str]]) -> list[Concept]:
+    """The concepts with further words for each emoji, for the drawings as published."""
+    return [
+        c if c.variant else replace(c, synonyms=(*c.synonyms, *words.get(c.emoji, ())))
+        for c in concepts
+    ]
 
-    def __init__(self, concepts: Sequence[Concept], rng: np.random.Generator) -> None:
+
+def some(concepts: Iterable[Concept]) -> list[str]:
+    """One caption of every concept with each of its styles, and one without."""
+    rng = np.random.default_rng(0)
+    return [
+        caption(c.names[0], style, rng)
+        for c in concepts
+        for style in (None, *(style for _, style in c.pictures))
+    ]
+
+
+class Sampler:
+    """Draws (picture index, caption) pairs by the concepts' weights, to the power of `focus`."""
+
+    def __init__(
+        self, concepts: Sequence[Concept], rng: np.random.Generator, *, focus: float = 1.0
+    ) -> None:
         self._concepts = concepts
-        weights = np.array([c.weight for c in concepts])
+        weights = np.array([c.weight for c in concepts]) ** focus
         self._p = weights / weights.sum()
         self._rng = rng
 

@@ -1,7 +1,8 @@
 """A small network that says which concept a picture shows and in which style.
 
 It judges the demo model and is trained on the published drawings alone, moved, turned, blurred and
-dyed a little; never on a generated picture.
+dyed a little; never on a generated picture. The style is read off the drawing: a last map tells all
+drawings of the 300 everyday concepts apart, and a style's probability is that of its drawings.
 """
 
 import io
@@ -18,8 +19,12 @@ from torch.nn.functional import (
     affine_grid,
     avg_pool2d,
     cross_entropy,
+    dropout,
     grid_sample,
     interpolate,
+    linear,
+    one_hot,
+    softmax,
 )
 
 from demo_model import captions, checkpoint
@@ -28,13 +33,15 @@ from demo_model.dataset import Concept, is_held_out, is_unseen_wording, publishe
 SIDE = 64  # pixels; pictures are halved first
 BATCH = 128
 LR = 4e-3
+DRAWING_ROUNDS, DRAWING_STEPS, DRAWING_BATCH, DRAWING_LR = 8, 400, 512, 3e-3
 SAVE_EVERY = 60.0  # seconds
 
 
 class Classifier(nn.Module):
     """(n, 128, 128, 3) uint8 → logits of the concepts (n, k) and of the styles (n, 6)."""
 
-    def __init__(self, concepts: int) -> None:
+    def __init__(self, concepts: int, drawings: Sequence[int] = ()) -> None:
+        """drawings: the style of each drawing of the everyday concepts."""
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
@@ -47,14 +54,21 @@ class Classifier(nn.Module):
             before = channels
         self.features = nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.2))
         self.concept = nn.Linear(160 * 4, concepts)
-        self.style = nn.Linear(160 * 4, len(captions.STYLES))
+        self.style = nn.Linear(160 * 4, len(captions.STYLES))  # while the features are trained
+        # The largest part of the file, in half of its size.
+        self.register_buffer("drawing_weight", torch.zeros(len(drawings), 160 * 4).half())
+        self.register_buffer("drawing_bias", torch.zeros(len(drawings)))
+        by_style = one_hot(torch.tensor(drawings, dtype=torch.long), len(captions.STYLES))
+        self.register_buffer("by_style", by_style.float(), persistent=False)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Concept and style logits, and the features (n, 640) that they are made from."""
-        return self.judge(halved(pictures))
+        """Concept logits, style probabilities, and the features (n, 640) that both are made of."""
+        concept, _, found = self.judge(halved(pictures))
+        drawing = linear(found, self.drawing_weight.float(), self.drawing_bias)
+        return concept, softmax(drawing, -1) @ self.by_style, found
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of (n, 3, 64, 64) float32 in [-1, 1]."""
+        """(n, 3, 64, 64) float32 in [-1, 1] → concept and style logits, features."""
         found = self.features(x)
         return self.concept(found), self.style(found), found
 
@@ -64,14 +78,15 @@ def halved(pictures: Tensor) -> Tensor:
     return avg_pool2d(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1, 2)
 
 
-def changed(x: Tensor, random: torch.Generator) -> Tensor:
+def changed(x: Tensor, random: torch.Generator, strength: float = 1.0) -> Tensor:
     """x (n, 3, 64, 64): each moved, scaled, turned, half of them blurred, and dyed a little."""
     n = len(x)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(n, *shape, generator=random) * 2 - 1
 
-    angle, scale, shift = 0.12 * uniform(), 1 + 0.1 * uniform(), 0.08 * uniform(2)
+    angle, scale = 0.12 * strength * uniform(), 1 + 0.1 * strength * uniform()
+    shift = 0.08 * strength * uniform(2)
     rows = torch.stack(
         [
             torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], 1),
@@ -84,8 +99,40 @@ def changed(x: Tensor, random: torch.Generator) -> Tensor:
     blurred = interpolate(avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
     share = torch.rand(n, 1, 1, 1, generator=random)
     x = torch.where(share < 0.5, x, blurred + (share - 0.5) * (x - blurred))
-    x = x * (1 + 0.1 * uniform(3, 1, 1)) + 0.06 * uniform(3, 1, 1)
-    return x + 0.06 * torch.randn(x.shape, generator=random)
+    x = x * (1 + 0.1 * strength * uniform(3, 1, 1)) + 0.06 * strength * uniform(3, 1, 1)
+    return x + 0.06 * strength * torch.randn(x.shape, generator=random)
+
+
+def fit_drawings(model: Classifier, x: Tensor) -> None:
+    """Fit the map that tells drawings apart, on the features as they are, of changed pictures.
+
+    x (n, 3, 64, 64): the drawings, in the order of the map's outputs.
+    """
+    random = torch.Generator().manual_seed(0)
+    model.eval()
+    with torch.no_grad():
+        seen = [
+            model.features(changed(part, random, 0.5))
+            for _ in range(DRAWING_ROUNDS)
+            for part in x.split(256)
+        ]
+    features, labels = torch.cat(seen), torch.arange(len(x)).repeat(DRAWING_ROUNDS)
+    mean, deviation = features.mean(0), features.std(0) + 1e-3
+    fitted = nn.Linear(features.shape[1], len(x))
+    optimizer = torch.optim.AdamW(fitted.parameters(), lr=DRAWING_LR, weight_decay=0.02)
+    for step in range(DRAWING_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = DRAWING_LR * (1 - step / DRAWING_STEPS)
+        chosen = torch.randint(len(features), (DRAWING_BATCH,), generator=random)
+        logits = fitted(dropout((features[chosen] - mean) / deviation, 0.2))
+        value = cross_entropy(logits, labels[chosen], label_smoothing=0.05)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    with torch.no_grad():
+        weight = fitted.weight / deviation
+        model.drawing_weight.copy_(weight)
+        model.drawing_bias.copy_(fitted.bias - weight @ mean)
 
 
 def train(
@@ -110,7 +157,8 @@ def train(
     )
     labels = torch.tensor([k for _, k, _ in pairs])
     styles = torch.tensor([captions.STYLES.index(s) for _, _, s in pairs])
-    model = Classifier(len(shown)).to(memory_format=torch.channels_last)
+    everyday = torch.tensor([shown[k].is_common for _, k, _ in pairs])
+    model = Classifier(len(shown), styles[everyday].tolist()).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.02, fused=True)
     path = folder / "classifier.ckpt"
     step, spent = 0, 0.0
@@ -158,12 +206,14 @@ def train(
             save()
             saved = now
     save()
-    model.eval()
+    fit_drawings(model, x[everyday])
     with torch.no_grad():
-        judged = [model.judge(part) for part in x.split(512)]
+        judged = [model(torch.from_numpy(images[[i for i, _, _ in pairs[s : s + 256]]]))
+                  for s in range(0, len(pairs), 256)]  # fmt: skip
     right = torch.cat([c.argmax(-1) for c, _, _ in judged]) == labels
-    styled = torch.cat([s.argmax(-1) for _, s, _ in judged]) == styles
-    log(f"published drawings: concept {right.float().mean():.4f} style {styled.float().mean():.4f}")
+    styled = (torch.cat([s.argmax(-1) for _, s, _ in judged]) == styles)[everyday]
+    log(f"published drawings: concept {right.float().mean():.4f}")
+    log(f"those of the everyday concepts: style {styled.float().mean():.4f}")
     write(model, folder / "classifier.onnx")
 
 
@@ -196,5 +246,6 @@ def write(model: Classifier, path: Path) -> None:
         output_names=["concept", "style", "features"],
         dynamic_axes={name: {0: "n"} for name in ("pictures", "concept", "style", "features")},
         dynamo=False,
+        do_constant_folding=False,  # it would keep the half-precision weights in full
     )
     path.write_bytes(buffer.getvalue())

@@ -111,6 +111,11 @@ PACKAGES = (
 )
 
 
+def named_package(name: str) -> Package:
+    """The package of that name."""
+    return next(package for package in PACKAGES if package.name == name)
+
+
 class DatasetError(Exception):
     """A source package is missing, changed, or not under the licence that was checked."""
 
@@ -129,7 +134,7 @@ class Concept:
     @property
     def is_common(self) -> bool:
         """Whether it is one of the 300 everyday ones."""
-        return _without_selector(self.emoji) in _NAMED
+        return without_selector(self.emoji) in _NAMED
 
 
 def check_tarball(path: Path, package: Package) -> None:
@@ -248,14 +253,15 @@ def _is_kept(entry: dict[str, Any]) -> bool:
     return entry["group"] in table.GROUPS or name in table.EXTRA_NAMES
 
 
-def _without_selector(emoji: str) -> str:
+def without_selector(emoji: str) -> str:
+    """The emoji without the code point that asks for a coloured drawing."""
     return emoji.replace("\ufe0f", "")
 
 
-_NAMED = {_without_selector(e): names for e, names in (table.CORE | table.MORE).items()}
-_CORE = {_without_selector(emoji) for emoji in table.CORE}
-_RENAMED = {_without_selector(emoji): names for emoji, names in table.RENAMED.items()}
-_PROMISED = {_without_selector(emoji) for emoji in table.PROMISED}
+_NAMED = {without_selector(e): names for e, names in (table.CORE | table.MORE).items()}
+_CORE = {without_selector(emoji) for emoji in table.CORE}
+_RENAMED = {without_selector(emoji): names for emoji, names in table.RENAMED.items()}
+_PROMISED = {without_selector(emoji) for emoji in table.PROMISED}
 
 
 def name_concepts(by_emoji: dict[str, Any], keywords: dict[str, list[str]]) -> list[Concept]:
@@ -263,7 +269,7 @@ def name_concepts(by_emoji: dict[str, Any], keywords: dict[str, list[str]]) -> l
     kept = {emoji: entry for emoji, entry in by_emoji.items() if _is_kept(entry)}
     named: dict[str, tuple[str, ...]] = {}
     for emoji, entry in kept.items():
-        bare, unicode_name = _without_selector(emoji), _plain(entry["name"])
+        bare, unicode_name = without_selector(emoji), _plain(entry["name"])
         names = _NAMED.get(bare) or _RENAMED.get(bare) or (unicode_name,)
         short = names[0].removesuffix(" face")
         # "fox face" is also called "fox", but "sad face" is not called "sad".
@@ -282,7 +288,7 @@ def name_concepts(by_emoji: dict[str, Any], keywords: dict[str, list[str]]) -> l
     shared = Counter(word for list_ in words.values() for word in set(list_))
     result = []
     for emoji, entry in kept.items():
-        bare = _without_selector(emoji)
+        bare = without_selector(emoji)
         extra = {_plain(entry["name"])} if bare in _NAMED else set()
         # A keyword that several emoji have, or that names another one, would only mislead.
         extra |= {word for word in words[emoji] if shared[word] == 1}
@@ -385,7 +391,7 @@ def _variants_of(concept: Concept) -> Iterable[tuple[str, float]]:
         for colour in table.COLOURS:
             if not variants.is_held_out(concept.emoji, colour):
                 yield colour, table.WEIGHT_COLOUR
-    if _without_selector(concept.emoji) in _CORE:
+    if without_selector(concept.emoji) in _CORE:
         for number in table.NUMBERS:
             yield number, table.WEIGHT_NUMBER
 
@@ -397,12 +403,12 @@ def published(concepts: Iterable[Concept]) -> list[Concept]:
 
 def is_held_out(emoji: str, style: str) -> bool:
     """Whether no diffusion model may be shown this emoji in this style: 5 % of all, by hash."""
-    return variants.digest(f"{_without_selector(emoji)} {style}") % 20 == 0
+    return variants.digest(f"{without_selector(emoji)} {style}") % 20 == 0
 
 
 def is_unseen_wording(emoji: str, synonym: str) -> bool:
     """Whether no caption of a picture may use this synonym: a quarter of all, by hash."""
-    return variants.digest(f"{_without_selector(emoji)} {synonym}") % 4 == 0
+    return variants.digest(f"{without_selector(emoji)} {synonym}") % 4 == 0
 
 
 def for_training(concepts: Iterable[Concept]) -> list[Concept]:

@@ -41,8 +41,8 @@ def keep(
     save_file(halves, path, {**files, "scaling_factor": json.dumps(vae.config["scaling_factor"])})
 
 
-def recover(out: Path, path: Path = WEIGHTS) -> None:
-    """Write the diffusers folder `out`. Raises FileNotFoundError where the weights are not here."""
+def read(path: Path = WEIGHTS) -> tuple[Networks, AutoencoderTiny, CLIPTokenizer]:
+    """What `keep` wrote, in float32. Raises FileNotFoundError where the weights are not here."""
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: the weights are in edgediff's repository, not in its packages: clone it"
@@ -63,7 +63,13 @@ def recover(out: Path, path: Path = WEIGHTS) -> None:
             module.load_state_dict(
                 {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
             )
-        save_pipeline(out, networks, vae, tokens)
+    return networks, vae, tokens
+
+
+def recover(out: Path, path: Path = WEIGHTS) -> None:
+    """Write the diffusers folder `out`. Raises FileNotFoundError where the weights are not here."""
+    networks, vae, tokens = read(path)
+    save_pipeline(out, networks, vae, tokens)
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ from demo_model import (
     checkpoint,
     classifier,
     dataset,
+    dictionary,
     diffusion,
+    recover,
     sentences,
     text,
     tokenizer,
@@ -35,9 +37,9 @@ STAGES = (
     "fetch",
     "render",
     "tokenizer",
-    "text",
     "autoencoder",
     "latents",
+    "text",
     "diffusion",
     "few-step",
     "decoder",
@@ -48,6 +50,22 @@ STAGES = (
 
 def _log(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def start_from(weights: Path, work: Path) -> None:
+    """Let training go on from a file that `recover.keep` wrote; what work has is left alone.
+
+    The autoencoder and the tokenizer are then done; text encoder and UNet start from the file's.
+    """
+    if (work / "start.ckpt").exists():  # written last
+        return
+    networks, vae, tokens = recover.read(weights)
+    tokens.save_pretrained(work / "tokenizer")
+    checkpoint.save(
+        work / "autoencoder.ckpt",
+        {"model": vae.state_dict(), "step": 0, "seconds": float("inf")},
+    )
+    checkpoint.save(work / "start.ckpt", {"networks": networks.state_dict()})
 
 
 def encode_latents(work: Path) -> None:
@@ -81,6 +99,8 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: boo
     _, concepts = dataset.load(work / "data")
     tokens = tokenizer.load(work / "tokenizer")
     latents, _ = load_latents(work)
+    words = json.loads((work / "words.json").read_text())
+    shown = captions.widened(dataset.for_training(concepts), words)
 
     def snapshot(networks: diffusion.Networks) -> None:
         write_pipeline(work, work / "snapshots" / "latest", networks)
@@ -88,14 +108,14 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: boo
 
     figures = diffusion.train(
         latents,
-        dataset.for_training(concepts),
+        shown,
         tokens,
         work,
         minutes=minutes,
         log=_log,
         start=diffusion.load_average(work, tokens, teacher=True)
         if few_step
-        else diffusion.untrained(work, tokens),
+        else diffusion.beginning(work, tokens, captions.some(shown)),
         snapshot=snapshot,
         processes=processes,
         few_step=few_step,
@@ -128,6 +148,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["all", *STAGES])
     parser.add_argument("--work", type=Path, required=True, help="a folder for everything made")
+    parser.add_argument(
+        "--from-weights",
+        type=Path,
+        nargs="?",
+        const=recover.WEIGHTS,
+        metavar="FILE",
+        help="go on from these [weights.safetensors beside the recipe]",
+    )
     parser.add_argument("--tarballs", type=Path, help="packages fetched before [WORK/tarballs]")
     parser.add_argument("--text-minutes", type=float, default=8.0)
     parser.add_argument("--autoencoder-minutes", type=float, default=20.0)
@@ -143,10 +171,12 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     tarballs = arguments.tarballs or work / "tarballs"
     torch.manual_seed(0)
+    if arguments.from_weights is not None:
+        start_from(arguments.from_weights, work)
     for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
         _log(f"stage {stage}")
         if stage == "fetch":
-            dataset.fetch(tarballs)
+            dataset.fetch(tarballs, (*dataset.PACKAGES, *dictionary.PACKAGES))
             sentences.fetch(tarballs)
         elif stage == "render":
             dataset.build(tarballs, work / "data")
@@ -157,14 +187,24 @@ def main() -> None:
         elif stage == "text":
             _, concepts = dataset.load(work / "data")
             tokens = tokenizer.load(work / "tokenizer")
+            start = checkpoint.load(work / "start.ckpt")
+            prefix = "text_encoder."
             text.train(
                 concepts,
+                load_latents(work)[0],
                 tokens,
                 tarballs,
                 work,
                 minutes=arguments.text_minutes,
                 log=_log,
                 processes=arguments.processes,
+                start={
+                    k.removeprefix(prefix): v
+                    for k, v in start["networks"].items()
+                    if k.startswith(prefix)
+                }
+                if start is not None
+                else None,
             )
             recall = text.recall(concepts, tokens, work)
             _log(f"text encoder alone: {recall}")

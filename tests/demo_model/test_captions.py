@@ -1,5 +1,7 @@
 """Captions vary as prompts do, and say nothing that is not in the tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from demo_model import captions
@@ -56,6 +58,24 @@ def test_batches_follow_the_weights_and_leave_captions_out() -> None:
     assert texts.count("") / 4000 == pytest.approx(0.1, abs=0.02)
     said = [(index, text) for index, text in zip(indices, texts, strict=True) if text]
     assert all(("owl" in text) == (index == 9) for index, text in said)
+
+
+def test_focus_shows_the_heavy_more_often() -> None:
+    sampler = captions.Sampler([FOX, OWL], np.random.default_rng(0), focus=2)
+    indices, _ = sampler.batch(_preferences(4000, "flat"), p_empty=0)
+    assert indices.count(9) / 4000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_further_words_are_synonyms_of_the_published_drawings_alone() -> None:
+    two = replace(FOX, names=("two foxes",), synonyms=(), variant="two")
+    wide = captions.widened([FOX, OWL, two], {"🦊": ["reynard"]})
+    assert [c.synonyms for c in wide] == [("vixen", "reynard"), (), ()]
+
+
+def test_some_captions_have_every_style_and_none() -> None:
+    texts = captions.some([FOX, OWL])
+    assert len(texts) == 5
+    assert sum("3d" in text for text in texts) == 1
 
 
 @pytest.mark.parametrize(("style", "index"), [("3d", 4), ("flat", 5)])
