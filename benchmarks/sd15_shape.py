@@ -259,16 +259,22 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
 def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path:
     """Write a control network for the UNet of one of SHAPES into `folder`, which is created.
 
-    A fresh one gives nothing, since its last convolutions are zero; these are random."""
+    A fresh one gives nothing, since its last convolutions are zero, and next to nothing of its
+    picture gets through the first ones; here all are such that the picture matters."""
     import torch
 
     config = {k: v for k, v in SHAPES[shape].unet.items() if k not in _UNET_ALONE}
+    width = config["block_out_channels"][0]
+    config["conditioning_embedding_out_channels"] = [min(c, width) for c in (16, 32, 96, 256)]
     torch.manual_seed(seed)
     with _quiet():
         network = _diffusers("ControlNetModel", config)
-        last = [*network.controlnet_down_blocks, network.controlnet_mid_block]
-        for layer in (*last, network.controlnet_cond_embedding.conv_out):
+        for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
             torch.nn.init.normal_(layer.weight, std=0.05)
+        embedding = network.controlnet_cond_embedding
+        torch.nn.init.normal_(embedding.conv_out.weight, std=0.05)
+        for layer in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
+            layer.weight.data *= 2.2
         network.save_pretrained(folder)
     return folder
 

@@ -81,16 +81,13 @@ class ControlledUNet:
     ) -> None:
         self._unet = unet
         self._latent = manifest.latent
-        steps = [step.timesteps.values() for step in plan.steps]
         self._networks = [
             _Network(
                 manifest.graphs[NETWORK + name],
                 NETWORK + name,
                 run_stage,
                 control,
-                frozenset(
-                    t for i, ts in enumerate(steps) if control.acts(i, len(steps)) for t in ts
-                ),
+                _timesteps(control, plan),
             )
             for name, control in controls.items()
         ]
@@ -159,6 +156,13 @@ class _Network:
             if self.graph.input(name) is not None:  # SDXL's, but not a guidance embedding
                 inputs[name] = _rows(value, rows)
         return self._run_stage(self._stage, inputs)
+
+
+def _timesteps(control: Control, plan: Plan) -> frozenset[float]:
+    """The timesteps at which a control acts: all of a step, where its sampler evaluates twice."""
+    steps = plan.steps
+    acting = (step for i, step in enumerate(steps) if control.acts(i, len(steps)))
+    return frozenset(t for step in acting for t in step.timesteps.values())
 
 
 def _timestep(graph: GraphSpec, timestep: float) -> npt.NDArray[Any]:

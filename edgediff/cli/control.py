@@ -12,7 +12,7 @@ _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+|nan|inf)"
 _PART = r"(?:\d+(?:\.\d*)?|\.\d+)"
 # The image is what is left: numbers are looked for at the end, so that it may have colons itself.
 _FORM = re.compile(
-    rf"(?P<name>[^=]+)=(?:(?P<process>edges|invert):)?(?P<image>.+?)"
+    rf"(?P<name>[^=]+)=(?:(?P<process>edges|invert):)?+(?P<image>.+?)"
     rf"(?::(?P<scale>{_NUMBER})(?::(?P<start>{_PART})-(?P<end>{_PART}))?)?",
     re.DOTALL,
 )

@@ -15,7 +15,7 @@ from edgediff.errors import ExportError, InputError, first_line
 from edgediff_export.fidelity import Case, Named
 from edgediff_export.quiet import quiet
 from edgediff_export.sources import Source, load_weights, read_config
-from edgediff_export.stages import Axes, Stage, forward
+from edgediff_export.stages import ADDED, Axes, Stage, forward
 
 _SIDE = 16
 """Latents a side in the fixtures. Residuals are many: at 32 they would take 27 MB of Stable
@@ -159,7 +159,7 @@ def _cut(sample: Any) -> Any:
 
 def _evaluate(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     plain = dict(inputs)
-    added = {k: plain.pop(k) for k in ("text_embeds", "time_ids") if k in plain}
+    added = {k: plain.pop(k) for k in ADDED if k in plain}
     if added:
         plain["added_cond_kwargs"] = added
     out = forward(module, plain)
