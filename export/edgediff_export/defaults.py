@@ -54,8 +54,15 @@ def choose_defaults(
     elif options.sampler in (None, suggested.sampler):
         steps = suggested.steps
     else:
-        steps = 4 if sampler == "lcm" else 20
-    make_plan(schedule, sampler, steps)  # InputError where they do not go together
+        steps = 4 if sampler in ("lcm", "tcd") else 20
+    spacing = suggested.spacing if sampler == suggested.sampler else None
+    # InputError where they do not go together.
+    make_plan(schedule, sampler, steps, spacing=spacing)
     return Defaults(
-        sampler=sampler, steps=steps, guidance_scale=float(guidance), width=width, height=height
+        sampler=sampler,
+        steps=steps,
+        guidance_scale=float(guidance),
+        width=width,
+        height=height,
+        spacing=spacing,
     )

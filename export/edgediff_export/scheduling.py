@@ -2,27 +2,32 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from edgediff.errors import BundleError, ExportError
+from edgediff.plan import SPACED
 from edgediff.schedule import BetaSchedule, NoiseSchedule, PredictionType
+from edgediff.spacing import SPACINGS, Spacing
 from edgediff_export.quiet import quiet
 
 _SAMPLERS = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddim",
-    "PNDMScheduler": "dpmpp_2m",
+    "PNDMScheduler": "pndm",
     "LMSDiscreteScheduler": "dpmpp_2m",
-    "DEISMultistepScheduler": "dpmpp_2m",
-    "UniPCMultistepScheduler": "dpmpp_2m",
+    "DEISMultistepScheduler": "deis",
+    "UniPCMultistepScheduler": "unipc",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "DPMSolverSinglestepScheduler": "dpmpp_2m",
+    "DPMSolverSDEScheduler": "dpmpp_sde",
     "EulerDiscreteScheduler": "euler",
-    "HeunDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
     "EulerAncestralDiscreteScheduler": "euler_a",
     "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }
 """Scheduler class → the nearest of edgediff's samplers, the default of the bundle."""
 
@@ -30,14 +35,14 @@ _SAMPLERS = {
 _UNSUPPORTED = {
     "trained_betas": None,
     "thresholding": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
     "use_flow_sigmas": False,
 }
 # The original SD 1.x and 2.x pipelines; other steps and scales are in the tables below.
 _STEPS, _GUIDANCE = 20, 7.5
 _LCM_STEPS, _LCM_GUIDANCE = 4, 8.5
 _TURBO_STEPS = 4
+_FEW_STEPS = ("turbo", "lightning", "hyper")
+"""In the names of models that were distilled to few steps without guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class Sampling:
     sampler: str
     steps: int
     guidance_scale: float
+    spacing: Spacing | None = None
 
 
 def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
@@ -94,16 +100,25 @@ def _class_defaults(name: str) -> dict[str, Any]:
 def choose_sampling(config: Mapping[str, Any], *, name: str, guidance_embedding: bool) -> Sampling:
     """What to sample with where the user says nothing.
 
-    name: the model's; models distilled by adversarial diffusion (Sauer et al. 2023,
-        arXiv:2311.17042) say so nowhere else.
+    name: the model's. Models distilled to few steps say so nowhere else (Sauer et al. 2023,
+        arXiv:2311.17042: Turbo; Lin et al. 2024, arXiv:2402.13929: Lightning; Ren et al. 2024,
+        arXiv:2404.13686: Hyper-SD), and in how many it may stand there too, as "8step".
     guidance_embedding: whether the UNet takes the guidance scale as an input."""
     sampler = _SAMPLERS[str(config["_class_name"])]
-    if sampler == "dpmpp_2m" and config.get("use_karras_sigmas"):
-        sampler = "dpmpp_2m_karras"
+    if config.get("algorithm_type") == "sde-dpmsolver++" and sampler == "dpmpp_2m":
+        sampler = "dpmpp_2m_sde"
+    spacing = next((s for s in SPACINGS if config.get(f"use_{s}_sigmas")), None)
+    if sampler not in SPACED:
+        spacing = None
+    elif (sampler, spacing) == ("dpmpp_2m", "karras"):
+        sampler, spacing = "dpmpp_2m_karras", None
     if sampler == "lcm":
         # Without the embedding the guidance is distilled in at one scale.
         guidance = _LCM_GUIDANCE if guidance_embedding else 1.0
         return Sampling(sampler=sampler, steps=_LCM_STEPS, guidance_scale=guidance)
-    if "turbo" in name.lower() and config.get("timestep_spacing") == "trailing":
-        return Sampling(sampler=sampler, steps=_TURBO_STEPS, guidance_scale=0.0)
-    return Sampling(sampler=sampler, steps=_STEPS, guidance_scale=_GUIDANCE)
+    few = any(word in name.lower() for word in _FEW_STEPS)
+    if sampler == "tcd" or (few and config.get("timestep_spacing") == "trailing"):
+        told = re.search(r"(\d+)[ _-]?steps?", name.lower())
+        steps = int(told[1]) if told else _TURBO_STEPS
+        return Sampling(sampler=sampler, steps=steps, guidance_scale=0.0, spacing=spacing)
+    return Sampling(sampler=sampler, steps=_STEPS, guidance_scale=_GUIDANCE, spacing=spacing)

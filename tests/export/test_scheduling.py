@@ -20,8 +20,7 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
     return {"_class_name": name, **SD, **changes}
 
 
-# LMSDiscreteScheduler needs scipy, which nothing else here does.
-@pytest.mark.parametrize("name", sorted(set(_SAMPLERS) - {"LMSDiscreteScheduler"}))
+@pytest.mark.parametrize("name", sorted(_SAMPLERS))
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_noise_levels_are_the_schedulers(name: str) -> None:
     scheduler = getattr(diffusers, name)(**SD)
@@ -95,7 +94,31 @@ def test_an_unknown_scheduler(name: str | None) -> None:
 @pytest.mark.parametrize(
     ("scheduler", "name", "embedding", "expected"),
     [
-        (config("PNDMScheduler"), "sd", False, ("dpmpp_2m", 20, 7.5)),
+        (config("PNDMScheduler"), "sd", False, ("pndm", 20, 7.5)),
+        (config("UniPCMultistepScheduler"), "sd", False, ("unipc", 20, 7.5)),
+        (config("DEISMultistepScheduler"), "sd", False, ("deis", 20, 7.5)),
+        (config("HeunDiscreteScheduler"), "sd", False, ("heun", 20, 7.5)),
+        (config("DPMSolverSDEScheduler"), "sd", False, ("dpmpp_sde", 20, 7.5)),
+        (
+            config("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+            "sd",
+            False,
+            ("dpmpp_2m_sde", 20, 7.5),
+        ),
+        (config("TCDScheduler"), "tcd", False, ("tcd", 4, 0.0)),
+        (config("TCDScheduler"), "Hyper-SD15-8steps", False, ("tcd", 8, 0.0)),
+        (
+            config("EulerDiscreteScheduler", timestep_spacing="trailing"),
+            "sdxl_lightning_2step_unet",
+            False,
+            ("euler", 2, 0.0),
+        ),
+        (
+            config("DDIMScheduler", timestep_spacing="trailing"),
+            "Hyper-SDXL-4steps",
+            False,
+            ("ddim", 4, 0.0),
+        ),
         (config("DDIMScheduler"), "sd", False, ("ddim", 20, 7.5)),
         (
             config("DPMSolverMultistepScheduler", use_karras_sigmas=True),
@@ -125,3 +148,31 @@ def test_defaults(
 ) -> None:
     chosen = choose_sampling(scheduler, name=name, guidance_embedding=embedding)
     assert (chosen.sampler, chosen.steps, chosen.guidance_scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (config("EulerDiscreteScheduler", use_karras_sigmas=True), ("euler", "karras")),
+        (config("UniPCMultistepScheduler", use_exponential_sigmas=True), ("unipc", "exponential")),
+        (config("HeunDiscreteScheduler", use_beta_sigmas=True), ("heun", "beta")),
+        (config("DPMSolverMultistepScheduler", use_beta_sigmas=True), ("dpmpp_2m", "beta")),
+        (
+            config("DPMSolverMultistepScheduler", use_karras_sigmas=True),
+            ("dpmpp_2m_karras", None),
+        ),
+        (
+            config(
+                "DPMSolverMultistepScheduler",
+                algorithm_type="sde-dpmsolver++",
+                use_karras_sigmas=True,
+            ),
+            ("dpmpp_2m_sde", "karras"),
+        ),
+        (config("DDIMScheduler"), ("ddim", None)),
+    ],
+)
+def test_spacings(scheduler: dict[str, Any], expected: tuple[str, str | None]) -> None:
+    read_schedule(scheduler)
+    chosen = choose_sampling(scheduler, name="sd", guidance_embedding=False)
+    assert (chosen.sampler, chosen.spacing) == expected
