@@ -112,6 +112,10 @@ def test_a_network_runs_on_its_steps_alone(pipe: Pipeline, photo: Image.Image) -
         [depth, CONTROLLED_UNET],
         [CONTROLLED_UNET],
     ]
+    first = {"canny": Control(photo, end=0.5)}
+    twice, once = stages_run(pipe, steps=2, sampler="dpmpp_sde", control=first)
+    assert twice[-4:] == [canny, CONTROLLED_UNET] * 2  # both evaluations of the first step
+    assert once == [CONTROLLED_UNET]
     off = {"canny": Control(photo, scale=0)}
     assert {s for step in stages_run(pipe, steps=2, control=off) for s in step} == {
         "text_encoder",
