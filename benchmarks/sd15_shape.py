@@ -219,7 +219,12 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
         "unet": lambda: _diffusers("UNet2DConditionModel", unet),
         "vae": lambda: _vae(s),
     }
-    index: dict[str, Any] = {"_class_name": s.pipeline, **s.index}
+    # Published folders say which diffusers wrote them, and it looks for that.
+    index: dict[str, Any] = {
+        "_class_name": s.pipeline,
+        "_diffusers_version": "0.39.0",
+        **s.index,
+    }
     if s.text_2 is not None:
         text_2 = s.text_2
         # SDXL's two tokenizers pad differently.

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 _Map = NDArray[np.float32]
 
-OVERLAP = 1 / 4
-"""What neighbouring tiles share at least, as a part of a tile's side."""
+OVERLAP = 16
+"""What neighbouring tiles share at least, in latents; of tiles below twice that, half a tile. What
+TAESD's decoder gives 7 latents from an edge is within 40 dB of what it gives of the whole."""
 _CUT = 1 / 4
 """Which part of an overlap, on either side of it, one tile alone decides."""
 
@@ -43,7 +44,7 @@ def _spans(length: int, tile: int, up: int) -> list[tuple[slice, NDArray[np.floa
     """Tiles of one length, evenly spread over an axis of `length` latents, and for each what its
     pixels count (tile·up,) float64: at every pixel, 1 in all."""
     tile = min(tile, length)
-    stride = tile - round(tile * OVERLAP)
+    stride = tile - min(OVERLAP, tile // 2)
     count = 1 + -(-(length - tile) // stride)
     begins = [round(i * (length - tile) / max(1, count - 1)) for i in range(count)]
     pixels = (np.arange(length * up) + 0.5) / up
@@ -54,6 +55,7 @@ def _spans(length: int, tile: int, up: int) -> list[tuple[slice, NDArray[np.floa
         ramp = np.clip((pixels - begin - cut) / (end - begin - 2 * cut), 0, 1)
         weights[i - 1] *= 1 - ramp
         weights[i] *= ramp
+    weights /= weights.sum(axis=0)  # short strides let three tiles meet
     spans = [slice(begin, begin + tile) for begin in begins]
     return [(span, w[_times(span, up)]) for span, w in zip(spans, weights, strict=True)]
 

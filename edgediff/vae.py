@@ -12,7 +12,7 @@ from edgediff.conditioning import RunStage
 from edgediff.errors import InputError, ProviderError
 from edgediff.inputs import ENCODER, require_encoder
 from edgediff.samplers import Latents, Noise
-from edgediff.tiling import tiled
+from edgediff.tiling import OVERLAP, tiled
 
 _Map = NDArray[np.float32]
 
@@ -118,7 +118,7 @@ def to_sample(pixels: NDArray[np.uint8]) -> _Map:
     return np.ascontiguousarray((2 * unit - 1).transpose(2, 0, 1)[None])
 
 
-LEAST_TILE = 16
+LEAST_TILE = 2 * OVERLAP
 """Latents a side; the overlap of smaller tiles is too narrow to hide what the padding spoils."""
 
 

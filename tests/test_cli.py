@@ -71,6 +71,65 @@ def test_flags_of_sampling(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (settings["variation_seed"], settings["variation_strength"]) == (9, 0.3)
 
 
+def test_a_picture_from_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 72), (200, 60, 60, 128)).save(tmp_path / "photo.png")
+    mask = Image.new("L", (64, 72))
+    mask.paste(255, (0, 0, 32, 72))
+    mask.save(tmp_path / "mask.png")
+    given = ["--init", tmp_path / "photo.png", "--mask", tmp_path / "mask.png"]
+    flags = ["-m", tiny_bundle, "--steps", 2, "--seed", 1, "--strength", 0.5]
+    made = tmp_path / "made.png"
+    done = run("generate", "a", *flags, *given, "--keep-unmasked", "--tile", 256, "-o", made)
+    assert done.returncode == 0, done.stderr
+    assert f"Note: {tmp_path / 'photo.png'}: what is transparent was laid on white" in done.stderr
+    assert "64x72, 1 steps of euler" in done.stderr
+    with Image.open(made) as picture:
+        assert picture.getpixel((60, 60)) == (227, 157, 157)
+    again = run("generate", "--from", made, "-m", tiny_bundle, "-o", tmp_path / "again.png")
+    assert again.returncode == 2
+    assert "was made from photo.png and mask.png" in again.stderr
+    assert "give that again, with --init and --mask" in again.stderr
+    again = run(
+        *["generate", "--from", made, "-m", tiny_bundle, *given],
+        *["--tile", 256, "-o", tmp_path / "again.png"],
+    )
+    assert again.returncode == 0, again.stderr
+    assert "Warning" not in again.stderr
+    with Image.open(made) as one, Image.open(tmp_path / "again.png") as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_a_second_pass(tiny_bundle: Path, tmp_path: Path) -> None:
+    flags = "--steps 4 --seed 1 --hires 1.5 --hires-strength 0.5 --hires-steps 2 --json"
+    done = run(
+        *["generate", "a", "-m", tiny_bundle, "-o", tmp_path / "a.png", *flags.split()],
+        *["--hires-mode", "pixel"],
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["seconds"]["steps"]) == 5
+    assert answer["seconds"]["upscale"] > 0
+    assert answer["settings"]["hires_mode"] == "pixel"
+    assert answer["notes"] == []
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (96, 96)
+        assert "Hires upscale: 1.5, Hires steps: 2" in picture.info["parameters"]
+
+
+def test_pictures_are_looked_at_before_the_model_loads(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"no picture")
+    flags = ["-m", tiny_bundle, "-o", tmp_path / "a.png"]
+    done = run("generate", "a", *flags, "--init", tmp_path / "photo.jpg")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: {tmp_path / 'photo.jpg'}: is no picture")
+    done = run("generate", "a", *flags, "--mask", tmp_path / "mask.png")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: mask is given, but init_image is not")
+    done = run("generate", "a", *flags, "--tile", 100)
+    assert done.returncode == 2
+    assert "tile is 100" in done.stderr
+
+
 def test_count_and_grid(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["-m", tiny_bundle, "--steps", 1, "--count", 3]
     last = 2**64 - 1
