@@ -287,6 +287,7 @@ def test_shapes_are_free_where_they_should_be(sd1: Any, lcm: Any) -> None:
         "encoder_hidden_states": ("batch", "sequence", 32),
         "out_sample": ("batch", 4, "height", "width"),
         "latent_sample": ("batch", 4, "height", "width"),
+        "latent_parameters": ("batch", 8, "height", "width"),
     }
     unet = Bundle.open(lcm.bundle).manifest.graphs["unet"]
     cond = unet.input("timestep_cond")
