@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgediff.bundle import Manifest
 from edgediff.errors import InputError
+from edgediff.inputs import PictureRecord, record
 from edgediff.maps import edges, invert
 from edgediff.picture import Source, open_picture
 
@@ -35,7 +36,8 @@ class Control:
     image: a path, a pillow image or an array (h, w, 3) uint8: the map that the network knows, such
         as edges or depth. It is resized to the picture's size, whatever its proportions.
     scale: how strongly; what the network adds is multiplied by it.
-    start, end: on which part of the steps, from 0 to 1. On the others the network does not run.
+    start, end: on which part of the steps, from 0 to 1 (under `hires`, of each pass). On the others
+        the network does not run.
     process: what to make of the image first, at the picture's size. "edges" finds them, as
         `edgediff.edges` does; "invert" turns dark lines on white into light ones on black.
     """
@@ -62,11 +64,10 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """A Control as a picture's record keeps it. image: {"name": …, "sha256": …} of what was
-    given."""
+    """A Control as a picture's record keeps it."""
 
     name: str
-    image: dict[str, str]
+    image: PictureRecord | None
     scale: float
     start: float
     end: float
@@ -120,10 +121,9 @@ def resolve_controls(
 
 
 def _record(name: str, control: Control) -> ControlSettings:
-    picture = open_picture(control.image, name)
     return ControlSettings(
         name=name,
-        image={"name": picture.name, "sha256": picture.sha256},
+        image=record(open_picture(control.image, name)),
         scale=float(control.scale),
         start=float(control.start),
         end=float(control.end),

@@ -93,25 +93,29 @@ def lcm(exported: Callable[[str], Pipelines]) -> Pipelines:
 
 
 @pytest.fixture(scope="session")
-def controlnets(sd15_shape: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two control networks for UNets of the shape "sd1"."""
-    folder = tmp_path_factory.mktemp("controlnets")
-    return {
-        name: sd15_shape.write_controlnet(folder / name, "sd1", seed=seed)
-        for seed, name in enumerate(("canny", "depth"), 1)
-    }
-
-
-@pytest.fixture(scope="session")
 def controlled(
+    sd15_shape: Any,
     small_pipeline: Callable[[str], Path],
-    controlnets: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Pipelines:
-    """Of Stable Diffusion 1.x's shape, with two control networks."""
+) -> Callable[[str], Pipelines]:
+    """Shape → the pipeline, two control networks for it, "canny" and "depth", and the float32
+    bundle with both, exported once."""
     from edgediff_export.export import Options, export
 
-    source, out = small_pipeline("sd1"), tmp_path_factory.mktemp("bundles") / "controlled"
-    requests = tuple(f"{name}={folder}" for name, folder in controlnets.items())
-    export(Options(source=str(source), out=out, steps=2, controlnets=requests))
-    return Pipelines(source, out, controlnets)
+    done: dict[str, Pipelines] = {}
+
+    def run(shape: str) -> Pipelines:
+        if shape not in done:
+            folder = tmp_path_factory.mktemp("controlnets")
+            networks = {
+                name: sd15_shape.write_controlnet(folder / name, shape, seed=seed)
+                for seed, name in enumerate(("canny", "depth"), 1)
+            }
+            source, out = small_pipeline(shape), tmp_path_factory.mktemp("bundles") / "controlled"
+            requests = tuple(f"{name}={path}" for name, path in networks.items())
+            how = {"steps": 2, "with_encoder": True, "controlnets": requests}
+            export(Options(source=str(source), out=out, **how))
+            done[shape] = Pipelines(source, out, networks)
+        return done[shape]
+
+    return run

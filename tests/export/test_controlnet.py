@@ -27,6 +27,17 @@ def source(small_pipeline: Callable[[str], Path], tmp_path_factory: Any) -> Sour
     return open_source(str(small_pipeline("sd1")), work=tmp_path_factory.mktemp("work"))
 
 
+@pytest.fixture(scope="module")
+def controlled_sd1(controlled: Callable[[str], Any]) -> Any:
+    return controlled("sd1")
+
+
+@pytest.fixture(scope="module")
+def controlnets(controlled_sd1: Any) -> dict[str, Path]:
+    """Two control networks for UNets of the shape "sd1"."""
+    return controlled_sd1.controlnets
+
+
 def opened(source: Source, *requests: str) -> Any:
     return open_controlnets(requests, source, latent_space(source))
 
@@ -128,13 +139,13 @@ def test_nothing_is_written_where_one_does_not_fit(
     assert not (tmp_path / "b").exists()
 
 
-def test_the_plain_unet_stays_as_it_was(sd1: Any, controlled: Any) -> None:
+def test_the_plain_unet_stays_as_it_was(sd1: Any, controlled_sd1: Any) -> None:
     for name in ("unet.onnx", "unet.onnx.data"):
-        assert filecmp.cmp(sd1.bundle / name, controlled.bundle / name, shallow=False)
+        assert filecmp.cmp(sd1.bundle / name, controlled_sd1.bundle / name, shallow=False)
 
 
-def test_the_controlled_unet_is_a_graph_over_the_same_weights(controlled: Any) -> None:
-    manifest = Bundle.open(controlled.bundle).manifest
+def test_the_controlled_unet_is_a_graph_over_the_same_weights(controlled_sd1: Any) -> None:
+    manifest = Bundle.open(controlled_sd1.bundle).manifest
     plain, steered = manifest.graphs["unet"], manifest.graphs[CONTROLLED_UNET]
     assert steered.data == plain.data == ("unet.onnx.data",)
     network = manifest.graphs["controlnet.canny"]
@@ -152,21 +163,21 @@ def test_the_controlled_unet_is_a_graph_over_the_same_weights(controlled: Any) -
     size = manifest.files[steered.file].size
     assert size < manifest.files[plain.file].size + 4096
     for graph in (network, steered):
-        onnx.checker.check_model(str(controlled.bundle / graph.file))
+        onnx.checker.check_model(str(controlled_sd1.bundle / graph.file))
     assert manifest.provenance.controlnets == {"canny": "canny", "depth": "depth"}
 
 
-def test_a_float_bundle_verifies(controlled: Any) -> None:
-    outcome = verify(controlled.bundle, provider="cpu")
+def test_a_float_bundle_verifies(controlled_sd1: Any) -> None:
+    outcome = verify(controlled_sd1.bundle, provider="cpu")
     assert [c for c in outcome.checks if not c.ok] == []
-    stages = Bundle.open(controlled.bundle).manifest.fidelity.stages
+    stages = Bundle.open(controlled_sd1.bundle).manifest.fidelity.stages
     assert {CONTROLLED_UNET, "controlnet.canny", "controlnet.depth"} <= stages.keys()
     assert all(s.error < 1e-5 for s in stages.values())
 
 
-def test_residuals_of_zero_change_nothing(controlled: Any) -> None:
+def test_residuals_of_zero_change_nothing(controlled_sd1: Any) -> None:
     rng = np.random.default_rng(0)
-    with edgediff.load(controlled.bundle, provider="cpu") as pipe:
+    with edgediff.load(controlled_sd1.bundle, provider="cpu") as pipe:
         inputs = {
             "sample": rng.standard_normal((1, 4, 9, 11), dtype=np.float32),
             "timestep": np.array(500, np.float32),

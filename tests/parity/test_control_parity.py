@@ -35,36 +35,48 @@ def pictures() -> dict[str, Image.Image]:
     return {"canny": coarse.resize((100, 70)), "depth": lines}
 
 
-@pytest.fixture(scope="module")
-def theirs(controlled: Any) -> Callable[..., Any]:
-    """Names of control networks → diffusers' pipeline with these, loaded once."""
-    loaded: dict[tuple[str, ...], Any] = {}
+class Pair:
+    """diffusers' pipelines with control networks and ours, of one shape."""
 
-    def load(*names: str) -> Any:
-        if names not in loaded:
+    def __init__(self, folders: Any) -> None:
+        self._folders = folders
+        self._loaded: dict[tuple[str, ...], Any] = {}
+        self.ours = edgediff.load(folders.bundle, threads=1)
+
+    def theirs(self, kind: str, *names: str) -> Any:
+        """diffusers' pipeline of a class, with the networks of these names."""
+        if (kind, *names) not in self._loaded:
             networks = [
-                diffusers.ControlNetModel.from_pretrained(controlled.controlnets[n]) for n in names
+                diffusers.ControlNetModel.from_pretrained(self._folders.controlnets[n])
+                for n in names
             ]
-            loaded[names] = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-                controlled.diffusers,
+            plain = {"add_watermarker": False} if "XL" in kind else {"safety_checker": None}
+            pipe = getattr(diffusers, kind).from_pretrained(
+                self._folders.diffusers,
                 controlnet=networks if len(networks) > 1 else networks[0],
-                safety_checker=None,
                 local_files_only=True,
+                **plain,
             )
-            loaded[names].set_progress_bar_config(disable=True)
-        return loaded[names]
+            pipe.set_progress_bar_config(disable=True)
+            self._loaded[kind, *names] = pipe
+        return self._loaded[kind, *names]
+
+
+@pytest.fixture(scope="module")
+def pair(controlled: Callable[[str], Any]) -> Callable[[str], Pair]:
+    """Shape → both, loaded once."""
+    loaded: dict[str, Pair] = {}
+
+    def load(shape: str) -> Pair:
+        if shape not in loaded:
+            loaded[shape] = Pair(controlled(shape))
+        return loaded[shape]
 
     return load
 
 
-@pytest.fixture(scope="module")
-def ours(controlled: Any) -> edgediff.Pipeline:
-    return edgediff.load(controlled.bundle, threads=1)
-
-
 def compare(
-    theirs: Any,
-    ours: edgediff.Pipeline,
+    pair: Pair,
     control: Mapping[str, Control],
     *,
     sampler: str = "ddim",
@@ -73,15 +85,23 @@ def compare(
     seed: int = 7,
     size: tuple[int, int] = (64, 64),
     negative: str | None = NEGATIVE,
+    picture: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    strength: float | None = None,
 ) -> np.ndarray:
     """Both pipelines on the same request; returns our latents."""
+    xl = "text_encoder_2" in pair.ours.bundle.manifest.graphs
+    task = "" if picture is None else "Img2Img" if mask is None else "Inpaint"
+    kind = f"StableDiffusion{'XL' if xl else ''}ControlNet{task}Pipeline"
+    theirs = pair.theirs(kind, *control)
     theirs.scheduler = SCHEDULERS[sampler](theirs.scheduler.config)
     each = {
-        "image": [c.image for c in control.values()],
+        "image" if picture is None else "control_image": [c.image for c in control.values()],
         "controlnet_conditioning_scale": [float(c.scale) for c in control.values()],
         "control_guidance_start": [c.start for c in control.values()],
         "control_guidance_end": [c.end for c in control.values()],
     }
+    given = {"image": picture, "mask_image": mask, "strength": strength}
     arguments = {
         "prompt": PROMPT,
         "negative_prompt": negative,
@@ -90,6 +110,7 @@ def compare(
         "width": size[0],
         "height": size[1],
         **{k: v if len(v) > 1 else v[0] for k, v in each.items()},
+        **{k: v for k, v in given.items() if v is not None},
     }
     options: dict[str, Any] = {
         "negative_prompt": negative,
@@ -99,62 +120,101 @@ def compare(
         "size": size,
         "sampler": sampler,
         "control": control,
+        "init_image": picture,
+        "mask": mask,
+        "strength": strength,
     }
 
     def run_theirs(output: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)
         return theirs(**arguments, generator=generator, output_type=output).images
 
-    latents = list(ours.stream(PROMPT, **options))[-1].latents
+    latents = list(pair.ours.stream(PROMPT, **options))[-1].latents
     expected = run_theirs("latent").numpy()
     assert latents.shape == expected.shape
     assert np.abs(latents - expected).max() <= 1e-3
-    (picture,) = ours.generate(PROMPT, **options).images
-    difference = np.asarray(picture).astype(int) - np.asarray(run_theirs("pil")[0]).astype(int)
+    (made,) = pair.ours.generate(PROMPT, **options).images
+    difference = np.asarray(made).astype(int) - np.asarray(run_theirs("pil")[0]).astype(int)
     assert np.abs(difference).max() <= 1
     return latents
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_one_network(theirs: Any, ours: Any, pictures: Any, scale: float, guidance: float) -> None:
+def test_one_network(
+    pair: Callable[[str], Pair], pictures: Any, scale: float, guidance: float
+) -> None:
+    both = pair("sd1")
     control = {"canny": Control(pictures["canny"], scale=scale)}
-    latents = compare(theirs("canny"), ours, control, guidance=guidance)
+    latents = compare(both, control, guidance=guidance)
     how = {"steps": 3, "guidance_scale": guidance, "seed": 7, "sampler": "ddim"}
-    plain = list(ours.stream(PROMPT, negative_prompt=NEGATIVE, **how))[-1].latents
+    plain = list(both.ours.stream(PROMPT, negative_prompt=NEGATIVE, **how))[-1].latents
     assert (np.abs(plain - latents).max() > 0.01) == (scale > 0)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.5, 1.0), (0.2, 0.8)])
 def test_on_part_of_the_steps(
-    theirs: Any, ours: Any, pictures: Any, start: float, end: float
+    pair: Callable[[str], Pair], pictures: Any, start: float, end: float
 ) -> None:
     control = {"depth": Control(pictures["depth"], scale=0.8, start=start, end=end)}
-    compare(theirs("depth"), ours, control, steps=5)
+    compare(pair("sd1"), control, steps=5)
 
 
-def test_two_networks_add_up(theirs: Any, ours: Any, pictures: Any) -> None:
-    control = {
+@pytest.fixture(scope="module")
+def two(pictures: Any) -> dict[str, Control]:
+    """Two networks on parts of the steps that overlap."""
+    return {
         "canny": Control(pictures["canny"], scale=0.5, end=0.75),
         "depth": Control(pictures["depth"], scale=1.0, start=0.25),
     }
-    compare(theirs("canny", "depth"), ours, control, steps=4, sampler="dpmpp_2m")
+
+
+def test_two_networks_add_up(pair: Callable[[str], Pair], two: Any) -> None:
+    compare(pair("sd1"), two, steps=4, sampler="dpmpp_2m")
 
 
 @pytest.mark.parametrize("size", [(72, 104), (128, 64)])
-def test_other_sizes(theirs: Any, ours: Any, pictures: Any, size: tuple[int, int]) -> None:
-    control = {"canny": Control(pictures["canny"])}
-    compare(theirs("canny"), ours, control, steps=2, sampler="euler", size=size)
+def test_other_sizes(pair: Callable[[str], Pair], pictures: Any, size: tuple[int, int]) -> None:
+    compare(pair("sd1"), {"canny": Control(pictures["canny"])}, steps=2, sampler="euler", size=size)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_few_steps(theirs: Any, ours: Any, pictures: Any, steps: int) -> None:
-    compare(theirs("depth"), ours, {"depth": Control(pictures["depth"])}, steps=steps)
+def test_few_steps(pair: Callable[[str], Pair], pictures: Any, steps: int) -> None:
+    compare(pair("sd1"), {"depth": Control(pictures["depth"])}, steps=steps)
 
 
-def test_a_map_is_prepared_as_in_diffusers(theirs: Any, pictures: Any) -> None:
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (5, 0.8), (2, 1.0)])
+def test_image_to_image(
+    pair: Callable[[str], Pair], pictures: Any, sampler: str, steps: int, strength: float
+) -> None:
+    """A part of the steps is one of those that are taken."""
+    control = {"canny": Control(pictures["canny"], scale=0.7, end=0.5)}
+    picture = pictures["canny"].resize((64, 64))
+    compare(pair("sd1"), control, sampler=sampler, steps=steps, strength=strength, picture=picture)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_inpainting(pair: Callable[[str], Pair], pictures: Any, two: Any, strength: float) -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 8, 48, 40))
+    picture = pictures["canny"].resize((64, 64))
+    compare(pair("sd1"), two, steps=4, strength=strength, picture=picture, mask=mask)
+
+
+def test_sdxl(pair: Callable[[str], Pair], two: Any) -> None:
+    compare(pair("xl"), two, steps=4, sampler="euler")
+
+
+def test_sdxl_at_another_size(pair: Callable[[str], Pair], pictures: Any) -> None:
+    control = {"canny": Control(pictures["canny"], scale=0.8)}
+    compare(pair("xl"), control, steps=2, sampler="euler", size=(72, 104), negative=None)
+
+
+def test_a_map_is_prepared_as_in_diffusers(pair: Callable[[str], Pair], pictures: Any) -> None:
     """Resized by Lanczos, RGB, in [0, 1]: to the last bit."""
+    theirs = pair("sd1").theirs("StableDiffusionControlNetPipeline", "canny")
     for picture in pictures.values():
-        processor = theirs("canny").control_image_processor
+        processor = theirs.control_image_processor
         expected = processor.preprocess(picture.convert("RGB"), height=88, width=56).numpy()
         np.testing.assert_array_equal(Control(picture).pixels(56, 88), expected)
