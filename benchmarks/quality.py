@@ -8,7 +8,8 @@ recipe (export/demo_model/recover.py). The prompts are none that the export look
 
 --taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Real pictures, from
 --pictures or scikit-image's where it is installed, are encoded by its float encoder, and decoded by
-the float and by the int8 decoder, both as `edgediff export --vae` makes them.
+the float and by the int8 decoder, both as `edgediff export --vae` makes them, and by the float one
+in tiles.
 """
 
 import argparse
@@ -49,6 +50,7 @@ PROMPTS = (
 FIRST_SEED = 1000
 MEDIAN_BAR, MINIMUM_BAR = 40.0, 32.0
 TAESD_MEDIAN_BAR, TAESD_MINIMUM_BAR = 44.0, 36.0
+TILE, TILED_BAR = 256, 40.0
 _LEAST, _MOST = 256, 512  # pixels a side of TAESD's pictures
 _FEW = 16
 
@@ -132,6 +134,8 @@ def compare_taesd(work: Path, folder: Path, pictures: Sequence[Path]) -> dict[st
     ]
     measured = []
     f, q = (edgediff.load(b, provider="cpu") for b in bundles)
+    tiled = edgediff.load(bundles[0], provider="cpu", tile=TILE)
+    scaling = f.bundle.manifest.latent.scaling_factor
     for path, latents in zip(pictures, encode(vae, pictures), strict=True):
         reference, decoded = (
             np.asarray(
@@ -145,6 +149,7 @@ def compare_taesd(work: Path, folder: Path, pictures: Sequence[Path]) -> dict[st
                 "size": [reference.shape[1], reference.shape[0]],
                 "float_to_original_db": psnr(reference, read_picture(path)),
                 "psnr_db": psnr(decoded, reference),
+                "tiled_db": psnr(np.asarray(tiled.decode(latents * scaling)[0]), reference),
             }
         )
     graph = q.bundle.manifest.graphs["vae_decoder"]
@@ -277,6 +282,9 @@ def main() -> None:
         decoder["psnr_db"] = _plain(summary(psnrs))
         _print_psnrs(f"TAESD's decoder ({decoder['precision']})", psnrs)
         checks += _checks("TAESD's decoder", psnrs, TAESD_MEDIAN_BAR, TAESD_MINIMUM_BAR)
+        tiled = [p["tiled_db"] for p in decoder["pictures"]]
+        what = f"TAESD's decoder in tiles of {TILE} pixels, float"
+        checks += _checks(what, tiled, TILED_BAR, TILED_BAR)
     print_checks(checks)
     found["checks"] = [c.record() for c in checks]
     write_json(arguments.json, found)

@@ -77,6 +77,11 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="A folder with another VAE, such as a tiny one."
 )
+@click.option(
+    "--unet",
+    type=click.Path(path_type=Path),
+    help="Another UNet: a folder, or a .safetensors file of its weights alone.",
+)
 @click.option("--with-encoder", is_flag=True, help="Also the VAE's encoder, for pictures as input.")
 @click.option("--name", help="The model's name.  [default: SOURCE's last part]")
 @click.option("--steps", type=int, help="Default number of steps.")
