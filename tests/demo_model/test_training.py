@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from demo_model import autoencoder, captions, checkpoint, coupling, diffusion, text, tokenizer
+from demo_model import (
+    autoencoder,
+    captions,
+    checkpoint,
+    coupling,
+    diffusion,
+    text,
+    tokenizer,
+    words,
+)
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
 from demo_model.variants import digest
@@ -360,3 +369,28 @@ def test_text_encoder_learns_what_captions_mean_and_is_then_frozen(
     networks = diffusion.beginning(tmp_path, tokens, shape=SHAPE)
     assert not any(p.requires_grad for p in networks.text_encoder.parameters())
     torch.testing.assert_close(networks.text_encoder.state_dict(), student.encoder.state_dict())
+
+
+def test_further_words_are_to_get_the_states_of_the_name(
+    tmp_path: Path, tokens: CLIPTokenizer
+) -> None:
+    encoder = text.new_encoder(tokens, SHAPE.text_encoder).eval()
+    former = text.new_encoder(tokens, SHAPE.text_encoder)
+    former.load_state_dict(encoder.state_dict())
+    word, name = (text.tokenize(tokens, [c]) for c in ("a reynard", "a fox"))
+    pair = words.Pair(encoder, former)
+    far = words.loss(pair, (word, name))
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
+    for _ in range(30):
+        value = words.loss(pair, (word, name))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert value < 0.5 * far
+    student = text.Student(tokens, len(CONCEPTS), SHAPE.text_encoder)
+    checkpoint.save(tmp_path / "text.ckpt", {"student": student.state_dict()})
+    words.teach(
+        encoder, CONCEPTS, {"fox": ["reynard"]}, tokens, tmp_path,
+        minutes=0.001, log=lambda _: None, processes=1,
+    )  # fmt: skip
+    assert not any(p.requires_grad for p in encoder.parameters())
