@@ -14,6 +14,7 @@ import click
 from edgediff.bundle import Precision
 from edgediff.cli.flags import parse_size
 from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
+from edgediff.schedule import PredictionType, TimestepSpacing
 
 if TYPE_CHECKING:
     from edgediff.bundle import Manifest
@@ -87,6 +88,16 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
 @click.option("--steps", type=int, help="Default number of steps.")
 @click.option("--guidance", type=float, help="Default guidance scale.")
 @click.option("--sampler", help="Default sampler.  [default: the nearest to the pipeline's]")
+@click.option(
+    "--timestep-spacing",
+    type=click.Choice(get_args(TimestepSpacing)),
+    help="As the weights were distilled.  [default: the pipeline's, or as the UNet's name says]",
+)
+@click.option(
+    "--prediction-type",
+    type=click.Choice(get_args(PredictionType)),
+    help="What the UNet predicts.  [default: the pipeline's, or as the UNet's name says]",
+)
 @click.option("--license", "license_", metavar="TEXT", help="Licence of the weights.")
 @click.option("--attribution", metavar="TEXT", multiple=True, help="Whom to credit; repeatable.")
 @click.option(
@@ -133,6 +144,8 @@ def export(
     steps: int | None,
     guidance: float | None,
     sampler: str | None,
+    timestep_spacing: TimestepSpacing | None,
+    prediction_type: PredictionType | None,
     license_: str | None,
     attribution: tuple[str, ...],
     loras: tuple[str, ...],
@@ -177,6 +190,8 @@ def export(
             steps=steps,
             guidance_scale=guidance,
             sampler=sampler,
+            timestep_spacing=timestep_spacing,
+            prediction_type=prediction_type,
             license=license_,
             attribution=attribution,
             loras=tuple(map(parse_lora, loras)),

@@ -27,13 +27,19 @@ def latent_space(source: Source) -> LatentSpec:
     )
 
 
+def named(options: Options, source: Source) -> str:
+    """What may say how the model is to be sampled: its names, the user's and its own."""
+    return f"{options.name or ''} {source.name}"
+
+
 def choose_defaults(
     options: Options, source: Source, schedule: NoiseSchedule, latent: LatentSpec
 ) -> Defaults:
     """What the user asked for, or else what the pipeline suggests. Raises InputError."""
     suggested: Sampling = choose_sampling(
         source.scheduler,
-        name=options.name or source.name,
+        name=named(options, source),
+        xl="text_encoder_2" in source.text_encoders,
         guidance_embedding=source.unet.get("time_cond_proj_dim") is not None,
     )
     unit = latent.downscale

@@ -13,14 +13,14 @@ from edgediff.errors import ExportError, InputError
 from edgediff.prompt import Tokenizer
 from edgediff_export import fidelity, precision, qdq, tokenizer
 from edgediff_export.controlnet import open_controlnets
-from edgediff_export.defaults import choose_defaults, latent_space
+from edgediff_export.defaults import choose_defaults, latent_space, named
 from edgediff_export.fidelity import Case, Shot
 from edgediff_export.lower.cpu import prepare
 from edgediff_export.lower.dense import Format
 from edgediff_export.lowering import Lowering, Written
 from edgediff_export.options import PROVIDERS, Options, Target, check_target
 from edgediff_export.plan import SavedPlan, read_plan
-from edgediff_export.scheduling import read_schedule
+from edgediff_export.scheduling import adapt, read_schedule
 from edgediff_export.search import Trial
 from edgediff_export.shots import choose_shots, examples, scale, trial_shots
 from edgediff_export.sources import TEXT_ENCODERS, open_source
@@ -126,7 +126,14 @@ def _trace(
     source = source.merged(options.loras, options.embeddings)
     if plan is not None:
         plan.check_model(options.name or source.name)
-    schedule = read_schedule(source.scheduler)
+    scheduler = adapt(
+        source.scheduler,
+        name=named(options, source),
+        timestep_spacing=options.timestep_spacing,
+        prediction_type=options.prediction_type,
+    )
+    source = replace(source, scheduler=scheduler)
+    schedule = read_schedule(scheduler)
     latent = latent_space(source)
     defaults = choose_defaults(options, source, schedule, latent)
     networks = open_controlnets(options.controlnets, source, latent)
@@ -198,7 +205,10 @@ def _plan_lowering(
     bfloat16 = target == "openvino"
     if (target, options.precision) != ("cpu", "int8"):
         convert = {"fp16": precision.to_float16, "int8": qdq.to_qdq}.get(options.precision)
-        lower = {} if convert is None else dict.fromkeys(traced, convert)
+        lower = {}
+        if convert is not None:
+            half = options.precision == "fp16"
+            lower = {k: convert for k, t in traced.items() if not (half and t.overflows)}
         return Lowering(precision=options.precision, lower=lower, bfloat16=bfloat16)
     average = options.average_attention or (plan is not None and plan.averaged)
     floats = work / "float"

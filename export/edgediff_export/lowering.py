@@ -75,7 +75,10 @@ class Lowering:
         if lower is None:
             kept = self.plan is not None and self.plan.keeps_float(name)
             plan = dict(self.plan.tensors[name]) if self.plan is not None and kept else {}
-            return self._as_float(traced, floats, bundle, plan)
+            written = self._as_float(traced, floats, bundle, plan)
+            overflows = traced.overflows and self.precision == "fp16"
+            why = "its config says that float16 overflows (force_upcast)" if overflows else ""
+            return replace(written, note=f"{name} stays in float32: {why}" if why else "")
         source = floats / traced.spec.file
         lowered = lower(source, cases)
         path = bundle / traced.spec.file

@@ -6,6 +6,7 @@ from typing import Literal
 
 from edgediff.bundle import Precision
 from edgediff.errors import InputError
+from edgediff.schedule import PredictionType, TimestepSpacing
 from edgediff_export.budget import Budget
 from edgediff_export.embedding import Embedding
 from edgediff_export.lora import Lora
@@ -46,6 +47,8 @@ class Options:
     steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    timestep_spacing: TimestepSpacing | None = None
+    prediction_type: PredictionType | None = None
     license: str | None = None
     attribution: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from edgediff.errors import BundleError, ExportError
 from edgediff.plan import SPACED
-from edgediff.schedule import BetaSchedule, NoiseSchedule, PredictionType
+from edgediff.schedule import BetaSchedule, NoiseSchedule, PredictionType, TimestepSpacing
 from edgediff.spacing import SPACINGS, Spacing
 from edgediff_export.quiet import quiet
 
@@ -40,9 +40,12 @@ _UNSUPPORTED = {
 # The original SD 1.x and 2.x pipelines; other steps and scales are in the tables below.
 _STEPS, _GUIDANCE = 20, 7.5
 _LCM_STEPS, _LCM_GUIDANCE = 4, 8.5
-_TURBO_STEPS = 4
-_FEW_STEPS = ("turbo", "lightning", "hyper")
-"""In the names of models that were distilled to few steps without guidance."""
+_XL_GUIDANCE = 5.0
+_FEW_STEPS = 4
+_TURBO = re.compile(r"turbo", re.IGNORECASE)
+_BARE = re.compile(r"lightning|hyper(?:[ _-]?sd|[^a-z]|$)", re.IGNORECASE)
+"""In the names of few-step models whose UNets come without the rest of a pipeline."""
+_STEPS_IN_NAME = re.compile(r"([1-9]\d?)[ _-]?steps?(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,34 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         raise ExportError(f"scheduler {name}: {str(e).rpartition(':')[0]}") from e
 
 
+def adapt(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    timestep_spacing: TimestepSpacing | None,
+    prediction_type: PredictionType | None,
+) -> dict[str, Any]:
+    """A scheduler's config for the UNet at hand: as the user says; else, where `name` is that of a
+    Lightning or Hyper-SD UNet, whose files come without a config, as it was distilled: with
+    trailing timesteps, and Lightning's of one step to predict x0."""
+    adapted = dict(config)
+    if _BARE.search(name):
+        adapted["timestep_spacing"] = "trailing"
+        if "lightning" in name.lower() and _steps_in(name) == 1:
+            adapted["prediction_type"] = "sample"
+    if timestep_spacing is not None:
+        adapted["timestep_spacing"] = timestep_spacing
+    if prediction_type is not None:
+        adapted["prediction_type"] = prediction_type
+    return adapted
+
+
+def _steps_in(name: str) -> int | None:
+    """The number of steps that a name such as "sdxl_lightning_4step_unet" is of."""
+    found = _STEPS_IN_NAME.search(name)
+    return None if found is None else int(found[1])
+
+
 def _class_defaults(name: str) -> dict[str, Any]:
     """What a scheduler class assumes where its config is silent."""
     with quiet():
@@ -97,9 +128,12 @@ def _class_defaults(name: str) -> dict[str, Any]:
     return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
 
-def choose_sampling(config: Mapping[str, Any], *, name: str, guidance_embedding: bool) -> Sampling:
+def choose_sampling(
+    config: Mapping[str, Any], *, name: str, guidance_embedding: bool, xl: bool = False
+) -> Sampling:
     """What to sample with where the user says nothing.
 
+    config: `adapt`ed. xl: whether it is of SDXL's family.
     name: the model's. Models distilled to few steps say so nowhere else (Sauer et al. 2023,
         arXiv:2311.17042: Turbo; Lin et al. 2024, arXiv:2402.13929: Lightning; Ren et al. 2024,
         arXiv:2404.13686: Hyper-SD), and in how many it may stand there too, as "8step".
@@ -116,9 +150,9 @@ def choose_sampling(config: Mapping[str, Any], *, name: str, guidance_embedding:
         # Without the embedding the guidance is distilled in at one scale.
         guidance = _LCM_GUIDANCE if guidance_embedding else 1.0
         return Sampling(sampler=sampler, steps=_LCM_STEPS, guidance_scale=guidance)
-    few = any(word in name.lower() for word in _FEW_STEPS)
+    few = (_TURBO.search(name) or _BARE.search(name)) is not None
     if sampler == "tcd" or (few and config.get("timestep_spacing") == "trailing"):
-        told = re.search(r"(\d+)[ _-]?steps?", name.lower())
-        steps = int(told[1]) if told else _TURBO_STEPS
+        steps = _steps_in(name) or _FEW_STEPS
         return Sampling(sampler=sampler, steps=steps, guidance_scale=0.0, spacing=spacing)
-    return Sampling(sampler=sampler, steps=_STEPS, guidance_scale=_GUIDANCE, spacing=spacing)
+    guidance = _XL_GUIDANCE if xl else _GUIDANCE
+    return Sampling(sampler=sampler, steps=_STEPS, guidance_scale=guidance, spacing=spacing)

@@ -128,6 +128,13 @@ class Source:
         xl = "text_encoder_2" in self.text_encoders
         return xl and bool(self.index.get("force_zeros_for_empty_prompt", True))
 
+    def overflows(self, component: str) -> bool:
+        """Whether a component says that it gives wrong pictures in float16: SDXL's VAE does, unless
+        it was mended. Stable Diffusion's config may say so too, where diffusers wrote it anew."""
+        xl = "text_encoder_2" in self.text_encoders
+        kl = self.vae["_class_name"] == "AutoencoderKL"
+        return component == "vae" and xl and kl and bool(self.vae.get("force_upcast", True))
+
     def _class(self, component: str) -> Any:
         import diffusers
         import transformers

@@ -24,12 +24,15 @@ from edgediff_export.write import graph_spec, write_graph
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """A traced stage: its float32 graph on disk, and the cases that torch ran."""
+    """A traced stage: its float32 graph on disk, and the cases that torch ran.
+
+    overflows: whether it is known to give wrong results in float16."""
 
     spec: GraphSpec
     cases: list[Case]
     fidelity: StageFidelity
     parameters: int
+    overflows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class Tracer:
             cases=cases,
             fidelity=self._judged(stage, spec, cases),
             parameters=parameters,
+            overflows=self.source.overflows(stage.component),
         )
 
     def trace_controlled(self, network: ControlNet, done: Mapping[str, Traced]) -> Traced:

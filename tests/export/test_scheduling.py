@@ -4,7 +4,7 @@ from typing import Any
 
 import diffusers
 import pytest
-from edgediff_export.scheduling import _SAMPLERS, choose_sampling, read_schedule
+from edgediff_export.scheduling import _SAMPLERS, adapt, choose_sampling, read_schedule
 
 from edgediff.errors import ExportError
 from edgediff.schedule import NoiseSchedule, alphas_cumprod
@@ -176,3 +176,34 @@ def test_spacings(scheduler: dict[str, Any], expected: tuple[str, str | None]) -
     read_schedule(scheduler)
     chosen = choose_sampling(scheduler, name="sd", guidance_embedding=False)
     assert (chosen.sampler, chosen.spacing) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "sampling"),
+    [
+        ("sdxl_lightning_4step_unet", ("trailing", "epsilon"), (4, 0.0)),
+        ("sdxl_lightning_1step_unet_x0", ("trailing", "sample"), (1, 0.0)),
+        ("Hyper-SDXL-8steps", ("trailing", "epsilon"), (8, 0.0)),
+        ("hyper", ("trailing", "epsilon"), (4, 0.0)),
+        ("stable-diffusion-xl-base-1.0", ("leading", "epsilon"), (20, 5.0)),
+        ("hyperrealism", ("leading", "epsilon"), (20, 5.0)),
+        ("footsteps-12", ("leading", "epsilon"), (20, 5.0)),
+    ],
+)
+def test_a_unet_of_few_steps_is_sampled_as_its_name_says(
+    name: str, expected: tuple[str, str], sampling: tuple[int, float]
+) -> None:
+    base = config("EulerDiscreteScheduler", timestep_spacing="leading", prediction_type="epsilon")
+    adapted = adapt(base, name=name, timestep_spacing=None, prediction_type=None)
+    assert (adapted["timestep_spacing"], adapted["prediction_type"]) == expected
+    chosen = choose_sampling(adapted, name=name, guidance_embedding=False, xl=True)
+    assert (chosen.steps, chosen.guidance_scale) == sampling
+
+
+def test_what_the_user_says_goes_before_the_name() -> None:
+    base = config("EulerDiscreteScheduler", timestep_spacing="leading")
+    adapted = adapt(
+        base, name="lightning-1step", timestep_spacing="linspace", prediction_type="v_prediction"
+    )
+    assert adapted["timestep_spacing"] == "linspace"
+    assert adapted["prediction_type"] == "v_prediction"
