@@ -25,7 +25,6 @@ def test_int8(shape: str, small_pipeline: Callable[[str], Path], tmp_path: Path)
     unet = made.manifest.quantization.tensors["unet"]
     deep = "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_q.weight"
     assert unet[deep] == "int8"
-    assert unet["add_embedding.linear_1.weight"] in ("int8", "int8-weights", "fp32")
     for picture in made.manifest.fidelity.pictures:
         assert picture.psnr_db is not None
         assert picture.psnr_db > 28
