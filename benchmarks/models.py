@@ -29,13 +29,14 @@ def add_work(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pipeline(work: Path, shape: str = "sd15") -> Path:
-    """A diffusers folder of one of sd15_shape's SHAPES."""
+def pipeline(work: Path, shape: str = "sd15", *, half: bool = False) -> Path:
+    """A diffusers folder of one of sd15_shape's SHAPES. half: weights in float16."""
 
     def write(folder: Path) -> None:
-        run_python("-m", "benchmarks.sd15_shape", str(folder), "--shape", shape)
+        precision = ["--half"] if half else []
+        run_python("-m", "benchmarks.sd15_shape", str(folder), "--shape", shape, *precision)
 
-    return once(work / shape, write)
+    return once(work / (f"{shape}-half" if half else shape), write)
 
 
 def bundle(work: Path, source: Path, precision: str, *options: str, name: str = "") -> Path:

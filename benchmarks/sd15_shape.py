@@ -3,11 +3,11 @@
     python -m benchmarks.sd15_shape OUT [--shape sd15] [--seed 0] [--half]
 
 Speed and memory depend on a model's shape, not on its weights, so a pipeline of the shape of
-Stable Diffusion 1.5 can be measured without downloading one. Its pictures show nothing. The small
-shapes (sd1, sd2, lcm, turbo, tiny-vae) are what the tests export.
+Stable Diffusion 1.5 or SDXL can be measured without downloading one. Its pictures show nothing. The
+small shapes (sd1, sd2, lcm, turbo, xl and so on) are what the tests export.
 
 One component is in memory at a time: sd15 takes 4 GB of disk (2 GB with --half) and about as much
-memory.
+memory, sdxl 14 GB (7 GB).
 """
 
 import argparse
@@ -68,6 +68,12 @@ _XL_TEXT_2 = {
     "num_attention_heads": 2,
     "projection_dim": 24,
     "hidden_act": "gelu",
+}
+_SD15_TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
 }
 _SD15_UNET = {
     "sample_size": 64,
@@ -137,12 +143,7 @@ def _small(**changes: Any) -> Shape:
 SHAPES: dict[str, Shape] = {
     "sd15": _small(
         unet=_SD15_UNET,
-        text={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-        },
+        text=_SD15_TEXT,
         vae={"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512},
         vocabulary=49408,
     ),
@@ -173,6 +174,38 @@ SHAPES: dict[str, Shape] = {
     "turbo": _small(
         scheduler_class="EulerDiscreteScheduler",
         scheduler={**_SD, "timestep_spacing": "trailing"},
+    ),
+    "sdxl": _xl(
+        unet={
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "use_linear_projection": True,
+            "cross_attention_dim": 2048,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        text=_SD15_TEXT,
+        text_2={
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+            "projection_dim": 1280,
+            "hidden_act": "gelu",
+        },
+        vae={
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "sample_size": 1024,
+            "scaling_factor": 0.13025,
+            "force_upcast": True,
+        },
+        vocabulary=49408,
     ),
     "xl": _xl(),
     "xl-pruned": _xl(  # as SSD-1B and the smaller ones after it
@@ -237,9 +270,7 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
     for name, make in writers.items():
         torch.manual_seed(seed)
         with _quiet():
-            component = make()
-            if half and hasattr(component, "half"):
-                component.half()
+            component = _in_half(make) if half else make()
             component.save_pretrained(folder / name)
         del component
         gc.collect()
@@ -369,6 +400,26 @@ def _vae(s: Shape) -> Any:
     # Fresh weights decode to a flat grey; spread the pixels over the range, as a real decoder does.
     vae.decoder.conv_out.weight.data *= 2.0
     return vae
+
+
+def _in_half(make: Callable[[], Any]) -> Any:
+    """What `make` gives in float16, never there in float32: weights as torch draws those of linear
+    layers, norms that scale by one."""
+    import torch
+
+    with torch.device("meta"):
+        component = make()
+    component.half().to_empty(device="cpu")
+    for weight in component.parameters():
+        if weight.ndim > 1:
+            reach = weight[0].numel() ** -0.5
+            torch.nn.init.uniform_(weight, -reach, reach)
+        else:
+            torch.nn.init.zeros_(weight)
+    for module in component.modules():
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            torch.nn.init.ones_(module.weight)
+    return component
 
 
 def _diffusers(name: str, config: dict[str, Any]) -> Any:

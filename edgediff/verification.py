@@ -21,6 +21,9 @@ PICTURE_FLOOR_DB = 15.0
 """What a picture needs in any case: unrelated ones reach about 10."""
 
 
+Fixtures = dict[str, NDArray[np.generic]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One thing that was checked. `measured` and `limit` are in `unit`; for "error" smaller is
@@ -90,8 +93,9 @@ def _check_hash(bundle: Bundle, name: str) -> Check:
     return Check(name=name, ok=True)
 
 
-def _read_fixtures(bundle: Bundle) -> dict[str, NDArray[np.generic]]:
-    """Every array of fixtures.npz: `<stage>/<case>/in|out/<tensor>` and `picture/<name>`."""
+def _read_fixtures(bundle: Bundle) -> Fixtures:
+    """Every array of fixtures.npz: `<stage>/<case>/in|out/<tensor>` and `picture/<name>`, those
+    that it was made of as `init/<name>` and `mask/<name>`."""
     name = bundle.manifest.fixtures
     if name is None:
         raise BundleError(f"{bundle.root}: has no fixtures to verify against: export it again")
@@ -99,7 +103,7 @@ def _read_fixtures(bundle: Bundle) -> dict[str, NDArray[np.generic]]:
         return dict(arrays)
 
 
-def _check_stage(pipe: Pipeline, stage: str, fixtures: dict[str, NDArray[np.generic]]) -> Check:
+def _check_stage(pipe: Pipeline, stage: str, fixtures: Fixtures) -> Check:
     """The worst relative error of a stage over its cases, against the float model's outputs."""
     limit = pipe.bundle.manifest.fidelity.stages[stage].tolerance
     cases = sorted({key.split("/")[1] for key in fixtures if key.startswith(f"{stage}/")})
@@ -123,7 +127,7 @@ def _check_stage(pipe: Pipeline, stage: str, fixtures: dict[str, NDArray[np.gene
     return Check(name=stage, ok=ok, measured=worst, limit=limit, unit="error", problem=problem)
 
 
-def _check_pictures(pipe: Pipeline, fixtures: dict[str, NDArray[np.generic]]) -> list[Check]:
+def _check_pictures(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
     checks = []
     for made in pipe.bundle.manifest.fidelity.pictures:
         name = f"picture {made.name}"
@@ -141,6 +145,8 @@ def _check_pictures(pipe: Pipeline, fixtures: dict[str, NDArray[np.generic]]) ->
                 guidance_scale=made.guidance_scale,
                 sampler=made.sampler,
                 size=(made.width, made.height),
+                init_image=_pixels(fixtures, f"init/{made.name}"),
+                mask=_pixels(fixtures, f"mask/{made.name}"),
             )
         except EdgediffError as e:
             checks.append(Check(name=name, ok=False, limit=limit, unit="dB", problem=str(e)))
@@ -154,6 +160,12 @@ def _check_pictures(pipe: Pipeline, fixtures: dict[str, NDArray[np.generic]]) ->
     return checks
 
 
+def _pixels(fixtures: Fixtures, name: str) -> NDArray[np.uint8] | None:
+    """A picture that one was made of, where it was."""
+    found = fixtures.get(name)
+    return None if found is None else found.astype(np.uint8)
+
+
 def relative_error(actual: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
     """‖actual − reference‖ / ‖reference‖ in float64; 0 where both are zero."""
     a, f = actual.astype(np.float64), reference.astype(np.float64)
@@ -162,5 +174,5 @@ def relative_error(actual: NDArray[np.generic], reference: NDArray[np.generic]) 
     return distance / norm if norm else distance
 
 
-def _named(fixtures: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+def _named(fixtures: Fixtures, prefix: str) -> Fixtures:
     return {k.removeprefix(prefix): v for k, v in fixtures.items() if k.startswith(prefix)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import edgediff
 from edgediff.bundle import Fidelity, Manifest, PlanSearch, Provenance, Quantization
 from edgediff.control import CONTROLLED_UNET, for_control
-from edgediff.errors import ExportError, InputError
+from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
 from edgediff_export import fidelity, precision, qdq, tokenizer
 from edgediff_export.controlnet import open_controlnets
@@ -69,7 +69,7 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         references = fidelity.take_pictures(floats, shots)
         seen = examples(traced, references, floats)
         lowering = _plan_lowering(
-            options, target, plan, manifest, traced, seen, shots, work, report
+            options, target, plan, manifest, traced, seen, shots[0], work, report
         )
         written: dict[str, Written] = {}
         for name, stage in traced.items():
@@ -197,7 +197,7 @@ def _plan_lowering(
     manifest: Manifest,
     traced: Mapping[str, Traced],
     seen: Mapping[str, Sequence[Case]],
-    shots: Sequence[Shot],
+    shot: Shot,
     work: Path,
     report: Report,
 ) -> Lowering:
@@ -230,12 +230,7 @@ def _plan_lowering(
         formats = plan.fitted(prepared)
         prepared = {name: replace(p, kernels=plan.kernels(p, name)) for name, p in prepared.items()}
     elif options.budget.asked:
-        if not shots:
-            raise InputError(
-                "--min-psnr and --max-size compare pictures, of which a UNet that inpaints makes"
-                " none of a prompt alone: leave them out"
-            )
-        calibration, unseen = trial_shots(shots[0], traced["unet"].parameters)
+        calibration, unseen = trial_shots(shot, traced["unet"].parameters)
         formats, search = Trial(
             floats=floats,
             manifest=manifest,

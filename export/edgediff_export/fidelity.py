@@ -6,18 +6,20 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgediff.bundle import GraphSpec, PictureFidelity, Precision, StageFidelity
+from edgediff.bundle import Bundle, GraphSpec, PictureFidelity, Precision, StageFidelity
 from edgediff.errors import ExportError
 from edgediff.image import psnr, to_pictures
 from edgediff.session import Session, SessionOptions
+from edgediff.stages import estimate
 from edgediff.verification import relative_error
+from edgediff_export.halves import in_float32
 from edgediff_export.stages import Stage
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ FLOAT_LIMIT = 1e-3
 _TOLERANCE_FLOOR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
 # What bfloat16 adds: 8 bits of mantissa, through some fifty layers.
 _BFLOAT16 = 5e-2
+_MUCH = 8e9
+"""Bytes of weights, as they are once loaded."""
 PROMPTS = (
     "a red apple on a wooden table",
     "a lighthouse by the sea at sunset",
@@ -52,7 +56,10 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One picture to compare: what `Pipeline.generate` is called with."""
+    """One picture to compare: what `Pipeline.generate` is called with.
+
+    init, mask: a picture (h, w, 3) and what to paint anew of it (h, w), uint8, for UNets that
+    inpaint."""
 
     name: str
     prompt: str
@@ -62,6 +69,8 @@ class Shot:
     sampler: str
     width: int
     height: int
+    init: Array | None = field(default=None, repr=False, compare=False)
+    mask: Array | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +90,7 @@ def run_torch(module: Any, stage: Stage, inputs: Mapping[str, Named]) -> list[Ca
     cases = []
     for name, arrays in inputs.items():
         tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in arrays.items()}
-        with torch.inference_mode():
+        with torch.no_grad(), in_float32(module):
             found = stage.evaluate(module, tensors)
         outputs = {k: v.float().numpy().copy() for k, v in zip(stage.outputs, found, strict=True)}
         if not all(np.isfinite(v).all() for v in outputs.values()):
@@ -141,7 +150,8 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
     import edgediff
 
     pictures = []
-    with edgediff.load(bundle, provider="cpu", check_hashes=False) as pipe:
+    limit = _memory_limit(bundle)
+    with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
         for s in shots:
             seen: dict[str, list[Case]] = {}
             with intercepted(pipe, _recorder(pipe.run_stage, seen)):
@@ -155,6 +165,13 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
     return pictures
 
 
+def _memory_limit(bundle: Path) -> int | None:
+    """Bytes for one stage at a time, where all together are more than a usual machine has."""
+    stages = estimate(Bundle.open(bundle).manifest).values()
+    together = sum(stage.weights for stage in stages)
+    return max(stage.peak for stage in stages) if together > _MUCH else None
+
+
 def trajectory(pipe: "Pipeline", shot: Shot) -> Iterator["Step"]:
     """The denoising steps of a shot."""
     return pipe.stream(
@@ -164,6 +181,8 @@ def trajectory(pipe: "Pipeline", shot: Shot) -> Iterator["Step"]:
         guidance_scale=shot.guidance_scale,
         sampler=shot.sampler,
         size=(shot.width, shot.height),
+        init_image=shot.init,
+        mask=shot.mask,
     )
 
 
@@ -220,11 +239,14 @@ def write_fixtures(
     shots: Sequence[Shot],
     references: Sequence[Picture],
 ) -> None:
-    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>` and `picture/<name>`."""
+    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `picture/<name>` and, where it
+    was made of others, `init/<name>` and `mask/<name>`."""
     arrays: dict[str, Array] = {}
     for stage, cases in stages.items():
         for case in cases:
             arrays |= {f"{stage}/{case.name}/in/{k}": v for k, v in case.inputs.items()}
             arrays |= {f"{stage}/{case.name}/out/{k}": v for k, v in case.outputs.items()}
-    arrays |= {f"picture/{s.name}": f.pixels for s, f in zip(shots, references, strict=True)}
+    for s, f in zip(shots, references, strict=True):
+        given = {f"picture/{s.name}": f.pixels, f"init/{s.name}": s.init, f"mask/{s.name}": s.mask}
+        arrays |= {k: v for k, v in given.items() if v is not None}
     np.savez_compressed(path, allow_pickle=False, **arrays)

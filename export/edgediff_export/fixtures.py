@@ -10,7 +10,7 @@ from edgediff.bundle import LatentSpec
 from edgediff.conditioning import time_ids
 from edgediff.denoiser import guidance_embedding
 from edgediff.prompt import Tokenizer
-from edgediff_export.fidelity import PROMPTS, Case, Named
+from edgediff_export.fidelity import PROMPTS, Array, Case, Named
 
 # Latents a side: enough for every layer to do what it does, and no more.
 _UNET_SIDE = 32
@@ -77,6 +77,17 @@ def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
     noise = rng.uniform(-1, 1, shape).astype(np.float32)
     even = np.clip(0.7 * _even_areas(rng, shape) + 0.05 * noise, -1, 1)
     return {"noise": {"sample": noise}, "even": {"sample": even}}
+
+
+def painting(width: int, height: int) -> tuple[Array, Array]:
+    """A picture (h, w, 3) of even areas, and what to paint anew of it (h, w): its left half. Both
+    uint8."""
+    side = max(width, height)
+    even = _even_areas(np.random.default_rng(5), (1, 3, side, side))[0, :, :height, :width]
+    init = np.clip(even.transpose(1, 2, 0) * 64 + 128, 0, 255).astype(np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 255
+    return init, mask
 
 
 def sample_side(unet_config: Mapping[str, Any]) -> int:

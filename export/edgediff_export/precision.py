@@ -119,14 +119,20 @@ def _retype(node: ir.Node) -> None:
 
 
 def _half_weight(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    if value.const_value is None:
+    """A weight's twin in float16, computed when it is asked for: all of them would fill memory."""
+    weight = value.const_value
+    if weight is None:
         raise ExportError(f"{value.name}: a weight without a value")
-    tensor = ir.tensor(_clip(value.const_value.numpy()), name=f"{value.name}.fp16")
+    name, shape = f"{value.name}.fp16", ir.Shape(weight.shape.numpy())
+
+    def read() -> ir.Tensor[Any]:
+        return ir.Tensor(_clip(weight.numpy()), name=name)
+
     twin = ir.Value(
-        name=tensor.name,
+        name=name,
         type=ir.TensorType(ir.DataType.FLOAT16),
-        shape=ir.Shape(value.const_value.shape.numpy()),
-        const_value=tensor,
+        shape=shape,
+        const_value=ir.LazyTensor(read, dtype=ir.DataType.FLOAT16, shape=shape, name=name),
     )
     graph.register_initializer(twin)
     return twin

@@ -8,8 +8,10 @@ import numpy as np
 
 from edgediff.bundle import Defaults, GraphSpec, LatentSpec, Manifest
 from edgediff.control import NETWORK, Control
+from edgediff.inputs import inpaints
 from edgediff_export import budget, fidelity
 from edgediff_export.fidelity import Array, Case, Named, Picture, Shot
+from edgediff_export.fixtures import painting
 from edgediff_export.tracing import Traced
 
 _CALIBRATION_STEPS = 16
@@ -21,11 +23,7 @@ _SMALL_UNET = 100e6
 
 
 def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
-    """Four pictures as the model makes them, or one small, short one where that takes minutes.
-
-    None of a UNet that inpaints, which makes no picture of a prompt alone."""
-    if inpaints(manifest):
-        return []
+    """Four pictures as the model makes them, or one small, short one where that takes minutes."""
     defaults, unit = manifest.defaults, manifest.latent.downscale
     small = parameters < _SMALL_UNET
     width, height = (
@@ -36,6 +34,7 @@ def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
         )
     )
     steps = defaults.steps if small else min(defaults.steps, 4)
+    init, mask = painting(width, height)
     return [
         Shot(
             name=str(k),
@@ -46,15 +45,10 @@ def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
             sampler=defaults.sampler,
             width=width,
             height=height,
+            **({"init": init, "mask": mask} if inpaints(manifest) else {}),
         )
         for k, prompt in enumerate(fidelity.PROMPTS[: 4 if small else 1])
     ]
-
-
-def inpaints(manifest: Manifest) -> bool:
-    """Whether the UNet takes a mask and a picture beside the latents."""
-    sample = manifest.graphs["unet"].input("sample")
-    return sample is not None and sample.shape[1] != manifest.latent.channels
 
 
 def examples(

@@ -1,11 +1,13 @@
 """Where a pipeline comes from: a hub id, a diffusers folder, or one safetensors file.
 
 Only the Stable Diffusion family, and only safetensors: a pickle can run any code when it is read.
-Components are loaded one at a time, in float32, and never two at once.
+Components are loaded one at a time, and never two at once.
 """
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +47,8 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Pipeline → its components, and the classes that each may be of."""
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Text encoder → the folder of its tokenizer."""
+LARGE = 1.5e9
+"""Weights, of which a float32 copy would take 6 GB: SDXL's UNet has 2.6e9."""
 TIME_IDS = 6
 """Numbers that SDXL's UNet is told of a picture (Podell et al. 2023, arXiv:2307.01952, section
 2.2): the size that it had, where it was cropped, the size to make, each as height and width."""
@@ -82,7 +86,7 @@ class Source:
     embeddings: tuple[Learned, ...] = ()
 
     def load(self, component: str) -> Any:
-        """A text encoder, `unet` or `vae` as a torch module in float32, in eval mode.
+        """A text encoder, `unet` or `vae` as a torch module in eval mode, see `load_weights`.
 
         Raises ExportError where weights are missing, damaged or only there as a pickle."""
         path = {"vae": self.vae_folder, "unet": self.unet_path}.get(
@@ -160,11 +164,12 @@ class Source:
 
 def load_file_weights(path: Path, module: Any) -> Any:
     """The weights alone of a UNet in a .safetensors file, under diffusers' names → the module with
-    them, which came without any, in float32 and in eval mode. Raises ExportError."""
-    import torch
+    them, which came without any, as `load_weights` has it. Raises ExportError."""
 
     with open_tensors(path, flag="--unet") as tensors:
-        weights = {k: tensors.get_tensor(k).to(torch.float32) for k in tensors.keys()}  # noqa: SIM118
+        weights = {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
+    if sum(tensor.numel() for tensor in weights.values()) <= LARGE:
+        weights = {k: tensor.float() for k, tensor in weights.items()}
     wanted = module.state_dict()
     unknown, missing = sorted(weights.keys() - wanted), sorted(wanted.keys() - weights)
     if unknown or missing:
@@ -239,8 +244,8 @@ def open_source(
 
 
 def load_weights(folder: Path, cls: Any) -> Any:
-    """A component's folder as a torch module of a class of diffusers or transformers, in float32
-    and in eval mode.
+    """A component's folder as a torch module of a class of diffusers or transformers, in eval mode:
+    in float32, or in the half precision that the file has where there are more than LARGE weights.
 
     Raises ExportError where weights are missing, damaged or only there as a pickle."""
     variant = find_weights(folder)
@@ -249,11 +254,14 @@ def load_weights(folder: Path, cls: Any) -> Any:
         from safetensors import SafetensorError
 
         try:
+            count, stored = _stored(folder, variant)
+            large = count > LARGE and stored in ("F16", "BF16")
+            half = torch.float16 if stored == "F16" else torch.bfloat16
             module, report = cls.from_pretrained(
                 folder,
                 variant=variant,
                 use_safetensors=True,
-                torch_dtype=torch.float32,
+                torch_dtype=half if large else torch.float32,
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -269,6 +277,21 @@ def load_weights(folder: Path, cls: Any) -> Any:
             " download or save the pipeline again"
         )
     return module.eval().requires_grad_(False)
+
+
+def _stored(folder: Path, variant: str | None) -> tuple[int, str]:
+    """How many numbers the weights in a component's folder are, and what most of them are stored
+    as: "F32", "F16", "BF16"…"""
+    from safetensors import safe_open
+
+    counts: Counter[str] = Counter()
+    for path in folder.glob("*.safetensors"):
+        if (".fp16" in path.name) == (variant == "fp16"):
+            with safe_open(path, framework="numpy") as tensors:
+                for key in tensors.keys():  # noqa: SIM118
+                    part = tensors.get_slice(key)
+                    counts[part.get_dtype()] += math.prod(part.get_shape())
+    return counts.total(), counts.most_common(1)[0][0]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -94,8 +94,3 @@ def test_an_int8_encoder_pads_in_its_convolutions(with_encoder: Any) -> None:
     graph = onnx.load(made.root / "vae_encoder.onnx", load_external_data=False).graph
     transposed = [n for n in graph.node if n.op_type == "Transpose"]
     assert len(transposed) <= 6  # input, output, and the attention's heads
-
-
-def test_none_unless_asked_for(sd1: Any) -> None:
-    with edgediff.load(sd1.bundle, provider="cpu") as pipe:
-        assert "vae_encoder" not in pipe.bundle.manifest.graphs

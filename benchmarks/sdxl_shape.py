@@ -1,0 +1,117 @@
+"""What exporting a pipeline of SDXL's shape takes: peak memory and time.
+
+    python -m benchmarks.sdxl_shape [--work DIR] [--precision fp16 int8] [--json OUT]
+
+The pipeline has random weights in float16, 2.6e9 of them in the UNet; it and the bundles take 7 GB
+and as much again for each precision, and an export 20 GB of disk while it runs. Each runs in a
+process of its own. Peak memory is the process's resident set; of that, the anonymous part is memory
+that only the process ending gives back, while mapped files can be dropped (the two peaks need not
+be at one moment).
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.measure import (
+    Check,
+    add_json,
+    machine,
+    print_checks,
+    print_machine,
+    print_table,
+    process_memory,
+    write_json,
+)
+
+PEAK_BAR = 20.0
+_SAMPLE = 0.1
+_PEAKS = ("peak_mb", "peak_anonymous_mb", "peak_files_mb")
+
+
+def export(source: Path, out: Path, precision: str) -> dict[str, Any]:
+    """Seconds and peaks in MB of `edgediff export`, and what it reports."""
+    command = [sys.executable, "-m", "edgediff", "export", str(source), str(out)]
+    command += ["--precision", precision, "--force", "--json"]
+    peaks: dict[str, float] = {}
+    started = time.perf_counter()
+    with subprocess.Popen(command, cwd=models.ROOT, stdout=subprocess.PIPE, text=True) as process:
+        ended = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(process.pid, peaks, ended))
+        watcher.start()
+        output, _ = process.communicate()
+        ended.set()
+        watcher.join()
+    if process.returncode:
+        sys.exit(f"{precision}: the export failed")
+    return {
+        "precision": precision,
+        "seconds": time.perf_counter() - started,
+        "peak_mb": peaks["VmHWM"],
+        "peak_anonymous_mb": peaks["RssAnon"],
+        "peak_files_mb": peaks["RssFile"],
+        "report": json.loads(output),
+    }
+
+
+def _watch(pid: int, peaks: dict[str, float], ended: threading.Event) -> None:
+    while not ended.wait(_SAMPLE):
+        for name, megabytes in process_memory(pid).items():
+            peaks[name] = max(peaks.get(name, 0.0), megabytes)
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    models.add_work(parser)
+    parser.add_argument("--precision", nargs="+", default=["fp16", "int8"])
+    parser.add_argument("--keep", action="store_true", help="keep the bundles")
+    add_json(parser)
+    arguments = parser.parse_args()
+    source = models.pipeline(arguments.work, "sdxl", half=True)
+    exports = []
+    for precision in arguments.precision:
+        out = arguments.work / f"sdxl-{precision}"
+        exports.append(export(source, out, precision))
+        if not arguments.keep:
+            shutil.rmtree(out)
+    found = {"machine": machine(), "exports": exports}
+    print_machine(found["machine"])
+    print_table(
+        ("precision", "time", "peak", "anonymous", "files", "bundle"),
+        [
+            (
+                e["precision"],
+                f"{e['seconds'] / 60:.1f} min",
+                *(
+                    f"{e[k] / 1e3:.1f} GB"
+                    for k in ("peak_mb", "peak_anonymous_mb", "peak_files_mb")
+                ),
+                f"{e['report']['bytes'] / 1e9:.2f} GB",
+            )
+            for e in exports
+        ],
+    )
+    checks = [
+        Check(
+            what=f"{e['precision']}: peak memory",
+            value=e["peak_mb"] / 1e3,
+            bar=PEAK_BAR,
+            unit=" GB",
+        )
+        for e in exports
+    ]
+    print_checks(checks)
+    found["checks"] = [c.record() for c in checks]
+    write_json(arguments.json, found)
+
+
+if __name__ == "__main__":
+    main()
