@@ -54,6 +54,7 @@ def main() -> None:
             source=str(source),
             out=arguments.out,
             precision="int8",
+            with_encoder=True,
             name="emoji",
             steps=arguments.steps,
             guidance_scale=arguments.guidance,
