@@ -51,10 +51,9 @@ def inpainting(draw: "Draw") -> Image.Image:
     """A picture, a mask, and the masked part made anew."""
     before = draw("a house", seed=2)
     mask = Image.new("L", before.size, 0)
-    ImageDraw.Draw(mask).rectangle((0, 0, SIDE, 58), fill=255)
-    options = {"init_image": before, "mask": mask, "keep_unmasked": True}
-    prompts = ("a house", "a castle", "a rocket")
-    after = [draw(prompt, seed=5, **options) for prompt in prompts]
+    ImageDraw.Draw(mask).rectangle((0, 0, SIDE, 62), fill=255)
+    prompts = ("a blue house", "a castle", "a church")
+    after = [draw(prompt, seed=5, init_image=before, mask=mask, strength=0.8) for prompt in prompts]
     labels = ["a house, seed 2", "mask: white is made anew", *(f"{p}, seed 5" for p in prompts)]
     return contact_sheet([before, mask.convert("RGB"), *after], labels, columns=len(labels))
 
