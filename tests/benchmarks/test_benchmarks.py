@@ -181,7 +181,7 @@ def test_quality_of_taesds_decoder(benchmark: Benchmark, tiny_bundle: Path, tmp_
     (picture,) = found["taesd"]["pictures"]
     assert picture["size"] == [264, 256]
     assert picture["psnr_db"] > 20
-    assert picture["tiled_db"] > 30
+    assert picture["tiled_db"] is None or picture["tiled_db"] > 30  # None: equal
     assert found["taesd"]["precision"] == "int8"
 
     from diffusers import AutoencoderTiny
