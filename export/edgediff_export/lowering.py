@@ -1,5 +1,6 @@
 """Float32 stages into the precision asked for, each judged by what it costs."""
 
+import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,9 @@ class Lowering:
         if lowered.widened is not None:
             loaded = sum((bundle / name).stat().st_size for name in data) + lowered.widened
             spec = replace(spec, loaded_bytes=loaded)
+        precision, plan = lowered.precision, lowered.plan
+        del lowered  # with the weights that it was made of
+        gc.collect()
         error, max_abs_error = fidelity.measure(path, spec, cases)
         refusal = ""
         if not error <= _LIMITS[self.precision]:
@@ -109,10 +113,10 @@ class Lowering:
         if refusal:
             for file in (path.name, *data):
                 (bundle / file).unlink()
-            written = self._as_float(traced, floats, bundle, dict.fromkeys(lowered.plan, "fp32"))
+            written = self._as_float(traced, floats, bundle, dict.fromkeys(plan, "fp32"))
             return replace(written, note=f"{name} stays in float32: {refusal}")
-        judged = fidelity.judge(error, max_abs_error, lowered.precision, bfloat16=self.bfloat16)
-        return Written(spec=spec, fidelity=judged, tensors=lowered.plan)
+        judged = fidelity.judge(error, max_abs_error, precision, bfloat16=self.bfloat16)
+        return Written(spec=spec, fidelity=judged, tensors=plan)
 
     def write_controlled(
         self, traced: Traced, unet: "Written", floats: Path, bundle: Path

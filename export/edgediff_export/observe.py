@@ -47,11 +47,19 @@ def extremes(
     model = ir.load(source)
     graph = model.graph
     known = {v.name: v for v in (*graph.inputs, *(o for node in graph for o in node.outputs))}
+    first = graph[0]
     outputs = []
     for name in names:
         for op in ("ReduceMin", "ReduceMax"):
             node = ir.node(op, [known[name]], {"keepdims": 0}, name=f"{name}/{op}")
             outputs.append(add_output(graph, node))
+            # Where the value is at hand: at the end, all of them would still be there.
+            producer = known[name].producer()
+            graph.remove(node)
+            if producer is None:
+                graph.insert_before(first, node)
+            else:
+                graph.insert_after(producer, node)
     found = dict.fromkeys(names, (np.inf, -np.inf))
     for seen in run(model, source, outputs, cases):
         for name in names:
@@ -93,6 +101,23 @@ def session(
     in memory are written beside it, as a file of graphs cannot be larger than 2 GB."""
     path = source.with_name(f"{source.stem}.observed.onnx")
     data = path.with_name(path.name + ".data")
+    store(model, data)
+    try:
+        ir.save(model, path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # As the file has it, which puts what observes a value beside it.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        for key, entry in (config or {}).items():
+            options.add_session_config_entry(key, entry)
+        yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
+
+
+def store(model: ir.Model, data: Path) -> None:
+    """Write the large weights that are in memory to a file, which then stands for them."""
     inside = [
         value
         for value in model.graph.initializers.values()
@@ -101,17 +126,7 @@ def session(
         and value.const_value.nbytes >= _LARGE
     ]
     moved = ir.external_data.convert_tensors_to_external(
-        [v.const_value for v in inside if v.const_value is not None], path.parent, data.name
+        [v.const_value for v in inside if v.const_value is not None], data.parent, data.name
     )
     for value, tensor in zip(inside, moved, strict=True):
         value.const_value = tensor
-    try:
-        ir.save(model, path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        for key, entry in (config or {}).items():
-            options.add_session_config_entry(key, entry)
-        yield ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    finally:
-        path.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from edgediff_export.lower.passes import Choices, layers, restructure, write_out
 from edgediff_export.lower.smoothing import smooth
 from edgediff_export.lower.upsample import merge_upsampling
 from edgediff_export.lowered import Lowered
+from edgediff_export.observe import store
 from edgediff_export.quantize import SESSION_CONFIG, SMALL, quantize_embeddings
 
 FEW = 8
@@ -123,6 +124,8 @@ def prepare(
 ) -> Prepared:
     """The float32 graph at `source` through the passes that change no result.
 
+    What they change of the weights is stored beside `source`, which the result needs.
+
     cases: examples of what it will see, for calibration. profile: the processor that it is for.
     scale: how many times as many pixels the pictures will have as the largest example. average:
     average keys and values, which does change results."""
@@ -132,8 +135,10 @@ def prepare(
         average_keys_and_values(model)
     if _decodes(model):
         merge_upsampling(model)
+    store(model, source.with_name(f"{source.stem}.restructured.data"))
     seen = calibrate(model, source, cases)
     if smooth(model, seen, {k for k, s in seen.items() if s.error > SMOOTH_ABOVE}):
+        store(model, source.with_name(f"{source.stem}.smoothed.data"))
         seen = calibrate(model, source, cases)
     found = tuple(layers(model))
     kernels: Mapping[str, Kernel] = {}
