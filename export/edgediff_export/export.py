@@ -14,6 +14,7 @@ from edgediff.prompt import Tokenizer
 from edgediff_export import fidelity, precision, qdq, tokenizer
 from edgediff_export.controlnet import open_controlnets
 from edgediff_export.defaults import choose_defaults, latent_space, named
+from edgediff_export.families import TEXT_ENCODERS
 from edgediff_export.fidelity import Case, Shot
 from edgediff_export.lower.cpu import prepare
 from edgediff_export.lower.dense import Format
@@ -23,7 +24,7 @@ from edgediff_export.plan import SavedPlan, read_plan
 from edgediff_export.scheduling import adapt, read_schedule
 from edgediff_export.search import Trial
 from edgediff_export.shots import choose_shots, examples, scale, trial_shots
-from edgediff_export.sources import TEXT_ENCODERS, open_source
+from edgediff_export.sources import open_source
 from edgediff_export.stages import stages_of
 from edgediff_export.tracing import Traced, Tracer
 from edgediff_export.write import folder_in_one_piece, write_bundle

@@ -96,7 +96,7 @@ def _text_encoder(source: Source, component: str) -> Stage:
 
 
 ADDED = ("text_embeds", "time_ids")
-"""Inputs of SDXL's UNet: the embedding of the whole prompt, and sizes, see `sources.TIME_IDS`."""
+"""Inputs of SDXL's UNet: the embedding of the whole prompt, and sizes, see `families.TIME_IDS`."""
 
 
 def _predict(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
