@@ -60,7 +60,8 @@ def test_quality_of_a_bundle_against_itself(benchmark: Benchmark, tiny_bundle: P
     model = found["model"]
     assert [p["psnr_db"] for p in model["pictures"]] == [None, None]
     assert len({p["seed"] for p in model["pictures"]}) == 2
-    assert model["stages"].keys() == {"text_encoder", "unet", "vae_decoder"}
+    stages = {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert model["stages"].keys() == stages
     assert all(check["met"] for check in found["checks"])
     assert "inf dB" in stdout
 
