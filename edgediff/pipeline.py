@@ -68,8 +68,9 @@ def load(
         picture of the default size, so larger pictures, several seeds at once, several threads, and
         Python with its libraries (70 MB) come on top.
     tile: decode and encode pictures in tiles of so many pixels a side, blended where they overlap,
-        for pictures whose decoding would not fit. None = whole. An autoencoder with group norms
-        makes something else of a tile than of the whole.
+        for pictures whose decoding would not fit. None = whole. It costs time, the more the smaller
+        the tile, and an autoencoder with group norms makes something else of a tile than of the
+        whole.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
     observe: what sessions note down beside running, for benchmarks (`edgediff.session.Observe`).
 
