@@ -83,8 +83,11 @@ _SD15_UNET = {
 }
 
 
-_UNET_ALONE = ("sample_size", "up_block_types", "time_cond_proj_dim")
-"""Options of a UNet that its control networks do not have."""
+_UNET_ALONE = (
+    *("sample_size", "in_channels", "time_cond_proj_dim", "mid_block_type"),
+    *("up_block_types", "reverse_transformer_layers_per_block"),
+)
+"""Options of a UNet that its control networks do not share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,8 @@ def load(
         picture is the same, and takes longer by what loads again. It is a target, not a guarantee:
         a stage is taken to need its files (weights as float32 at worst) and an allowance for one
         picture of the default size, so larger pictures, several seeds at once, several threads, and
-        Python with its libraries (70 MB) come on top.
+        Python with its libraries (70 MB) come on top. Under control each step runs the networks
+        and the UNet, which load anew every time where the limit does not hold them together.
     tile: decode and encode pictures in tiles of so many pixels a side, blended where they overlap,
         for pictures whose decoding would not fit. None = whole. It costs time, the more the smaller
         the tile, and an autoencoder with group norms makes something else of a tile than of the

@@ -59,7 +59,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     type=click.FloatRange(min=0, min_open=True),
     callback=_finite,
     metavar="MB",
-    help="Store layers in int4 until graphs and weights are no larger.",
+    help="Store layers in int4 until graphs and weights, without control networks, are no larger.",
 )
 @click.option(
     "--plan",

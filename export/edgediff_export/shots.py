@@ -79,7 +79,10 @@ def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
     found: dict[str, Named] = {}
     for case in picture.seen["unet"][::every]:
         inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
+        sample = network.input("sample")
+        channels = None if sample is None else sample.shape[1]  # of an inpainting UNet's, the first
         inputs |= {
+            "sample": inputs["sample"][:, :channels],
             "controlnet_cond": np.repeat(edges, len(inputs["sample"]), axis=0),
             "conditioning_scale": np.array(1.0, np.float32),
         }

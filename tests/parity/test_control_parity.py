@@ -202,8 +202,20 @@ def test_inpainting(pair: Callable[[str], Pair], pictures: Any, two: Any, streng
     compare(pair("sd1"), two, steps=4, strength=strength, picture=picture, mask=mask)
 
 
+def test_inpainting_by_a_unet_of_nine_channels(pair: Callable[[str], Pair], two: Any) -> None:
+    """The networks see the latents alone."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 8, 48, 40))
+    picture = Image.new("RGB", (64, 64), (200, 90, 40))
+    compare(pair("inpaint"), two, steps=4, strength=1.0, picture=picture, mask=mask)
+
+
 def test_sdxl(pair: Callable[[str], Pair], two: Any) -> None:
     compare(pair("xl"), two, steps=4, sampler="euler")
+
+
+def test_a_unet_without_a_middle_block(pair: Callable[[str], Pair], pictures: Any) -> None:
+    compare(pair("xl-pruned"), {"canny": Control(pictures["canny"])}, steps=2, sampler="euler")
 
 
 def test_sdxl_at_another_size(pair: Callable[[str], Pair], pictures: Any) -> None:
