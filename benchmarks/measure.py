@@ -2,11 +2,9 @@
 
 import argparse
 import json
-import os
 import platform
-import re
-import resource
-import sys
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +14,8 @@ from typing import Any
 import numpy as np
 
 import edgediff
+from benchmarks.models import ROOT
+from edgediff.bench import machine as this_machine
 from edgediff.session import ort
 
 PAUSE = 0.05
@@ -61,10 +61,9 @@ class Check:
 
 def machine() -> dict[str, Any]:
     """The processor, its cores that this process may use, and the versions that count."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu(),
-        "cores": cores,
+        "cores": this_machine.usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),
@@ -77,37 +76,41 @@ def machine() -> dict[str, Any]:
 
 def _cpu() -> str:
     """The processor's name, and of what int8 arithmetic needs, what it has."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    found = this_machine.describe()
     int8 = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-    found = [f for f in int8 if flags and f in flags[1].split()]
-    return " ".join([model[1] if model else platform.machine(), *found])
+    return " ".join([found.cpu, *(f for f in int8 if f in found.cpu_flags)])
 
 
 def peak_megabytes() -> float:
     """Peak resident memory of this process, in MB."""
-    # ru_maxrss also counts what the process was forked from.
-    peak = process_memory().get("VmHWM")
-    if peak is not None:
-        return peak
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return rss / 1e6 if sys.platform == "darwin" else rss * 1024 / 1e6
+    return (this_machine.peak_memory() or 0) / 1e6
 
 
 def process_memory(pid: int | str = "self") -> dict[str, float]:
     """MB by the names of /proc/PID/status (VmHWM, RssAnon, RssFile, …); empty where there is none.
 
     RssFile is mapped files: it counts as resident, but is dropped when memory is short."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return {}
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
-    return {name: int(kib) * 1024 / 1e6 for name, kib in found}
+    return {name: size / 1e6 for name, size in this_machine.process_memory(pid).items()}
+
+
+def watched(command: Sequence[str], *, every: float) -> tuple[str, dict[str, float]] | None:
+    """What a process prints, run in the repository's root, and the peaks in MB of its kinds of
+    memory, looked at `every` so many seconds; None where it fails."""
+    peaks: dict[str, float] = {}
+    ended = threading.Event()
+
+    def watch(pid: int) -> None:
+        while not ended.wait(every):
+            for name, megabytes in process_memory(pid).items():
+                peaks[name] = max(peaks.get(name, 0.0), megabytes)
+
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        watcher = threading.Thread(target=watch, args=(process.pid,))
+        watcher.start()
+        output, _ = process.communicate()
+        ended.set()
+        watcher.join()
+    return None if process.returncode else (output, peaks)
 
 
 def print_machine(found: Mapping[str, Any]) -> None:

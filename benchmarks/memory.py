@@ -13,9 +13,7 @@ cache and edgediff imported, with and without comparing the files' hashes.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from benchmarks.measure import (
     print_checks,
     print_machine,
     print_table,
-    process_memory,
+    watched,
     write_json,
 )
 
@@ -75,25 +73,11 @@ def load(bundle: str, threads: int | None, check_hashes: bool) -> Any:
 def in_own_process(**call: Any) -> tuple[Any, dict[str, float]]:
     """The answer of this module as a process, and the peaks in MB of its kinds of memory."""
     command = [sys.executable, "-m", "benchmarks.memory", "--call", json.dumps(call)]
-    peaks: dict[str, float] = {}
-    with subprocess.Popen(command, cwd=models.ROOT, stdout=subprocess.PIPE, text=True) as process:
-        ended = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, peaks, ended))
-        watcher.start()
-        output, _ = process.communicate()
-        ended.set()
-        watcher.join()
-    if process.returncode:
+    ran = watched(command, every=_SAMPLE)
+    if ran is None:
         sys.exit(f"{call}: failed")
+    output, peaks = ran
     return json.loads(output), peaks
-
-
-def _watch(pid: int, peaks: dict[str, float], ended: threading.Event) -> None:
-    while not ended.wait(_SAMPLE):
-        found = process_memory(pid)
-        for name in ("RssAnon", "RssFile"):
-            if name in found:
-                peaks[name] = max(peaks.get(name, 0.0), found[name])
 
 
 def _answer(call: dict[str, Any]) -> Any:

@@ -12,9 +12,7 @@ be at one moment).
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from benchmarks.measure import (
     print_checks,
     print_machine,
     print_table,
-    process_memory,
+    watched,
     write_json,
 )
 
@@ -40,17 +38,11 @@ def export(source: Path, out: Path, precision: str) -> dict[str, Any]:
     """Seconds and peaks in MB of `edgediff export`, and what it reports."""
     command = [sys.executable, "-m", "edgediff", "export", str(source), str(out)]
     command += ["--precision", precision, "--force", "--json"]
-    peaks: dict[str, float] = {}
     started = time.perf_counter()
-    with subprocess.Popen(command, cwd=models.ROOT, stdout=subprocess.PIPE, text=True) as process:
-        ended = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, peaks, ended))
-        watcher.start()
-        output, _ = process.communicate()
-        ended.set()
-        watcher.join()
-    if process.returncode:
+    ran = watched(command, every=_SAMPLE)
+    if ran is None:
         sys.exit(f"{precision}: the export failed")
+    output, peaks = ran
     return {
         "precision": precision,
         "seconds": time.perf_counter() - started,
@@ -59,12 +51,6 @@ def export(source: Path, out: Path, precision: str) -> dict[str, Any]:
         "peak_files_mb": peaks["RssFile"],
         "report": json.loads(output),
     }
-
-
-def _watch(pid: int, peaks: dict[str, float], ended: threading.Event) -> None:
-    while not ended.wait(_SAMPLE):
-        for name, megabytes in process_memory(pid).items():
-            peaks[name] = max(peaks.get(name, 0.0), megabytes)
 
 
 def main() -> None:

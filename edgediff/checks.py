@@ -3,7 +3,7 @@
 import math
 import numbers
 import operator
-from typing import SupportsIndex
+from typing import SupportsIndex, cast
 
 import numpy as np
 
@@ -13,12 +13,17 @@ MAX_SIDE = 4096
 """Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a real number, numpy's too; True and False are none."""
+    return isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool | np.bool_)
+
+
 def check_number(name: str, value: object) -> float:
     """A real number, numpy's too → float: nan passes, and an int that is too large is infinity."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating):
+    if not is_number(value):
         raise InputError(f"{name} is {value!r}: expected a number")
     try:
-        return float(value)
+        return float(cast(float, value))
     except OverflowError:  # an int has no largest
         return math.inf
 

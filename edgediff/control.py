@@ -2,7 +2,6 @@
 under what picture, how strongly, and on which steps."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff.bundle import Manifest
+from edgediff.checks import is_number
 from edgediff.errors import InputError
 from edgediff.inputs import PictureRecord, record
 from edgediff.maps import edges, invert
@@ -145,7 +145,7 @@ def _opened(name: str, control: Control) -> Control:
         )
     for field in ("scale", "start", "end"):
         value = getattr(control, field)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating):
+        if not is_number(value):
             raise InputError(f"control {name!r}: {field} is {value!r}: expected a number")
     if not abs(control.scale) <= MAX_SCALE:  # nan too
         raise InputError(

@@ -1,7 +1,6 @@
 """From the network's prediction to x0: prediction type, guidance, and one image at a time."""
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgediff.checks import is_number
 from edgediff.errors import InputError
 from edgediff.plan import Plan
 from edgediff.schedule import PredictionType, alpha_sigma
@@ -189,7 +189,7 @@ def needs_negative(guidance_scale: float, guidance_embedding_dim: int | None = N
 
 def check_rescale(guidance_rescale: float) -> float:
     """Raise InputError unless it is a number from 0 to 1."""
-    if not _is_number(guidance_rescale) or not 0.0 <= guidance_rescale <= 1.0:  # nan too
+    if not is_number(guidance_rescale) or not 0.0 <= guidance_rescale <= 1.0:  # nan too
         raise InputError(
             f"guidance_rescale is {guidance_rescale!r}: give a number from 0 (off) to 1"
         )
@@ -199,16 +199,12 @@ def check_rescale(guidance_rescale: float) -> float:
 def check_interval(guidance_interval: Sequence[float]) -> tuple[float, float]:
     """Raise InputError unless it is two rising fractions, from 0 to 1."""
     pair = tuple(guidance_interval) if isinstance(guidance_interval, Sequence) else ()
-    if len(pair) != 2 or not all(map(_is_number, pair)) or not 0.0 <= pair[0] < pair[1] <= 1.0:
+    if len(pair) != 2 or not all(map(is_number, pair)) or not 0.0 <= pair[0] < pair[1] <= 1.0:
         raise InputError(
             f"guidance_interval is {guidance_interval!r}: give where guidance starts and where it"
             " ends, as rising fractions of the steps, such as (0.0, 0.8)"
         )
     return float(pair[0]), float(pair[1])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool | np.bool_)
 
 
 def _guided_levels(plan: Plan, interval: tuple[float, float]) -> dict[float, bool]:

@@ -12,7 +12,6 @@ The bits come from MT19937 (Matsumoto and Nishimura 1998), the normals from the 
 
 import contextlib
 import math
-import numbers
 import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -20,6 +19,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from edgediff.checks import is_number
 from edgediff.errors import InputError
 
 _BLOCK = 16
@@ -112,8 +112,7 @@ class VariedGenerator:
 
 def check_variation_strength(strength: float) -> float:
     """Raise InputError unless it is a number from 0 to 1."""
-    number = isinstance(strength, numbers.Real | np.floating)
-    if not number or isinstance(strength, bool | np.bool_) or not 0.0 <= strength <= 1.0:
+    if not is_number(strength) or not 0.0 <= strength <= 1.0:
         raise InputError(
             f"variation_strength is {strength!r}: give a number from 0 (the seed's picture) to 1"
             " (the variation seed's)"

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import numbers
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgediff.checks import is_number
 from edgediff.errors import InputError
 from edgediff.schedule import (
     NoiseSchedule,
@@ -159,8 +159,7 @@ def _check_spacing(sampler: str, spacing: Spacing | None) -> Spacing | None:
 
 def _kept(steps: int, strength: float) -> int:
     """How many of the last steps remain, as in diffusers' get_timesteps."""
-    number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-    if not number or not 0.0 < strength <= 1.0:  # nan too
+    if not is_number(strength) or not 0.0 < strength <= 1.0:  # nan too
         raise InputError(
             f"strength is {strength!r}: give a number above 0 (the image as it is) and up to 1"
         )

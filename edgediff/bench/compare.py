@@ -40,8 +40,7 @@ class Comparison:
     @property
     def within_noise(self) -> bool:
         """Whether the ratio's bounds hold 1: no difference was shown."""
-        found = self.ratios["picture"]
-        return found.low <= 1.0 <= found.high
+        return self.ratios["picture"].holds_one
 
 
 def stages(pictures: Sequence[Picture]) -> dict[str, list[float]]:

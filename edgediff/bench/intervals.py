@@ -27,6 +27,11 @@ class Interval:
         """(high − low) / median."""
         return (self.high - self.low) / self.median if self.median else math.inf
 
+    @property
+    def holds_one(self) -> bool:
+        """Of a ratio: whether its bounds hold 1, so that no difference was shown."""
+        return self.low <= 1.0 <= self.high
+
 
 def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """The median of independent samples, bounded by two of them.

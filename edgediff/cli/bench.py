@@ -104,7 +104,6 @@ def run(
     Exit status 1 where a configuration failed.
     """
     from edgediff.bench.grid import Grid, jobs, versions
-    from edgediff.bench.results import write
     from edgediff.bench.runner import Bench, Budget
     from edgediff.errors import InputError
 
@@ -128,8 +127,6 @@ def run(
             progress=progress,
             operators=operators,
         ).run()
-        if out is not None:
-            write(out, result)
     click.echo(_table(result))
     for line in result.missing:
         click.echo(f"Note: {line}", err=True)
@@ -217,7 +214,7 @@ def _operator_lines(result: "Result") -> list[str]:
 
 
 def _ratio(found: "Interval") -> str:
-    noise = ", within noise" if found.low <= 1 <= found.high else ""
+    noise = ", within noise" if found.holds_one else ""
     return f"{found.median:.3g} ({found.low:.3g} … {found.high:.3g}{noise})"
 
 
@@ -242,7 +239,7 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
         click.echo(f"{a.name}: {_describe(pair.a)}\n{b.name}: {_describe(pair.b)}")
         rows = [("", "B over A", "95 % within", "")]
         for name, found in pair.ratios.items():
-            noise = "within noise" if found.low <= 1 <= found.high else ""
+            noise = "within noise" if found.holds_one else ""
             rows.append(
                 (
                     name.replace("_", " "),
