@@ -102,7 +102,7 @@ def test_a_picture_that_the_call_was_given_has_to_be_given_again(
     shades = {"map.png": 90, "other.png": 200}
     for name, shade in shades.items():
         Image.new("L", (64, 64), shade).save(tmp_path / name)
-    pipe = edgediff.load(controlled.bundle)
+    pipe = edgediff.load(controlled("sd1").bundle)
     control, other = ({"canny": edgediff.Control(tmp_path / name)} for name in shades)
     first = pipe.generate("a fox", control=control, seed=1, steps=1)
     made = recorded(first.save(tmp_path / "a.png")[0])

@@ -180,12 +180,12 @@ def for_openvino(
         model = ir.load(source)
         plan = dict.fromkeys(list(model.graph.initializers)[:3], "int8")
         if source.stem == "text_encoder":
-            (out,) = model.graph.outputs
-            wrong = ir.node("Neg", [out])
-            wrong.outputs[0].type, wrong.outputs[0].shape = out.type, out.shape
-            out.name, wrong.outputs[0].name = "right", out.name
-            model.graph.append(wrong)
-            model.graph.outputs[0] = wrong.outputs[0]
+            for k, out in enumerate(list(model.graph.outputs)):
+                wrong = ir.node("Neg", [out])
+                wrong.outputs[0].type, wrong.outputs[0].shape = out.type, out.shape
+                out.name, wrong.outputs[0].name = f"right{k}", out.name
+                model.graph.append(wrong)
+                model.graph.outputs[k] = wrong.outputs[0]
         return Lowered(model=model, precision="int8", plan=plan)
 
     def seconds(*_: Any, **__: Any) -> float:
