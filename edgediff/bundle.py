@@ -21,6 +21,7 @@ from edgediff.spacing import Spacing
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 STAGES = ("text_encoder", "unet", "vae_decoder")
+"""What this edgediff needs; a bundle may have any others beside them."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 DType = Literal["float32", "float16", "int64", "int32", "bool"]
@@ -413,7 +414,10 @@ def _check_references(manifest: Manifest) -> None:
                 raise BundleError(f"{MANIFEST}: {where}: {name!r} is not listed under files")
     for stage in STAGES:
         if stage not in manifest.graphs:
-            raise BundleError(f"{MANIFEST}: graphs: {stage} is missing")
+            raise BundleError(
+                f"{MANIFEST}: graphs: {stage} is missing, without which this edgediff makes no"
+                f" pictures; a {manifest.pipeline} may need a newer one: pip install -U edgediff"
+            )
     for key in manifest.tokenizers:
         if key not in manifest.graphs:
             raise BundleError(f"{MANIFEST}: tokenizers: {key!r} has no graph of that name")
