@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgediff.bundle import Manifest
 from edgediff.checks import is_number
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name
 from edgediff.inputs import PictureRecord, record
 from edgediff.maps import edges, invert
 from edgediff.picture import Source, open_picture
@@ -93,14 +93,17 @@ def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) ->
         return {}
     if not isinstance(controls, Mapping):
         raise InputError(
-            f"control is {type(controls).__name__}: expected names with a Control each, such as"
-            ' {"canny": edgediff.Control("edges.png")}'
+            Name("control"),
+            f" is {type(controls).__name__}: expected names with a Control each, such as"
+            ' {"canny": edgediff.Control("edges.png")}',
         )
     known = control_names(manifest)
     for name in controls:
         if name not in known:
             there = f"it has {', '.join(known)}" if known else _how_to_export(str(name))
-            raise InputError(f"control {name!r}: {manifest.name} has none of that name; {there}")
+            raise InputError(
+                Name("control"), f" {name!r}: {manifest.name} has none of that name; {there}"
+            )
     return {name: _opened(name, controls[name]) for name in known if name in controls}
 
 
@@ -114,8 +117,9 @@ def resolve_controls(
     for name, control in opened.items():
         if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
             raise InputError(
-                f"control {name!r}: from {control.start} to {control.end} of {steps} steps there is"
-                " no whole one: give a wider part, or more steps"
+                Name("control"),
+                f" {name!r}: from {control.start} to {control.end} of {steps} steps there is no"
+                " whole one: give a wider part, or more steps",
             )
     return tuple(_record(name, control) for name, control in opened.items()) or None
 
@@ -140,25 +144,31 @@ def _how_to_export(name: str) -> str:
 def _opened(name: str, control: Control) -> Control:
     if not isinstance(control, Control):
         raise InputError(
-            f"control {name!r} is {type(control).__name__}: expected a Control, such as"
-            f" edgediff.Control({control!r})"
+            Name("control"),
+            f" {name!r} is {type(control).__name__}: expected a Control, such as"
+            f" edgediff.Control({control!r})",
         )
     for field in ("scale", "start", "end"):
         value = getattr(control, field)
         if not is_number(value):
-            raise InputError(f"control {name!r}: {field} is {value!r}: expected a number")
+            raise InputError(Name("control"), f" {name!r}: {field} is {value!r}: expected a number")
     if not abs(control.scale) <= MAX_SCALE:  # nan too
         raise InputError(
-            f"control {name!r}: scale is {control.scale}: at most {MAX_SCALE:g}, either way"
+            Name("control"),
+            f" {name!r}: scale is {control.scale}: expected a number from {-MAX_SCALE:g} to"
+            f" {MAX_SCALE:g}",
         )
     if not 0 <= control.start < control.end <= 1:
         raise InputError(
-            f"control {name!r}: from {control.start} to {control.end} of the steps: expected"
-            " 0 ≤ start < end ≤ 1"
+            Name("control"),
+            f" {name!r}: from {control.start} to {control.end} of the steps: expected"
+            " 0 ≤ start < end ≤ 1",
         )
     if control.process not in (None, *get_args(Process)):
         raise InputError(
-            f"control {name!r}: process is {control.process!r}: expected"
-            f" {' or '.join(map(repr, get_args(Process)))}, or None"
+            Name("control"),
+            f" {name!r}: process is {control.process!r}: expected"
+            f" {' or '.join(map(repr, get_args(Process)))}, or None",
         )
-    return dataclasses.replace(control, image=open_picture(control.image, f"control {name!r}"))
+    what = Name("control", f"control {name!r}")
+    return dataclasses.replace(control, image=open_picture(control.image, what))

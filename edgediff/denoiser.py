@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.checks import is_number
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name, Value
 from edgediff.plan import Plan
 from edgediff.schedule import PredictionType, alpha_sigma
 from edgediff.step import Latents
@@ -191,7 +191,8 @@ def check_rescale(guidance_rescale: float) -> float:
     """Raise InputError unless it is a number from 0 to 1."""
     if not is_number(guidance_rescale) or not 0.0 <= guidance_rescale <= 1.0:  # nan too
         raise InputError(
-            f"guidance_rescale is {guidance_rescale!r}: give a number from 0 (off) to 1"
+            Name("guidance_rescale"),
+            f" is {guidance_rescale!r}: give a number from 0 (off) to 1",
         )
     return float(guidance_rescale)
 
@@ -201,8 +202,12 @@ def check_interval(guidance_interval: Sequence[float]) -> tuple[float, float]:
     pair = tuple(guidance_interval) if isinstance(guidance_interval, Sequence) else ()
     if len(pair) != 2 or not all(map(is_number, pair)) or not 0.0 <= pair[0] < pair[1] <= 1.0:
         raise InputError(
-            f"guidance_interval is {guidance_interval!r}: give where guidance starts and where it"
-            " ends, as rising fractions of the steps, such as (0.0, 0.8)"
+            Name("guidance_interval"),
+            " is ",
+            Value("guidance_interval", guidance_interval),
+            ": give where guidance starts and where it ends, as rising fractions of the steps, such"
+            " as ",
+            Value("guidance_interval", (0.0, 0.8)),
         )
     return float(pair[0]), float(pair[1])
 

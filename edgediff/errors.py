@@ -6,8 +6,12 @@
     ├── ProviderError    an execution provider that was asked for cannot run
     └── ExportError      a pipeline cannot be exported
 
-Each message names the value, what was expected, and the remedy.
+Each message names the value, what was expected, and the remedy. Options are named as in Python; a
+command line puts its flags in their place (`InputError.spelled`).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 
 class EdgediffError(Exception):
@@ -18,8 +22,48 @@ class BundleError(EdgediffError):
     """The bundle is missing, damaged, of a newer format, or contradicts itself."""
 
 
+class Name(str):
+    """The name of an option, as a part of an InputError's text. text: what Python code has for it,
+    where that is not the name alone."""
+
+    option: str
+
+    def __new__(cls, option: str, text: str | None = None) -> "Name":
+        self = super().__new__(cls, option if text is None else text)
+        self.option = option
+        return self
+
+
+class Value(str):
+    """A value of an option, as a part of an InputError's text, whose form is another elsewhere."""
+
+    option: str
+    value: Any
+
+    def __new__(cls, option: str, value: Any) -> "Value":
+        self = super().__new__(cls, repr(value))
+        self.option, self.value = option, value
+        return self
+
+    def __getnewargs__(self) -> tuple[str, Any]:  # type: ignore[override]
+        return self.option, self.value
+
+
 class InputError(EdgediffError, ValueError):
-    """An argument is of the wrong type or out of range."""
+    """An argument is of the wrong type or out of range.
+
+    parts: the text, in pieces of which some may be a Name or a Value."""
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        return "".join(self.args)
+
+    def spelled(self, spell: Callable[[Name | Value], str]) -> "InputError":
+        """The same error with other words for the names and values of options."""
+        parts = (spell(p) if isinstance(p, Name | Value) else p for p in self.args)
+        return InputError(*parts)
 
 
 class ProviderError(EdgediffError):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from edgediff.bundle import Manifest
 from edgediff.checks import check_flag, check_number
-from edgediff.errors import BundleError, InputError
+from edgediff.errors import BundleError, InputError, Name
 from edgediff.picture import Picture, Source, open_picture
 
 ENCODER = "vae_encoder"
@@ -48,7 +48,12 @@ class Inputs:
         if self.init_image is None and asked is None:
             return None
         if self.init_image is None:
-            raise InputError(f"strength is {asked!r}, but there is no init_image: give a picture")
+            raise InputError(
+                Name("strength"),
+                f" is {asked!r}, but there is no ",
+                Name("init_image"),
+                ": give a picture",
+            )
         if asked is None:
             return DEFAULT_STRENGTH if self.mask is None else 1.0
         return check_number("strength", asked)
@@ -57,7 +62,9 @@ class Inputs:
         """Raises InputError for what is neither True nor False, and for True without a mask."""
         keep = check_flag("keep_unmasked", asked)
         if keep and self.mask is None:
-            raise InputError("keep_unmasked is True, but there is no mask: give one")
+            raise InputError(
+                Name("keep_unmasked"), " is given, but there is no ", Name("mask"), ": give one"
+            )
         return keep
 
     def restored(self, picture: Image.Image) -> Image.Image:
@@ -74,34 +81,44 @@ class Inputs:
 def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
     """Read the pictures, each once. Raises InputError for what cannot be read, and for a mask that
     has no picture, another size than it, transparency, or nothing white."""
-    picture = None if init_image is None else open_picture(init_image, "init_image")
+    picture = None if init_image is None else open_picture(init_image, Name("init_image"))
     if mask is None:
         return Inputs(init_image=picture, mask=None)
     if picture is None:
-        raise InputError("mask is given, but init_image is not: give the picture that it lies on")
-    opened = open_picture(mask, "mask")
+        raise InputError(
+            Name("mask"),
+            " is given, but ",
+            Name("init_image"),
+            " is not: give the picture that it lies on",
+        )
+    opened = open_picture(mask, Name("mask"))
     name = opened.name
     if opened.size != picture.size:
         (w, h), (mask_w, mask_h) = picture.size, opened.size
         raise InputError(
-            f"mask {name}: is {mask_w}x{mask_h}, and the picture {w}x{h} (upright): give one of the"
-            " picture's size"
+            Name("mask"),
+            f" {name}: is {mask_w}x{mask_h}, and the picture {w}x{h} (upright): give one of the"
+            " picture's size",
         )
     if opened.transparent:
         raise InputError(
-            f"mask {name}: has transparent parts, which say neither keep nor repaint: save it"
-            " without transparency, white where to paint anew and black where to keep"
+            Name("mask"),
+            f" {name}: has transparent parts, which say neither keep nor repaint: save it without"
+            " transparency, white where to paint anew and black where to keep",
         )
     if not mask_at(opened, *opened.size).any():
-        raise InputError(f"mask {name}: nothing in it is white, so there is nothing to paint anew")
+        raise InputError(
+            Name("mask"), f" {name}: nothing in it is white, so there is nothing to paint anew"
+        )
     return Inputs(init_image=picture, mask=opened)
 
 
-def require_encoder(manifest: Manifest) -> None:
-    """Raise InputError where the bundle cannot take pictures."""
+def require_encoder(manifest: Manifest, option: str) -> None:
+    """Raise InputError where the bundle cannot take pictures; `option` is what needs that."""
     if ENCODER not in manifest.graphs:
         raise InputError(
-            f"{manifest.name} has no encoder for pictures: export it again with --with-encoder"
+            Name(option),
+            f": {manifest.name} has no encoder for pictures: export it again with --with-encoder",
         )
 
 
@@ -124,11 +141,13 @@ def inpaints(manifest: Manifest) -> bool:
 def check_inputs(manifest: Manifest, inputs: Inputs) -> None:
     """Raise InputError where the bundle cannot take these pictures, or needs some."""
     if inputs.init_image is not None:
-        require_encoder(manifest)
+        require_encoder(manifest, "init_image")
     if inputs.mask is None and inpaints(manifest):
         raise InputError(
-            f"mask is None: {manifest.name} paints parts of a picture anew: give init_image and"
-            " mask"
+            f"{manifest.name} paints parts of a picture anew: give ",
+            Name("init_image"),
+            " and ",
+            Name("mask"),
         )
 
 
@@ -155,8 +174,9 @@ def check_mask(inputs: Inputs, width: int, height: int, downscale: int) -> None:
         mask = latent_mask(mask_at(inputs.mask, width, height), downscale)
         if not mask.any():
             raise InputError(
-                f"mask {inputs.mask.name}: what is white in it is too fine for latents of"
-                f" {downscale} pixels a side: make it thicker"
+                Name("mask"),
+                f" {inputs.mask.name}: what is white in it is too fine for latents of {downscale}"
+                " pixels a side: make it thicker",
             )
 
 

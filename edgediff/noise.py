@@ -20,20 +20,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.checks import is_number
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name
 
 _BLOCK = 16
 _TWO_PI = np.float32(2.0 * math.pi)
 
 
-def check_seed(seed: object) -> int:
-    """A seed as an int. Raises InputError unless it is one from -2**63 to 2**64 - 1."""
+def check_seed(seed: object, option: str = "seed") -> int:
+    """A seed as an int; `option` is what it is given as.
+
+    Raises InputError unless it is one from -2**63 to 2**64 - 1."""
     number = None
     if isinstance(seed, SupportsIndex) and not isinstance(seed, bool | np.bool_):
         with contextlib.suppress(TypeError):  # an array of several numbers
             number = operator.index(seed)
     if number is None or not -(2**63) <= number < 2**64:
-        raise InputError(f"seed is {seed!r}: give an integer from -2**63 to 2**64 - 1")
+        raise InputError(Name(option), f" is {seed!r}: give an integer from -2**63 to 2**64 - 1")
     return number
 
 
@@ -114,8 +116,9 @@ def check_variation_strength(strength: float) -> float:
     """Raise InputError unless it is a number from 0 to 1."""
     if not is_number(strength) or not 0.0 <= strength <= 1.0:
         raise InputError(
-            f"variation_strength is {strength!r}: give a number from 0 (the seed's picture) to 1"
-            " (the variation seed's)"
+            Name("variation_strength"),
+            f" is {strength!r}: give a number from 0 (the seed's picture) to 1 (the variation"
+            " seed's)",
         )
     return float(strength)
 

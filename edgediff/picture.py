@@ -6,8 +6,11 @@
 import functools
 import hashlib
 import os
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +61,7 @@ Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Picture
 
 
 def open_picture(source: Source, what: str) -> Picture:
-    """Read a picture whole. `what` is what to call it where it has no path.
+    """Read a picture whole. `what`, an option's Name, is what errors call it, with its path if any.
 
     Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
     CMYK pictures become RGB, without regard to colour profiles; of several frames, the first.
@@ -67,54 +70,76 @@ def open_picture(source: Source, what: str) -> Picture:
     if isinstance(source, Picture):
         return source
     if isinstance(source, np.ndarray):
-        return _convert(_from_array(source, what), what, IN_MEMORY)
+        return _convert(_from_array(source, what), (what,), what, IN_MEMORY)
     if isinstance(source, Image.Image):
-        return _convert(source, what, IN_MEMORY)
+        return _convert(source, (what,), what, IN_MEMORY)
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"{what} is {type(source).__name__}: expected a path, a pillow image or a numpy array"
+            what,
+            f" is {type(source).__name__}: expected a path, a pillow image or a numpy array",
         )
     path = Path(source)
+    where = (what, f" {path}")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return _convert(image, str(path), path.name)
+        with path.open("rb") as file, _identify(file) as image:
+            return _convert(image, where, str(path), path.name)
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise InputError(f"{path}: {_too_large()}") from e
     except UnidentifiedImageError as e:
         raise InputError(
-            f"{path}: is no picture that can be read: give one of {', '.join(FORMATS)}"
+            *where, f": is no picture that can be read: give one of {', '.join(FORMATS)}"
         ) from e
     except (OSError, ValueError) as e:  # ValueError: a path with a null byte
         reason = getattr(e, "strerror", None) or first_line(e)
-        raise InputError(f"{path}: cannot be read ({reason})") from e
+        raise InputError(*where, f": cannot be read ({reason})") from e
+
+
+def _identify(file: IO[bytes]) -> Image.Image:
+    """As Image.open, whose own limit of size is not ours: it warns, and does not tell the size.
+
+    Raises UnidentifiedImageError."""
+    Image.init()
+    start = file.read(16)
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(start) is True:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # as Image.open: what this one says of a file that is none of its own
+    raise UnidentifiedImageError
 
 
 def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
     channels = array.shape[2:]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
         raise InputError(
-            f"{what} is an array of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 3)"
-            " or (h, w, 4)"
+            what,
+            f" is an array of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 3) or"
+            " (h, w, 4)",
         )
     if 0 in array.shape:
-        raise InputError(f"{what} is {array.shape[1]}x{array.shape[0]} pixels: it has none")
+        raise InputError(what, f" is {array.shape[1]}x{array.shape[0]} pixels: it has none")
     return Image.fromarray(array)
 
 
-def _convert(image: Image.Image, what: str, name: str) -> Picture:
-    """Any of pillow's images → ours. `what` names it in errors and notes."""
+def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> Picture:
+    """Any of pillow's images → ours. `where` names it in errors, `what` in notes."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise InputError(f"{what}: is {width}x{height} pixels: it has none")
+        raise InputError(*where, f": is {width}x{height} pixels: it has none")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{what}: is {width}x{height} pixels: {_too_large()}")
+        raise InputError(
+            *where,
+            f": is {width}x{height} pixels: at most {MAX_PIXELS // 1_000_000} megapixels are read:"
+            " make it smaller first",
+        )
     notes = []
     try:
         if name != IN_MEMORY and getattr(image, "is_animated", False):
             notes.append(f"{what}: of several frames, the first was taken")
-        upright = _eight_bits(ImageOps.exif_transpose(image), what)
+        upright = _eight_bits(ImageOps.exif_transpose(image), where)
         transparent = False
         if upright.has_transparency_data:
             rgba = upright.convert("RGBA")
@@ -124,7 +149,7 @@ def _convert(image: Image.Image, what: str, name: str) -> Picture:
     except InputError:
         raise
     except Exception as e:  # pillow's decoders raise anything
-        raise InputError(f"{what}: the picture is damaged ({first_line(e)})") from e
+        raise InputError(*where, f": the picture is damaged ({first_line(e)})") from e
     if transparent:
         notes.append(f"{what}: what is transparent was laid on white")
     if image.mode == "CMYK":
@@ -132,19 +157,17 @@ def _convert(image: Image.Image, what: str, name: str) -> Picture:
     return Picture(rgb=rgb, name=name, notes=tuple(notes), transparent=transparent)
 
 
-def _eight_bits(image: Image.Image, what: str) -> Image.Image:
+def _eight_bits(image: Image.Image, where: Sequence[str]) -> Image.Image:
     """Grey of 16 bits → of 8; pillow's own conversion would clip it."""
     if image.mode == "F":
-        raise InputError(f"{what}: has floating-point pixels, whose range is not said: use 16 bits")
+        raise InputError(
+            *where, ": has floating-point pixels, whose range is not said: use 16 bits"
+        )
     if not image.mode.startswith("I"):
         return image
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 0xFFFF:
         raise InputError(
-            f"{what}: has values from {grey.min()} to {grey.max()}: use 8 or 16 bits a channel"
+            *where, f": has values from {grey.min()} to {grey.max()}: use 8 or 16 bits a channel"
         )
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-
-
-def _too_large() -> str:
-    return f"at most {MAX_PIXELS // 1_000_000} megapixels are read: make it smaller first"

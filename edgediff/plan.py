@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.checks import is_number
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name
 from edgediff.schedule import (
     NoiseSchedule,
     PredictionType,
@@ -107,7 +107,7 @@ def make_plan(
     for, for a strength that leaves no step, and for a model that cannot start where the sampler
     does."""
     if sampler not in _GRIDS:
-        raise InputError(f"sampler is {sampler!r}: choose one of {', '.join(_GRIDS)}")
+        raise InputError(Name("sampler"), f" is {sampler!r}: choose one of {', '.join(_GRIDS)}")
     spacing = _check_spacing(sampler, spacing)
     distilled = sampler in ("lcm", "tcd")
     most = schedule.original_inference_steps if distilled else schedule.num_train_timesteps
@@ -120,14 +120,16 @@ def make_plan(
             n for n in range(steps - 1, 0, -1) if _fits(schedule, grid(schedule, n, spacing))
         )
         raise InputError(
-            f"steps is {steps}: with this model's timesteps, {sampler} would repeat one or leave"
-            f" 0 … {schedule.num_train_timesteps - 1}: use {fewer} or fewer"
+            Name("steps"),
+            f" is {steps}: with this model's timesteps, {sampler} would repeat one or leave"
+            f" 0 … {schedule.num_train_timesteps - 1}: use {fewer} or fewer",
         )
     planned = planned[steps - kept :]
     if math.isinf(planned[0].sigma) and schedule.prediction_type == "epsilon":
         raise InputError(
-            f"sampler is {sampler!r}: it starts at zero signal, where a model that predicts epsilon"
-            " says nothing of the image: use euler, or a model that predicts v"
+            Name("sampler"),
+            f" is {sampler!r}: it starts at zero signal, where a model that predicts epsilon says"
+            " nothing of the image: use euler, or a model that predicts v",
         )
     pure = sampler in _FROM_PURE_NOISE and _timestep_spacing(schedule, "linspace") != "leading"
     clips = schedule.clip_sample and sampler in ("ddim", "heun", "lcm")
@@ -147,12 +149,15 @@ def _check_spacing(sampler: str, spacing: Spacing | None) -> Spacing | None:
     if spacing is None:
         return "karras" if sampler == "dpmpp_2m_karras" else None
     if spacing not in SPACINGS:
-        raise InputError(f"spacing is {spacing!r}: choose one of {', '.join(SPACINGS)}")
+        raise InputError(Name("spacing"), f" is {spacing!r}: choose one of {', '.join(SPACINGS)}")
     if sampler == "dpmpp_2m_karras" and spacing != "karras":
-        raise InputError(f"spacing is {spacing!r}: sampler dpmpp_2m_karras is fixed: use dpmpp_2m")
+        raise InputError(
+            Name("spacing"), f" is {spacing!r}: sampler dpmpp_2m_karras is fixed: use dpmpp_2m"
+        )
     if sampler not in (*SPACED, "dpmpp_2m_karras"):
         raise InputError(
-            f"spacing is {spacing!r}: sampler {sampler} takes none: use {', '.join(SPACED)}"
+            Name("spacing"),
+            f" is {spacing!r}: sampler {sampler} takes none: use {', '.join(SPACED)}",
         )
     return spacing
 
@@ -161,14 +166,16 @@ def _kept(steps: int, strength: float) -> int:
     """How many of the last steps remain, as in diffusers' get_timesteps."""
     if not is_number(strength) or not 0.0 < strength <= 1.0:  # nan too
         raise InputError(
-            f"strength is {strength!r}: give a number above 0 (the image as it is) and up to 1"
+            Name("strength"),
+            f" is {strength!r}: give a number above 0 (the image as it is) and up to 1",
         )
     kept = int(steps * strength)
     if kept == 0:
         least = math.ceil(1000 / steps) / 1000
         raise InputError(
-            f"strength is {strength}: of {steps} steps it leaves none: use a strength of {least:g}"
-            f" or more, or {math.ceil(1 / strength)} steps or more"
+            Name("strength"),
+            f" is {strength}: of {steps} steps it leaves none: use a strength of {least:g} or more,"
+            f" or {math.ceil(1 / strength)} steps or more",
         )
     return kept
 
@@ -372,5 +379,7 @@ def _whole(steps: int, most: int, sampler: str) -> int:
     except TypeError:
         number = 0
     if isinstance(steps, bool) or not 1 <= number <= most:
-        raise InputError(f"steps is {steps!r}: {sampler} takes a whole number from 1 to {most}")
+        raise InputError(
+            Name("steps"), f" is {steps!r}: {sampler} takes a whole number from 1 to {most}"
+        )
     return number

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgediff.bundle import GraphSpec, TensorSpec
-from edgediff.errors import BundleError, InputError, ProviderError, first_line
+from edgediff.errors import BundleError, InputError, Name, ProviderError, first_line
 
 # Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
 # imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
@@ -107,16 +107,18 @@ class SessionOptions:
         check_provider_name(self.provider)
         if self.provider == "cpu" and self.provider_options:
             names = ", ".join(self.provider_options)
-            raise InputError(f"provider options {names}: the provider cpu takes none")
+            raise InputError(Name("provider_options"), f" {names}: the provider cpu takes none")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise InputError(f"threads is {self.threads!r}: expected a whole number from 1 up")
+            raise InputError(
+                Name("threads"), f" is {self.threads!r}: expected a whole number from 1 up"
+            )
 
 
 def check_provider_name(name: str) -> None:
     """Raise InputError, with the valid names, unless `name` is a provider's."""
     if name not in PROVIDERS:
         raise InputError(
-            f"unknown provider {name!r}: expected auto or one of {', '.join(PROVIDERS)}"
+            Name("provider"), f" is {name!r}: expected auto or one of {', '.join(PROVIDERS)}"
         )
 
 
@@ -352,8 +354,10 @@ def _make_cache_dir(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(
-            f"cache_dir {folder}: cannot be made ({e.strerror}): give a folder that can be"
-            " written, or cache_dir=False (--no-cache) to keep nothing"
+            Name("cache_dir"),
+            f" {folder}: cannot be made ({e.strerror}): give a folder that can be written, or ",
+            Name("no_cache", "cache_dir=False"),
+            " to keep nothing",
         ) from e
 
 

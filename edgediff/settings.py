@@ -15,7 +15,7 @@ from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.control import Control, ControlSettings, resolve_controls
 from edgediff.denoiser import check_interval, check_rescale
 from edgediff.emphasis import parse_weights
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name, Value
 from edgediff.hires import Mode, resolve_hires
 from edgediff.inputs import (
     Inputs,
@@ -230,8 +230,12 @@ def make_plans(schedule: NoiseSchedule, settings: Settings) -> tuple[Plan, ...]:
     try:
         second = plan(settings.hires_steps, strength=settings.hires_strength)
     except InputError as e:
-        raise InputError(f"hires: {e} (hires_steps and hires_strength)") from e
+        raise e.spelled(_of_second_pass) from e
     return (first, second)
+
+
+def _of_second_pass(part: Name | Value) -> str:
+    return Name(f"hires_{part.option}") if part.option in ("steps", "strength") else part
 
 
 def _or(value: T | None, default: T) -> T:
@@ -250,7 +254,10 @@ def _check_names(options: Mapping[str, object]) -> None:
 def _check_guidance(guidance: float) -> float:
     check_number("guidance_scale", guidance)
     if not abs(guidance) <= MAX_GUIDANCE:  # nan too
-        raise InputError(f"guidance_scale is {guidance}: at most {MAX_GUIDANCE:g}, either way")
+        raise InputError(
+            Name("guidance_scale"),
+            f" is {guidance}: expected a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}",
+        )
     return float(guidance)
 
 
@@ -260,13 +267,20 @@ def _check_variation(options: Options) -> tuple[int | None, float]:
     if seed is None and strength is None:
         return None, 0.0
     if strength is None:
-        raise InputError(f"variation_seed is {seed!r}: give variation_strength too, such as 0.2")
+        raise InputError(
+            Name("variation_seed"),
+            f" is {seed!r}: give ",
+            Name("variation_strength"),
+            " too, such as 0.2",
+        )
     strength = check_variation_strength(strength)
     if strength == 0.0:
         return None, 0.0
     if seed is None:
-        raise InputError(f"variation_strength is {strength}: give variation_seed too")
-    return check_seed(seed), strength
+        raise InputError(
+            Name("variation_strength"), f" is {strength}: give ", Name("variation_seed"), " too"
+        )
+    return check_seed(seed, "variation_seed"), strength
 
 
 def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | None) -> bool:
@@ -282,8 +296,9 @@ def _check_long_prompts(manifest: Manifest, value: object) -> bool:
     states = manifest.graphs["unet"].input("encoder_hidden_states")
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(
-            f"long_prompts: the UNet of this bundle takes {states.shape[1]} tokens, no more and no"
-            " less: leave it out, or export the bundle again"
+            Name("long_prompts"),
+            f": the UNet of this bundle takes {states.shape[1]} tokens, no more and no less: leave"
+            " it out, or export the bundle again",
         )
     return wanted
 
@@ -293,7 +308,8 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
         return None
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(
-            f"clip_skip is {value!r}: expected a whole number from 1 up, or None for no layer"
+            Name("clip_skip"),
+            f" is {value!r}: expected a whole number from 1 up; leave it out for all layers",
         )
     for encoder in manifest.tokenizers:
         states_output(manifest.graphs[encoder], int(value))
@@ -317,23 +333,25 @@ def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
     able = [str(k) for k in range(1, len(outputs)) if clip_skip_output(k) in outputs]
     if able:
         raise InputError(
-            f"clip_skip is {clip_skip}: this bundle's text encoder can leave out"
-            f" {' or '.join(able)} of its layers, or none"
+            Name("clip_skip"),
+            f" is {clip_skip}: this bundle's text encoder can leave out {' or '.join(able)} of its"
+            " layers, or none",
         )
     raise InputError(
-        f"clip_skip is {clip_skip}: this bundle's text encoder gives its last layer alone: export"
-        " the bundle again"
+        Name("clip_skip"),
+        f" is {clip_skip}: this bundle's text encoder gives its last layer alone: export the bundle"
+        " again",
     )
 
 
 def check_text(name: str, text: object) -> None:
     """Raise InputError unless `text` is a str that UTF-8 can hold; `name` says what it is."""
     if not isinstance(text, str):
-        raise InputError(f"{name} is {type(text).__name__}, expected text (str)")
+        raise InputError(Name(name), f" is {type(text).__name__}, expected text (str)")
     try:
         text.encode()
     except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8
-        raise InputError(f"{name} is not valid text ({e.reason}): pass it as UTF-8") from e
+        raise InputError(Name(name), f" is not valid text ({e.reason}): pass it as UTF-8") from e
 
 
 def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -343,17 +361,18 @@ def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
     try:
         sides = [operator.index(side) for side in (size if np.iterable(size) else (size, size))]
     except TypeError as e:
-        raise InputError(f"size is {size!r}: expected whole numbers of pixels") from e
+        raise InputError(Name("size"), f" is {size!r}: expected whole numbers of pixels") from e
     if len(sides) != 2:
-        raise InputError(f"size is {size!r}: expected (width, height) in pixels")
+        raise InputError(Name("size"), f" is {size!r}: expected (width, height) in pixels")
     width, height = sides
     if max(sides) > MAX_SIDE:
-        raise InputError(f"size {width}x{height}: at most {MAX_SIDE} pixels a side")
+        raise InputError(Name("size"), f" {width}x{height}: at most {MAX_SIDE} pixels a side")
     if min(sides) < 1 or width % multiple or height % multiple:
         near = "x".join(str(max(multiple, round(s / multiple) * multiple)) for s in sides)
         raise InputError(
-            f"size {width}x{height}: both sides must be multiples of {multiple} from {multiple}"
-            f" up; {near} is near"
+            Name("size"),
+            f" {width}x{height}: both sides must be multiples of {multiple} from {multiple} up;"
+            f" {near} is near",
         )
     return width, height
 
@@ -366,5 +385,5 @@ def resolve_seeds(seed: int | Iterable[int] | None) -> list[int]:
         return [secrets.randbelow(2**32)]
     seeds = list(seed) if isinstance(seed, Iterable) else [seed]
     if not seeds:
-        raise InputError("seed is an empty list: give one seed for each picture")
+        raise InputError(Name("seed"), " is an empty list: give one seed for each picture")
     return [check_seed(s) for s in seeds]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.control import for_control
 from edgediff.denoiser import needs_negative
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name
 from edgediff.session import Session, SessionOptions
 
 UNITS = {
@@ -90,8 +90,9 @@ def memory_limit(
     largest = max(stages, key=lambda stage: stages[stage].peak)
     if stages[largest].peak > limit:
         raise InputError(
-            f"max_memory is {max_memory}: the largest stage, {largest}, takes about"
-            f" {math.ceil(stages[largest].peak / 1e6)}MB: give that or more, or a smaller bundle"
+            Name("max_memory"),
+            f" is {max_memory}: the largest stage, {largest}, takes about"
+            f" {math.ceil(stages[largest].peak / 1e6)}MB: give that or more, or a smaller bundle",
         )
     return limit
 
@@ -110,8 +111,9 @@ def parse_memory(size: int | str) -> int:
         amount = 0
     if amount < 1:
         raise InputError(
-            f"max_memory is {size!r}: expected bytes as a whole number from 1 up, or text such as"
-            " 1.4GB, 900MB or 1GiB"
+            Name("max_memory"),
+            f" is {size!r}: expected bytes as a whole number from 1 up, or text such as 1.4GB,"
+            " 900MB or 1GiB",
         )
     return amount
 

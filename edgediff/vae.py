@@ -9,7 +9,7 @@ from PIL import Image
 from edgediff import image
 from edgediff.bundle import Manifest
 from edgediff.conditioning import RunStage
-from edgediff.errors import InputError, ProviderError
+from edgediff.errors import InputError, Name, ProviderError
 from edgediff.inputs import ENCODER, require_encoder
 from edgediff.samplers import Latents, Noise
 from edgediff.tiling import OVERLAP, tiled
@@ -74,7 +74,7 @@ class Vae:
 
         Raises InputError where the bundle has no encoder, ProviderError where the encoder's values
         are not finite."""
-        require_encoder(self._manifest)
+        require_encoder(self._manifest, "init_image")
         (output,) = self._manifest.graphs[ENCODER].outputs
         space = self._manifest.latent
 
@@ -127,7 +127,8 @@ def check_tile(tile: int, downscale: int) -> int:
     least = LEAST_TILE * downscale
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < least or tile % downscale:
         raise InputError(
-            f"tile is {tile!r}: expected pixels a side, a multiple of {downscale} from {least} up,"
-            " or None to decode whole pictures"
+            Name("tile"),
+            f" is {tile!r}: expected pixels a side, a multiple of {downscale} from {least} up;"
+            " leave it out to decode whole pictures",
         )
     return tile

@@ -218,7 +218,7 @@ SEE_THROUGH = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
         ({"init_image": photograph(), "mask": "none.png"}, "none.png: cannot be read"),
         ({"init_image": photograph(), "keep_unmasked": True}, "there is no mask"),
         ({"keep_unmasked": "yes"}, "keep_unmasked is 'yes': expected True or False"),
-        ({"init_image": photograph(), "mask": left_half(), "hires": 2}, "hires with a mask"),
+        ({"init_image": photograph(), "mask": left_half(), "hires": 2}, "hires with mask"),
         ({"init_image": photograph(9000, 1)}, "size 9000x8: at most 4096"),
     ],
 )

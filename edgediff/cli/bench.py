@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgediff.cli.flags import json_flag, parse_size
-from edgediff.cli.report import megabytes, table
+from edgediff.cli.report import megabytes, steps_of, table
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -271,7 +271,7 @@ def _describe(run: "Run") -> str:
     good = f", {quality(run)}" if run.quality is not None else ""
     return (
         f"{c.model.name} {c.model.precision} ({c.model.id[:8]}) on {c.provider}{threads},"
-        f" {c.width}x{c.height}, {c.steps} steps of {c.sampler}, batch {c.batch}{good}"
+        f" {c.width}x{c.height}, {steps_of(c.steps, c.sampler)}, batch {c.batch}{good}"
     )
 
 

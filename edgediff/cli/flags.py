@@ -1,10 +1,13 @@
 """Flags, how their values are read, and how --help groups them."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from edgediff.errors import InputError, Name, Value
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -25,13 +28,22 @@ _MAX_COLUMN = 28
 
 
 class Flag(click.Option):
-    """An option that stands under the heading `section` of --help."""
+    """An option that stands under the heading `section` of --help.
 
-    def __init__(self, *arguments: Any, section: str, **settings: Any) -> None:
+    form: how its value is typed, where that is not as Python writes it: what `callback` reads."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        section: str,
+        form: Callable[[Any], str] | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(*arguments, **settings)
         if section not in SECTIONS:
             raise ValueError(f"section {section!r}: not one of {SECTIONS}")
         self.section = section
+        self.form = form
 
 
 def flag(section: str, *names: str, **settings: Any) -> Decorator[Any]:
@@ -50,7 +62,38 @@ def flags(table: Sequence[Decorator[Any]]) -> Decorator[Any]:
     return decorate
 
 
-class SectionedCommand(click.Command):
+class SpellingCommand(click.Command):
+    """A command whose errors name options as they are typed: a parameter of it stands for the
+    option of that name in Python."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as e:
+            raise e.spelled(self._spell) from e
+
+    def _spell(self, part: Name | Value) -> str:
+        parameter = next((p for p in self.params if p.name == part.option), None)
+        if parameter is None:
+            return part
+        if isinstance(part, Value):
+            form = parameter.form if isinstance(parameter, Flag) else None
+            return part if form is None else form(part.value)
+        if isinstance(parameter, click.Option):
+            return max(parameter.opts, key=len)
+        return parameter.human_readable_name
+
+
+@contextlib.contextmanager
+def file_of(parameter: str) -> Iterator[None]:
+    """Errors about the file that a flag gives begin with the flag."""
+    try:
+        yield
+    except InputError as e:
+        raise InputError(Name(parameter), " ", *e.args) from e
+
+
+class SectionedCommand(SpellingCommand):
     """A command whose --help groups its flags by their section, in columns that line up."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -90,6 +133,12 @@ def parse_interval(
     if match is None:
         raise click.BadParameter(f"{value!r}: give START-END, such as 0.2-0.8")
     return float(match[1]), float(match[2])
+
+
+def interval_form(interval: tuple[float, float]) -> str:
+    """(start, end) → START-END."""
+    start, end = interval
+    return f"{start:g}-{end:g}"
 
 
 def _parse_pairs(

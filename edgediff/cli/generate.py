@@ -17,14 +17,16 @@ from edgediff.cli.batch import make_all
 from edgediff.cli.control import parse_controls
 from edgediff.cli.flags import (
     SectionedCommand,
+    file_of,
     flag,
     flags,
+    interval_form,
     json_flag,
     parse_interval,
     parse_size,
     provider_flags,
 )
-from edgediff.cli.report import tell_inputs
+from edgediff.cli.report import steps_of, tell_inputs
 
 MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
@@ -101,6 +103,7 @@ PICTURE_FLAGS = (
         "--guidance-interval",
         metavar="START-END",
         callback=parse_interval,
+        form=interval_form,
         help="Guidance on part of the steps alone: 0-0.8 leaves it out of the last fifth.",
     ),
     flag(
@@ -226,7 +229,8 @@ def _start_from(
     given, and its own for the others."""
     from edgediff.record import describe_given, recorded
 
-    made = recorded(source)
+    with file_of("source"):
+        made = recorded(source)
     absent = {name: record for name, record in made.given.items() if name not in options}
     if absent:
         flag_of = {p.name: p.opts[0] for p in context.command.params}
@@ -386,7 +390,8 @@ def generate(
         raise click.UsageError("give the PNG to write: -o picture.png")
     if count is not None:
         options["seed"] = _count_seeds(options.get("seed"), count)
-    check_output(output)
+    with file_of("output"):
+        check_output(output)
     # What is wrong with the request is said before the model loads.
     bundle = Bundle.open(find_bundle(model))
     settings = resolve(bundle, prompt, options)
@@ -438,7 +443,7 @@ def _report(
         click.echo(path)
     width, height = result.images[0].size
     click.echo(
-        f"{width}x{height}, {len(timings.steps)} steps of {settings.sampler},"
+        f"{width}x{height}, {steps_of(len(timings.steps), settings.sampler)},"
         f" guidance {settings.guidance_scale:g}, {_tell_seeds(result.seeds)}:"
         f" {timings.total:.2f} s",
         err=True,

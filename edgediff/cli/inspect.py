@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgediff.cli.flags import json_flag, provider_flags
-from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
+from edgediff.cli.flags import SpellingCommand, json_flag, provider_flags
+from edgediff.cli.report import count_formats, decibels, megabytes, merged, steps_of, table
 
 if TYPE_CHECKING:
     from edgediff.bundle import Bundle, Quantization
@@ -49,7 +49,7 @@ def _describe(opened: "Bundle") -> str:
         ("size", megabytes(total)),
         (
             "defaults",
-            f"{defaults.width}x{defaults.height}, {defaults.steps} steps of {defaults.sampler},"
+            f"{defaults.width}x{defaults.height}, {steps_of(defaults.steps, defaults.sampler)},"
             f" guidance {defaults.guidance_scale:g}",
         ),
         (
@@ -100,7 +100,7 @@ def _plan_rows(quantization: "Quantization") -> list[tuple[str, str]]:
     return rows
 
 
-@click.command()
+@click.command(cls=SpellingCommand)
 @click.argument("bundle", default="emoji")
 @provider_flags
 @json_flag

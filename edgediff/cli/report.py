@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgediff.result import Result
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from edgediff.bundle import Provenance
+    from edgediff.result import Result
 
 
 def count_formats(formats: Mapping[str, int]) -> str:
@@ -76,6 +73,11 @@ def tell_inputs(result: "Result", where: str = "") -> None:
 
 def _shorten(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def steps_of(count: int, sampler: str) -> str:
+    """How many of which: 4 steps of euler, 1 step of lcm."""
+    return f"{count} step{'' if count == 1 else 's'} of {sampler}"
 
 
 def megabytes(size: int) -> str:
