@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from edgediff import __version__
 from edgediff.bundle import Bundle
-from edgediff.errors import EdgediffError, InputError, first_line
+from edgediff.errors import EdgediffError, InputError, Name, Value, first_line
 from edgediff.image import check_output, save_png
 from edgediff.pipeline import Pipeline
 from edgediff.record import read_record, without_defaults
@@ -29,21 +30,32 @@ from edgediff.settings import Options, check_text, resolve, resolve_seeds
 from edgediff.sheet import MAX_SIDE, contact_sheet
 
 _SHOWN = 10
-"""Of the lines that cannot be used, as many are named."""
+"""Where no line can be used, as many are named."""
+_NO_JSON = "is no JSON"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A line of a file of prompts.
 
-    line: its number, from 1.
+    line: its number, from 1; file: whose.
     output: the PNG of its picture; of several seeds, see `paths`.
+    inherited: which of its options it does not have itself, but from the defaults of all lines.
+    error: why the line cannot be used: it counts as failed.
     """
 
     line: int
     prompt: str
     options: Options
     output: Path
+    file: Path | None = field(default=None, compare=False)
+    inherited: frozenset[str] = field(default=frozenset(), compare=False)
+    error: InputError | None = field(default=None, compare=False)
+
+    @property
+    def where(self) -> str:
+        """The line, as messages name it."""
+        return f"line {self.line}" if self.file is None else f"{self.file}, line {self.line}"
 
     @property
     def paths(self) -> list[Path]:
@@ -78,62 +90,62 @@ def read_jobs(
     Pictures that an option names are looked for beside the file. Empty lines are left out.
     defaults: options for lines that do not have them.
 
-    Raises InputError where the file cannot be read, has no prompt, or has lines that cannot be
-    used: each is named with its number and what is wrong."""
+    A line that cannot be used is a job with an `error`. Raises InputError where that is so of all,
+    where there is none, and where the file cannot be read or is no text."""
     path, out_dir = Path(path), Path(out_dir)
     try:
-        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or first_line(e)
         raise InputError(f"{path}: cannot be read ({reason})") from e
+    if b"\0" in raw:
+        raise InputError(f"{path}: is no text in UTF-8, it has zero bytes: give a prompt a line")
     plain = path.suffix.lower() == ".txt"
     jobs: list[Job] = []
-    problems: list[tuple[int, str]] = []
-    for number, line in enumerate(raw, 1):
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        output = out_dir / f"{number:04}.png"
+        job = Job(line=number, prompt="", options={}, output=output, file=path)
         try:
             text = line.decode().strip()
             if text:
                 fields = {"prompt": text} if plain else _parse(text)
-                jobs.append(_job(number, fields, path.parent, out_dir, defaults or {}))
+                jobs.append(_filled(job, fields, defaults or {}))
         except UnicodeDecodeError:
-            problems.append((number, "is not UTF-8"))
+            jobs.append(_refused(job, InputError("is not UTF-8")))
         except InputError as e:
-            problems.append((number, str(e)))
-    problems += _clashes(jobs)
-    if problems:
-        raise InputError(_tell(path, problems))
+            jobs.append(_refused(job, e))
     if not jobs:
         raise InputError(f"{path}: has no prompts: give one a line")
-    return jobs
+    if all(job.error is not None for job in jobs) and not _is_text(raw):
+        raise InputError(f"{path}: is no text in UTF-8: give a prompt a line")
+    return _some_usable(_without_clashes(jobs))
 
 
-def prepare_jobs(jobs: Sequence[Job], bundle: Bundle) -> None:
-    """Check every job against a bundle, and make the folder of its pictures.
+def prepare_jobs(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
+    """Check every job against a bundle, and make the folder of its pictures. Returns the jobs;
+    those that cannot be done have an `error`.
 
-    Raises InputError with what is wrong, by line; no folder is made then."""
-    problems: list[tuple[int, str]] = []
-    for job in jobs:
-        try:
-            resolve(bundle, job.prompt, job.options)
-        except InputError as e:
-            problems.append((job.line, str(e)))
-    if problems:
-        raise InputError(_tell(None, problems))
-    for folder in dict.fromkeys(job.output.parent for job in jobs):
+    Raises InputError where that is so of all, before any folder is made, and where the folder
+    cannot be made."""
+    checked = _some_usable(
+        [_checked(job, lambda j: resolve(bundle, j.prompt, j.options)) for job in jobs]
+    )
+    for folder in dict.fromkeys(job.output.parent for job in checked if job.error is None):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise InputError(f"{folder}: cannot be made a folder ({e.strerror})") from e
-    for job in jobs:
-        for path in job.paths:
-            check_output(path)
+    return _some_usable([_checked(job, _check_paths) for job in checked])
 
 
 def kept(job: Job, bundle: Bundle) -> Outcome | None:
-    """The job as done, where whole PNGs are there whose records say what it asks for; else None.
+    """The job as done, where whole PNGs are there whose records say what it asks for; else, and for
+    a job with an error, None.
 
     By another provider or version of edgediff counts too. Raises InputError where the job cannot be
     done with this bundle."""
+    if job.error is not None:
+        return None
     seeds = resolve_seeds(job.options.get("seed"))
     drawn = job.options.get("seed") is None
     wanted = _comparable(json.loads(json.dumps(asdict(resolve(bundle, job.prompt, job.options)))))
@@ -164,6 +176,8 @@ def run_jobs(
     half-way goes on by running the same jobs again. on_step: as in `Pipeline.generate`."""
     for job in jobs:
         try:
+            if job.error is not None:
+                raise job.error
             done = kept(job, pipe.bundle)
             if done is None:
                 result = pipe.generate(job.prompt, on_step=on_step, **job.options)
@@ -213,6 +227,14 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in without_defaults(record).items() if k not in unlike}
 
 
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _parse(text: str) -> dict[str, Any]:
     """A line of JSON → its fields. Raises InputError."""
     try:
@@ -224,7 +246,7 @@ def _parse(text: str) -> dict[str, Any]:
         if isinstance(e, json.JSONDecodeError):
             reason = f"{e.msg} at character {e.colno}"
         remedy = 'give {"prompt": "a red apple"} or "a red apple"'
-        raise InputError(f"is no JSON ({reason}): {remedy}") from e
+        raise InputError(f"{_NO_JSON} ({reason}): {remedy}") from e
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, dict):
@@ -241,7 +263,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _job(line: int, fields: dict[str, Any], folder: Path, out_dir: Path, defaults: Options) -> Job:
+def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
+    """A line's job with what it says. Raises InputError."""
     names = ("prompt", "output", *Options.__annotations__)
     for name in fields:
         if name not in names:
@@ -254,16 +277,53 @@ def _job(line: int, fields: dict[str, Any], folder: Path, out_dir: Path, default
     check_text("prompt", prompt)
     output = fields.pop("output", None)
     if output is None:
-        output = f"{line:04}.png"
+        output = job.output.name
     if not isinstance(output, str) or not output or {*"/\\\0"} & {*output}:
         raise InputError(f"output is {output!r}: expected a file's name, such as fox.png")
     if not output.lower().endswith(".png") or output.startswith("."):
         raise InputError(f"output is {output!r}: expected a name that ends in .png")
     kinds = typing.get_type_hints(Options)
-    own = {name: _option(kinds[name], value, folder) for name, value in fields.items()}
-    options = cast("Options", {**defaults, **{n: v for n, v in own.items() if v is not None}})
-    resolve_seeds(options.get("seed"))
-    return Job(line=line, prompt=prompt, options=options, output=out_dir / output)
+    folder = Path() if job.file is None else job.file.parent
+    own = {
+        name: _option(kinds[name], value, folder)
+        for name, value in fields.items()
+        if value is not None
+    }
+    filled = dataclasses.replace(
+        job,
+        prompt=prompt,
+        options=cast("Options", {**defaults, **own}),
+        output=job.output.with_name(output),
+        inherited=frozenset({*defaults} - {*own}),
+    )
+    return _checked(filled, lambda j: resolve_seeds(j.options.get("seed")))
+
+
+def _checked(job: Job, check: Callable[[Job], object]) -> Job:
+    """The job, with an error where `check` raises one."""
+    if job.error is None:
+        try:
+            check(job)
+        except InputError as e:
+            return _refused(job, e)
+    return job
+
+
+def _check_paths(job: Job) -> None:
+    for path in job.paths:
+        check_output(path)
+
+
+def _refused(job: Job, error: InputError) -> Job:
+    """The job with an error, in which options that the line has itself are named as the line does:
+    by their names in Python, and with values as JSON."""
+
+    def spell(part: Name | Value) -> str:
+        if part.option in job.inherited:
+            return part
+        return json.dumps(part.value) if isinstance(part, Value) else str(part)
+
+    return dataclasses.replace(job, error=error.spelled(spell))
 
 
 def _option(kind: Any, value: Any, folder: Path) -> Any:
@@ -303,24 +363,41 @@ def _takes_path(kind: Any) -> bool:
     return typing.get_origin(kind) is os.PathLike
 
 
-def _clashes(jobs: Sequence[Job]) -> list[tuple[int, str]]:
-    """The lines whose pictures would have the name of an earlier line's, by line."""
+def _without_clashes(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, with an error where a picture would have the name of an earlier line's."""
     first: dict[str, int] = {}
-    problems = []
-    for job in jobs:
+
+    def check(job: Job) -> None:
         for path in job.paths:
             # As file systems compare them that take A and a for one.
             earlier = first.setdefault(path.name.casefold(), job.line)
             if earlier != job.line:
-                problems.append((job.line, f"{path.name} is what line {earlier} writes"))
-    return problems
+                raise InputError(f"{path.name} is what line {earlier} writes")
+
+    return [_checked(job, check) for job in jobs]
 
 
-def _tell(path: Path | None, problems: list[tuple[int, str]]) -> str:
-    lines = [f"line {number}: {problem}" for number, problem in sorted(problems)]
-    where = f"{path}, " if path else ""
-    if len(lines) == 1:
-        return f"{where}{lines[0]}"
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    head = f"{path}: " if path else ""
-    return "\n  ".join([f"{head}{len(lines)} lines cannot be used:", *lines[:_SHOWN], *more])
+def _some_usable(jobs: list[Job]) -> list[Job]:
+    """The jobs. Raises InputError where all have errors, with one message where it is one error."""
+    errors = [job.error for job in jobs if job.error is not None]
+    if len(errors) < len(jobs) or not jobs:
+        return jobs
+    first = jobs[0]
+    if len(jobs) == 1:
+        raise InputError(f"{first.where}: ", *errors[0].args)
+    head = (f"{first.file}: " if first.file else "") + f"none of {len(jobs)} lines can be used"
+    texts = [str(error) for error in errors]
+    if all(text.startswith(_NO_JSON) for text in texts):
+        raise InputError(f"{head}, the first ", *errors[0].args, "; prompts alone go in a .txt")
+    if len({*texts}) == 1:
+        raise InputError(f"{head}: ", *errors[0].args)
+    raise InputError(*_listed(head, jobs))
+
+
+def _listed(head: str, jobs: Collection[Job]) -> Iterator[str]:
+    yield f"{head}:"
+    for job in itertools.islice(jobs, _SHOWN):
+        if job.error is not None:
+            yield from (f"\n  line {job.line}: ", *job.error.args)
+    if len(jobs) > _SHOWN:
+        yield f"\n  and {len(jobs) - _SHOWN} more"

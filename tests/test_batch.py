@@ -33,8 +33,7 @@ def jobs_of(tmp_path: Path, *lines: Any, **defaults: Any) -> list[Job]:
 
 
 def done(pipe: edgediff.Pipeline, jobs: list[Job]) -> list[tuple[int, str, list[str]]]:
-    prepare_jobs(jobs, pipe.bundle)
-    outcomes = run_jobs(pipe, jobs)
+    outcomes = run_jobs(pipe, prepare_jobs(jobs, pipe.bundle))
     return [(o.job.line, o.status, [p.name for p in o.paths]) for o in outcomes]
 
 
@@ -68,7 +67,7 @@ def test_a_line_with_control(tiny_bundle: Path, tmp_path: Path) -> None:
         "canny": edgediff.Control(str(tmp_path / "m.png"), scale=0.5, process="edges"),
         "depth": edgediff.Control(str(tmp_path / "d.png")),
     }
-    with pytest.raises(InputError, match="line 1: control 'canny': tiny has none"):
+    with pytest.raises(InputError, match=r"p\.jsonl, line 1: control 'canny': tiny has none"):
         prepare_jobs(jobs, Bundle.open(tiny_bundle))
 
 
@@ -108,31 +107,57 @@ def test_prompts_alone(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_lines_that_cannot_be_used(tmp_path: Path, line: Any, message: str) -> None:
-    with pytest.raises(InputError) as e:
-        jobs_of(tmp_path, '"a fox"', line)
-    assert str(e.value).startswith(f"{tmp_path / 'p.jsonl'}, line 2: ")
-    assert message in str(e.value)
+    one, other, last = jobs_of(tmp_path, '"a fox"', line, '"a dog"')
+    assert (one.error, last.error) == (None, None)
+    assert other.where == f"{tmp_path / 'p.jsonl'}, line 2"
+    assert message in str(other.error)
+    if not message.startswith("0001"):
+        with pytest.raises(InputError) as e:
+            jobs_of(tmp_path, "", line)
+        assert str(e.value).startswith(f"{other.where}: ")
+        assert message in str(e.value)
 
 
-def test_every_line_that_cannot_be_used_is_named_up_to_ten(tmp_path: Path) -> None:
+def test_of_a_file_without_a_line_that_can_be_used_ten_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as e:
-        jobs_of(tmp_path, '"a"', *["{}"] * 12)
+        jobs_of(tmp_path, '"\\ud800"', "", *["{}"] * 12)
     lines = str(e.value).splitlines()
-    assert "12 lines cannot be used" in lines[0]
-    assert lines[1].strip().startswith("line 2: ")
-    assert lines[-1].strip() == "and 2 more"
+    assert lines[0] == f"{tmp_path / 'p.jsonl'}: none of 13 lines can be used:"
+    assert lines[1].startswith("  line 1: prompt is not valid text")
+    assert lines[2].startswith("  line 3: has no prompt")
+    assert len(lines) == 12
+    assert lines[-1] == "  and 3 more"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a fox", "a dog", ""], " of 2 lines can be used, the first is no JSON (Expecting value"),
+        (["[", '{"prompt": "a"},', '{"prompt": "b"}', "]"][:2], "; prompts alone go in a .txt"),
+        (["{}"] * 30, ' of 30 lines can be used: has no prompt: give {"prompt": "a red apple"}'),
+    ],
+)
+def test_one_mistake_in_all_lines_is_one_message(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(InputError) as e:
+        jobs_of(tmp_path, *lines)
+    assert str(e.value).startswith(f"{tmp_path / 'p.jsonl'}: none of ")
+    assert message in str(e.value)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
     ("seeds", "output"), [([1, 2], "a-2.png"), ([2, 2], "a-2.png"), ([2, 2], "A-2-2.png")]
 )
 def test_two_lines_for_one_file(tmp_path: Path, seeds: list[int], output: str) -> None:
-    with pytest.raises(InputError, match="is what line 1 writes"):
-        jobs_of(
-            tmp_path,
-            {"prompt": "a", "seed": seeds, "output": "a.png"},
-            {"prompt": "b", "output": output},
-        )
+    one, other = jobs_of(
+        tmp_path,
+        {"prompt": "a", "seed": seeds, "output": "a.png"},
+        {"prompt": "b", "output": output},
+    )
+    assert one.error is None
+    assert "is what line 1 writes" in str(other.error)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +165,10 @@ def test_two_lines_for_one_file(tmp_path: Path, seeds: list[int], output: str) -
     [
         (b"", "has no prompts"),
         (b"\n \r\n", "has no prompts"),
-        (b'"a"\n"\xff"', "line 2: is not UTF-8"),
-        ('"a"'.encode("utf-16"), "line 1: is not UTF-8"),
+        ('"a"\n"b"\n"c"'.encode("utf-16"), "is no text in UTF-8, it has zero bytes"),
+        (b'"a"\n\0', "is no text in UTF-8, it has zero bytes"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no text in UTF-8"),
+        (b"\x1f\x8b\x08\n\xff\xfe\nb\n", "is no text in UTF-8: give a prompt a line"),
         (None, "cannot be read (No such file"),
     ],
 )
@@ -151,28 +178,56 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, messag
         path.write_bytes(content)
     with pytest.raises(InputError) as e:
         read_jobs(path, tmp_path)
+    assert str(e.value).startswith(f"{path}: ")
     assert message in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_line_that_is_no_text_does_not_spoil_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'"a"\n"\xff"')
+    one, other = read_jobs(path, tmp_path)
+    assert one.error is None
+    assert str(other.error) == "is not UTF-8"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "line 2: steps is 0"),
-        ({"steps": "x"}, "line 2: steps is 'x'"),
-        ({"size": [63, 64]}, "line 2: size 63x64"),
-        ({"size": "64x64"}, "line 2: size is '64x64'"),
-        ({"sampler": []}, "line 2: sampler is list"),
-        ({"guidance_scale": float("nan")}, "line 2: guidance_scale is nan"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": "x"}, "steps is 'x'"),
+        ({"size": [63, 64]}, "size 63x64"),
+        ({"size": "64x64"}, "size is '64x64'"),
+        ({"sampler": []}, "sampler is list"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval is [0.5, 0.5]: give"),
     ],
 )
 def test_what_does_not_fit_the_bundle_is_found_before_anything_is_made(
     tiny_bundle: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    jobs = jobs_of(tmp_path, '"a"', {"prompt": "b", **options})
+    bundle = Bundle.open(tiny_bundle)
+    lines = jobs_of(tmp_path, '"a"', {"prompt": "b", **options})
+    one, other = prepare_jobs(lines, bundle)
+    assert one.error is None
+    assert str(other.error).startswith(message)
+    assert kept(other, bundle) is None
+    (tmp_path / "out").rmdir()
     with pytest.raises(InputError) as e:
-        prepare_jobs(jobs, Bundle.open(tiny_bundle))
-    assert message in str(e.value)
+        prepare_jobs(lines[1:], bundle)
+    assert str(e.value).startswith(f"{lines[1].where}: {message}")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_with_an_error_fails_and_a_folder_in_its_way_is_one(
+    pipe: edgediff.Pipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "0002.png").mkdir(parents=True)
+    jobs = prepare_jobs(jobs_of(tmp_path, '"a"', '"b"', "{}", steps=1), pipe.bundle)
+    outcomes = list(run_jobs(pipe, jobs))
+    assert [o.status for o in outcomes] == ["made", "failed", "failed"]
+    assert "0002.png: is a folder" in str(outcomes[1].error)
+    assert "has no prompt" in str(outcomes[2].error)
 
 
 def test_finished_pictures_are_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:

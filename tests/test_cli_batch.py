@@ -73,8 +73,64 @@ def test_a_failure_is_told_at_the_end_and_by_the_status(tiny_bundle: Path, tmp_p
     assert done.stdout.splitlines() == ["out/0001.png", "out/0003.png"]
     *_, summary, last = done.stderr.splitlines()
     assert summary.startswith("2 made in ")
-    assert summary.endswith("1 failed:")
-    assert last == "  line 2: out of memory"
+    assert summary.endswith("1 of 3 failed:")
+    assert last == "  p.txt, line 2: out of memory"
+
+
+def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    lines = [
+        '"a"',
+        "no JSON",
+        '{"prompt": "c", "steps": 0}',
+        '{"prompt": "d", "sampler": "lcm"}',  # the flag's spacing does not go with it
+        '{"prompt": "e", "output": "sheet.png"}',
+        '{"prompt": "f", "guidance_interval": [0.5, 0.2]}',
+        '{"prompt": "g"}',
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    flags = ["--prompts", "p.jsonl", "--out-dir", "out", "-m", tiny_bundle, "--steps", 1, "--grid"]
+    flags += ["--spacing", "karras"]
+    told = [
+        "p.jsonl, line 2: is no JSON (Expecting value at character 1): give ",
+        "p.jsonl, line 3: steps is 0: euler takes a whole number from 1 to 1000",
+        "p.jsonl, line 4: --spacing is 'karras': sampler lcm takes none: use ",
+        "p.jsonl, line 5: its picture is sheet.png, as the sheet of --grid is",
+        "p.jsonl, line 6: guidance_interval is [0.5, 0.2]: give where guidance starts and where it"
+        " ends, as rising fractions of the steps, such as [0.0, 0.8]",
+    ]
+
+    def at_the_start_and_the_end(stderr: str, summary: str, made: int) -> None:
+        lines = stderr.splitlines()
+        for line, message in zip(lines[:5], told, strict=True):
+            assert line.startswith(f"Failed: {message}")
+        for line, message in zip(lines[-5:], told, strict=True):
+            assert line.startswith(f"  {message}")
+        assert lines[-6].startswith(f"{made} made in ")
+        assert lines[-6].endswith(summary)
+
+    paths = ["out/0001.png", "out/0007.png", "out/sheet.png"]
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == paths
+    at_the_start_and_the_end(done.stderr, "0 there already, 5 of 7 failed:", 2)
+
+    done = run(*flags, cwd=tmp_path)  # the rest is kept, and the model is not loaded
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == paths
+    assert "tiny on cpu" not in done.stderr
+    outcomes = [line for line in done.stderr.splitlines() if not line.startswith("Failed")]
+    assert "0 made, 2 there already, 5 of 7 failed:" in outcomes
+
+    (tmp_path / "out" / "0007.png").unlink()
+    done = run(*flags, "--json", cwd=tmp_path)
+    answer = json.loads(done.stdout)
+    assert (answer["made"], answer["kept"], answer["failed"], answer["left"]) == (1, 1, 5, 0)
+    failed = {p["line"]: p["error"] for p in answer["pictures"] if p["status"] == "failed"}
+    assert sorted(failed) == [2, 3, 4, 5, 6]
+    assert failed[3].startswith("steps is 0: euler")
+    at_the_start_and_the_end(done.stderr, "1 there already, 5 of 7 failed:", 1)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +141,23 @@ def test_a_failure_is_told_at_the_end_and_by_the_status(tiny_bundle: Path, tmp_p
         (["--prompts", "p.jsonl", "--out-dir", "out", "a fox"], "PROMPT is for one picture"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "-o", "a.png"], "--output is for one"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--from", "a.png"], "--from is for one"),
-        (["--prompts", "sheet.jsonl", "--out-dir", "out", "--grid"], "line 1 writes sheet.png"),
+        (
+            ["--prompts", "sheet.jsonl", "--out-dir", "out", "--grid"],
+            "sheet.jsonl, line 1: its picture is sheet.png, as the sheet of --grid is",
+        ),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--count", "2"], "needs the first --seed"),
-        (["--prompts", "absent", "--out-dir", "out"], "absent: cannot be read"),
+        (["--prompts", "absent", "--out-dir", "out"], "--prompts absent: cannot be read"),
         (["--prompts", ".", "--out-dir", "out"], ".: cannot be read"),
         (["--prompts", "p.jsonl", "--out-dir", "p.jsonl"], "is a file"),
         (["--prompts", "p.jsonl", "--out-dir", "p.jsonl/x"], "cannot be made a folder"),
-        (["--prompts", "p.jsonl", "--out-dir", "out", "--steps", "0"], "line 1: steps is 0"),
-        (["--prompts", "bad.jsonl", "--out-dir", "out"], "bad.jsonl, line 2: has 'guidance': did"),
+        (
+            ["--prompts", "p.jsonl", "--out-dir", "out", "--steps", "0"],
+            "p.jsonl, line 1: --steps is 0",
+        ),
+        (
+            ["--prompts", "bad.jsonl", "--out-dir", "out"],
+            "--prompts bad.jsonl, line 1: has 'guidance': did",
+        ),
     ],
 )
 def test_bad_input(
@@ -105,7 +170,7 @@ def test_bad_input(
 ) -> None:
     (tmp_path / "p.jsonl").write_text('"a"\n')
     (tmp_path / "sheet.jsonl").write_text('{"prompt": "a", "output": "sheet.png"}')
-    (tmp_path / "bad.jsonl").write_text('"a"\n{"prompt": "b", "guidance": 2}\n')
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "b", "guidance": 2}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["edgediff", "generate", *flags, "-m", str(tiny_bundle)])
     with pytest.raises(SystemExit) as e:

@@ -1,5 +1,6 @@
 """`edgediff generate --prompts`: the pictures of a file of prompts, and where they stand."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgediff.cli.flags import file_of
 from edgediff.cli.report import duration, tell_inputs
+from edgediff.errors import InputError, Name
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
     from edgediff.bundle import Bundle
+    from edgediff.errors import Value
     from edgediff.pipeline import Pipeline
     from edgediff.settings import Options
 
@@ -28,27 +32,37 @@ def make_all(
     *,
     bundle: "Bundle",
     load: Callable[[], "Pipeline"],
+    spell: "Callable[[Name | Value], str]",
     grid: bool,
     as_json: bool,
 ) -> None:
     """Make the pictures that are not there yet. Exit status 1 where a line failed, 130 where it
     was interrupted.
 
-    load: called where there is anything to make. grid: write a sheet of all as well."""
-    from edgediff.batch import kept, prepare_jobs, read_jobs, run_jobs, save_sheet
+    load: called where there is anything to make. spell: how options are typed. grid: write a sheet
+    of all as well."""
+    from edgediff.batch import Outcome, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
 
-    jobs = read_jobs(prompts, out_dir, defaults)
+    with file_of("prompts"):
+        jobs = read_jobs(prompts, out_dir, defaults)
     sheet = out_dir / SHEET if grid else None
-    for job in jobs:
-        if sheet in job.paths:
-            raise click.UsageError(f"line {job.line} writes {SHEET}, as --grid does")
-    prepare_jobs(jobs, bundle)
+    clash = InputError(f"its picture is {SHEET}, as the sheet of ", Name("grid"), " is")
+    jobs = [
+        dataclasses.replace(job, error=clash) if job.error is None and sheet in job.paths else job
+        for job in jobs
+    ]
+    jobs = prepare_jobs(jobs, bundle)
     standing = _Standing(jobs, as_json=as_json)
-    there = {job.line: kept(job, bundle) for job in jobs}
-    for outcome in there.values():
-        if outcome is not None:
-            standing.add(outcome)
-    todo = [job for job in jobs if there[job.line] is None]
+    todo = []
+    for job in jobs:
+        done = kept(job, bundle)
+        if job.error is not None:
+            error = str(job.error.spelled(spell))
+            done = Outcome(job=job, status="failed", paths=[], seeds=[], error=error)
+        if done is None:
+            todo.append(job)
+        else:
+            standing.add(done)
     try:
         if todo:
             pipe = load()
@@ -76,7 +90,7 @@ class _Standing:
         self._as_json = as_json
         self._outcomes: list[Outcome] = []
         self._started = self._latest = time.perf_counter()
-        self._kept = 0
+        self._before = 0
         self._live = sys.stderr.isatty()
 
     @property
@@ -84,10 +98,11 @@ class _Standing:
         return [outcome for outcome in self._outcomes if outcome.status == "failed"]
 
     def start(self) -> None:
-        """Begin to make pictures: what was there already has been added."""
-        self._kept = len(self._outcomes)
-        if self._kept:
-            click.echo(f"{self._kept} of {self._total} are there already", err=True)
+        """Begin to make pictures: what is there already, or cannot be made, has been added."""
+        self._before = len(self._outcomes)
+        kept = self._count("kept")
+        if kept:
+            click.echo(f"{kept} of {self._total} are there already", err=True)
         self._started = self._latest = time.perf_counter()
         self.show()
 
@@ -99,9 +114,9 @@ class _Standing:
             for path in outcome.paths:
                 click.echo(path)
         if outcome.status == "failed":
-            click.echo(f"Failed: line {outcome.job.line}: {outcome.error}", err=True)
+            click.echo(f"Failed: {outcome.job.where}: {outcome.error}", err=True)
         if outcome.result is not None:
-            tell_inputs(outcome.result, where=f"line {outcome.job.line}: ")
+            tell_inputs(outcome.result, where=f"{outcome.job.where}: ")
             if not self._live:
                 name, seconds = outcome.job.output.name, outcome.result.timings.total
                 click.echo(f"{self._text()}: {name}, {seconds:.2f} s", err=True)
@@ -142,13 +157,14 @@ class _Standing:
         if counts["kept"] == self._total:
             click.echo(f"All {self._total} are there already.", err=True)
             return
+        took = f" in {duration(seconds)}" if counts["made"] else ""
+        failed = f"{counts['failed']} of {self._total} failed:" if self.failed else "0 failed"
         click.echo(
-            f"{counts['made']} made in {duration(seconds)}, {counts['kept']} there already,"
-            f" {counts['failed']} failed{':' if self.failed else ''}",
+            f"{counts['made']} made{took}, {counts['kept']} there already, {failed}",
             err=True,
         )
-        for outcome in self.failed:
-            click.echo(f"  line {outcome.job.line}: {outcome.error}", err=True)
+        for outcome in sorted(self.failed, key=lambda o: o.job.line):
+            click.echo(f"  {outcome.job.where}: {outcome.error}", err=True)
 
     def _count(self, status: str) -> int:
         return sum(outcome.status == status for outcome in self._outcomes)
@@ -158,8 +174,8 @@ class _Standing:
         text = f"{done}/{self._total}"
         if self._count("failed"):
             text += f", {self._count('failed')} failed"
-        if done > self._kept and done < self._total:
-            each = (self._latest - self._started) / (done - self._kept)
+        if done > self._before and done < self._total:
+            each = (self._latest - self._started) / (done - self._before)
             under_way = time.perf_counter() - self._latest
             text += f", about {duration(max(0.0, each * (self._total - done) - under_way))} left"
         return text

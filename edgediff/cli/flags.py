@@ -70,9 +70,10 @@ class SpellingCommand(click.Command):
         try:
             return super().invoke(ctx)
         except InputError as e:
-            raise e.spelled(self._spell) from e
+            raise e.spelled(self.spell) from e
 
-    def _spell(self, part: Name | Value) -> str:
+    def spell(self, part: Name | Value) -> str:
+        """An option's name or value as it is typed; as in Python, where this has no flag for it."""
         parameter = next((p for p in self.params if p.name == part.option), None)
         if parameter is None:
             return part

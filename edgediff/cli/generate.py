@@ -17,6 +17,7 @@ from edgediff.cli.batch import make_all
 from edgediff.cli.control import parse_controls
 from edgediff.cli.flags import (
     SectionedCommand,
+    SpellingCommand,
     file_of,
     flag,
     flags,
@@ -373,6 +374,7 @@ def generate(
             options,
             bundle=Bundle.open(find_bundle(model)),
             load=open_pipeline,
+            spell=cast(SpellingCommand, context.command).spell,
             grid=grid,
             as_json=as_json,
         )
