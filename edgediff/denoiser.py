@@ -24,7 +24,9 @@ class UNet(Protocol):
 
     sample (m, c, h, w) float32, timestep, encoder_hidden_states (m, t, d) float32, and any further
     inputs by name, each (m, …) float32 → prediction (m, c, h, w) float32. m is 1 or 2. The timestep
-    is a Python float (euler's may be fractional); the callee casts it to the graph's dtype."""
+    is a Python float (euler's may be fractional); the callee casts it to the graph's dtype.
+
+    Read-only arrays do not change as long as they live, so that they need reach a device once."""
 
     def __call__(
         self,
@@ -111,12 +113,12 @@ class Denoiser:
             against = [_row(negative, k) for k in range(count)]
             pairs = max(count, len(rows))
             rows = [rows[k % len(rows)] for k in range(pairs)]
-            self._pairs = [_stack(against[k % count], row) for k, row in enumerate(rows)]
+            self._pairs = [_frozen(_stack(against[k % count], row)) for k, row in enumerate(rows)]
             self._guided = _guided_levels(plan, interval)
         if guidance_embedding_dim is not None:
             embedding = guidance_embedding(guidance_scale, guidance_embedding_dim)
             rows = [(states, {**extra, "timestep_cond": embedding}) for states, extra in rows]
-        self._rows = rows
+        self._rows = [_frozen(row) for row in rows]
         self._beside = beside
 
     def __call__(self, x: Latents, sigma: float) -> Latents:
@@ -265,6 +267,16 @@ def _check_rows(conditioning: Conditioning, name: str) -> int:
 def _row(conditioning: Conditioning, k: int) -> _Row:
     extra = {name: value[k % len(value)][None] for name, value in conditioning.extra.items()}
     return conditioning.encoder_hidden_states[k : k + 1], extra
+
+
+def _frozen(row: _Row) -> _Row:
+    """The same values behind read-only arrays, as `UNet` describes."""
+    states, extra = row
+    views = {name: value.view() for name, value in extra.items()}
+    states = states.view()
+    for array in (states, *views.values()):
+        array.flags.writeable = False
+    return states, views
 
 
 def _stack(uncond: _Row, cond: _Row) -> _Row:

@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff.bundle import Bundle, Defaults, Manifest
+from edgediff.compiled import default_cache_dir
 from edgediff.conditioning import TextConditioner
 from edgediff.control import control_names, for_control, open_controls
 from edgediff.errors import BundleError, ProviderError
 from edgediff.inputs import ENCODER, open_inputs
+from edgediff.providers import PROVIDERS, check_provider_name
 from edgediff.result import Result
 from edgediff.run import Run
 from edgediff.samplers import Step
 from edgediff.session import (
-    PROVIDERS,
     Observe,
     SessionOptions,
-    check_provider_name,
-    default_cache_dir,
     free_dimensions,
     is_installed,
     why_missing,
@@ -56,9 +55,9 @@ def load(
         bundle.json lists fastest first), cpu, cuda, tensorrt, coreml or openvino.
     threads: CPU threads within an operator, None = one per core.
     cache_dir: where a provider that compiles (tensorrt, coreml, openvino) keeps its result between
-        runs. None = `edgediff/<bundle's id>` in the user's cache (`~/.cache` or $XDG_CACHE_HOME,
-        `~/Library/Caches`, `%LOCALAPPDATA%`), made when such a provider first runs. False =
-        nowhere.
+        runs, in a folder for each bundle. None = `edgediff` in the user's cache (`~/.cache` or
+        $XDG_CACHE_HOME, `~/Library/Caches`, `%LOCALAPPDATA%`), made when such a provider first
+        runs. False = nowhere.
     provider_options: handed to the provider as they are.
     max_memory: bytes, or text such as "1.4GB" or "1GiB", that the stages may take together. None
         loads them all at once; with a limit, the text encoder is loaded now, each other stage when
@@ -111,7 +110,8 @@ def _cache_dir(
 ) -> Path | None:
     if asked is None and PROVIDERS[provider].static_shapes:
         return default_cache_dir(bundle.id)
-    return None if asked is None or asked is False else Path(asked)
+    # Several bundles may be given one folder, and what is compiled does not tell them apart.
+    return None if asked is None or asked is False else Path(asked) / bundle.id[:16]
 
 
 def find_bundle(path_or_name: str | PathLike[str]) -> Path:
@@ -186,6 +186,12 @@ class Pipeline:
         a provider that compiles for each size puts it off. In a bundle with control networks these
         and the UNet, of which there are two, are loaded by the first call that runs them."""
         return self._stages.loaded
+
+    @property
+    def load_notes(self) -> tuple[str, ...]:
+        """Of the stages that are in memory now: what a provider had compiled before ("hit") or did
+        now ("miss"), and what was asked for and is not so."""
+        return tuple(self._stages.notes())
 
     @property
     def stages(self) -> Stages:

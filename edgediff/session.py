@@ -4,14 +4,15 @@ The only importer of onnxruntime. A provider that was asked for runs, or creatin
 raises; inputs are checked by name, dtype and shape before every run.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import json
+import io
 import os
 import platform
-import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from edgediff.binding import Binding, Device
 from edgediff.bundle import GraphSpec, TensorSpec
+from edgediff.compiled import Cache, Outcome
 from edgediff.errors import BundleError, InputError, Name, ProviderError, first_line
+from edgediff.providers import PROVIDERS, Provider, check_provider_name, default_options
 
 # Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
 # imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
@@ -31,50 +35,6 @@ import onnxruntime as ort
 ort.set_default_logger_severity(4)  # what loading reports comes back as exceptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provider:
-    """An execution provider: ONNX Runtime's name for it and how a user gets it.
-
-    `plugin` is the package of a provider that installs beside the stock onnxruntime, and `upgrade`
-    what brings the two to versions that fit; `static_shapes` says that it compiles the graph and
-    needs every dimension fixed for that."""
-
-    onnxruntime_name: str
-    install: str
-    plugin: str | None = None
-    upgrade: str = ""
-    static_shapes: bool = False
-
-
-PROVIDERS = {
-    "cpu": Provider(
-        onnxruntime_name="CPUExecutionProvider",
-        install="pip install onnxruntime",
-    ),
-    "cuda": Provider(
-        onnxruntime_name="CUDAExecutionProvider",
-        install="pip uninstall onnxruntime && pip install onnxruntime-gpu",
-    ),
-    "tensorrt": Provider(
-        onnxruntime_name="TensorrtExecutionProvider",
-        install="pip uninstall onnxruntime && pip install onnxruntime-gpu tensorrt",
-        static_shapes=True,
-    ),
-    "coreml": Provider(
-        onnxruntime_name="CoreMLExecutionProvider",
-        install="pip install onnxruntime, on a Mac: its wheel for macOS includes CoreML",
-        static_shapes=True,
-    ),
-    "openvino": Provider(
-        onnxruntime_name="OpenVINOExecutionProvider",
-        install='pip install "edgediff[openvino]"',
-        plugin="onnxruntime_ep_openvino",
-        upgrade="pip install --upgrade onnxruntime onnxruntime-ep-openvino",
-        static_shapes=True,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +72,6 @@ class SessionOptions:
             raise InputError(
                 Name("threads"), f" is {self.threads!r}: expected a whole number from 1 up"
             )
-
-
-def check_provider_name(name: str) -> None:
-    """Raise InputError, with the valid names, unless `name` is a provider's."""
-    if name not in PROVIDERS:
-        raise InputError(
-            Name("provider"), f" is {name!r}: expected auto or one of {', '.join(PROVIDERS)}"
-        )
 
 
 def version() -> str:
@@ -163,31 +115,16 @@ def _version(package: str) -> str:
         return f"{name} (of unknown version)"
 
 
-def default_cache_dir(bundle_id: str) -> Path | None:
-    """Where what a provider compiles of a bundle is kept unless told otherwise: a folder of the
-    bundle's own in the user's cache. None where that could not be written. Creates nothing."""
-    try:
-        folder = _user_cache() / "edgediff" / bundle_id[:16]
-        existing = next(f for f in (folder, *folder.parents) if f.exists())
-    except (RuntimeError, OSError):  # a user without a home, or one that may not be looked into
-        return None
-    return folder if existing.is_dir() and os.access(existing, os.W_OK) else None
-
-
-def _user_cache() -> Path:
-    """The platform's folder for what can be made again."""
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return Path(local) if local else Path.home() / "AppData" / "Local"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    # The XDG base directory specification: a relative path is to be ignored.
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return xdg if xdg.is_absolute() else Path.home() / ".cache"
+_MOST_SHAPES = 8
+"""Sets of shapes that a session keeps buffers for. A recorded CUDA graph is never given up, so that
+further ones run unrecorded."""
 
 
 class Session:
-    """One graph, loaded on one provider.
+    """One graph, loaded on one provider. May be run from several threads.
+
+    Where the provider computes in memory of its own, inputs and outputs have buffers there, see
+    `Binding`, and runs take turns.
 
     Raises ProviderError where the provider is absent, refuses the graph, or takes no node of it;
     BundleError where the graph is not the one that the GraphSpec describes."""
@@ -198,15 +135,29 @@ class Session:
         spec: GraphSpec,
         options: SessionOptions,
         dimensions: Mapping[str, int] | None = None,
+        *,
+        every_step: bool = False,
     ) -> None:
-        """`dimensions` fixes free dimensions of the graph by name."""
+        """`dimensions` fixes free dimensions of the graph by name. every_step: it runs at every
+        step of a picture, which is worth recording as a CUDA graph where the provider can."""
         missing = why_missing(options.provider)
         if missing is not None:
             raise ProviderError(f"provider {options.provider!r}: {missing}")
         self.spec = spec
+        self.notes: tuple[str, ...] = ()
+        """What was asked for and is not so, though the session runs."""
+        self._options = options
+        self._provider = PROVIDERS[options.provider]
         self._inputs = {i.name: i for i in spec.inputs}
         self._output_names = [o.name for o in spec.outputs]
-        self._session = _create(path, spec, options, dimensions or {})
+        self._cache = _open_cache(spec, options, dimensions or {})
+        asked = self._asked_to_record()
+        can = self._provider.graph_option is not None
+        self._records = every_step and can if asked is None else asked
+        self._session = self._load(path, dimensions or {})
+        self._lock = threading.Lock()
+        self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
+        self._recorded = 0
         self._run_options = ort.RunOptions()
         if options.provider == "cpu" and options.frugal:
             # Between runs a stage then keeps its weights alone; else each keeps its largest run's
@@ -220,16 +171,75 @@ class Session:
             )
 
     def run(self, **inputs: Array) -> dict[str, Array]:
-        """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec.
+        """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only
+        array must hold what it held when it was last given.
 
         Raises InputError for a wrong name, dtype or shape, ProviderError where the run fails."""
         self._check(inputs)
         try:
+            if self._provider.device is not None:
+                return self._run_bound(inputs)
             outputs = self._session.run(self._output_names, inputs, self._run_options)
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
-            raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}") from e
+            option = self._provider.graph_option
+            remedy = f": try the provider option {option}=0" if self._records else ""
+            raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}{remedy}") from e
         # Copied: an output of onnxruntime's own keeps the work space of the run alive with it.
         return {n: np.array(o) for n, o in zip(self._output_names, outputs, strict=True)}
+
+    def cached(self) -> dict[str, Outcome]:
+        """What became of the provider's caches, by kind; complete after the first run, since some
+        engines are built then. Empty where nothing is kept."""
+        return {} if self._cache is None else self._cache.outcomes()
+
+    def _load(self, path: Path, dimensions: Mapping[str, int]) -> ort.InferenceSession:
+        """Load the graph; where a provider refuses to record it, without that, and note it."""
+        records, asked = self._records, self._asked_to_record()
+        create = functools.partial(_create, path, self.spec, self._options, dimensions, self._cache)
+        if not records or asked is not None:
+            return create(records=records)
+        try:
+            return create(records=True)
+        except ProviderError as e:
+            self._records = False
+            found = create(records=False)
+            self.notes = (f"{self.spec.file}: runs without a CUDA graph ({first_line(e)})",)
+            return found
+
+    def _asked_to_record(self) -> bool | None:
+        """What the caller's provider options say of CUDA graphs, None where nothing."""
+        asked = self._options.provider_options.get(self._provider.graph_option or "")
+        return None if asked is None else asked.lower() in ("1", "true")
+
+    def _run_bound(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        shapes = tuple(inputs[name].shape for name in self._inputs)
+        with self._lock:  # the buffers are shared
+            # Put back when it has run: one that failed is not used again.
+            binding = self._bindings.pop(shapes, None) or self._bind(inputs)
+            found = binding.run(inputs)
+            self._bindings[shapes] = binding
+            if len(self._bindings) > _MOST_SHAPES:
+                del self._bindings[next(iter(self._bindings))]
+        return found
+
+    def _bind(self, inputs: Mapping[str, Array]) -> Binding:
+        """Buffers for these shapes, which get a CUDA graph of their own."""
+        first_run, further_runs = self._run_options, self._run_options
+        if self._records:
+            first_run, further_runs = _graph_run(None), _graph_run(None)
+            if self._recorded < _MOST_SHAPES:
+                self._recorded += 1
+                further_runs = _graph_run(self._recorded)
+        index = int(self._options.provider_options.get("device_id", "0"))
+        return Binding(
+            self._session,
+            ort.OrtValue,
+            Device(self._provider.device or "cpu", index),
+            inputs,
+            self._output_names,
+            first_run=first_run,
+            further_runs=further_runs,
+        )
 
     def placement(self) -> dict[str, tuple[int, int]]:
         """onnxruntime's name of a provider → the nodes that it took and in how many pieces, for a
@@ -256,6 +266,13 @@ class Session:
                     f"{self.spec.file}: {name} is {array.dtype} {array.shape},"
                     f" expected {expected.dtype} {expected.shape}"
                 )
+
+
+def _graph_run(number: int | None) -> ort.RunOptions:
+    """Options of a run that is recorded as this CUDA graph, or replays it; None: neither."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1" if number is None else str(number))
+    return options
 
 
 _PRECISE = "session.x64quantprecision"
@@ -287,40 +304,38 @@ def free_dimensions(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def _create(
-    path: Path, spec: GraphSpec, options: SessionOptions, dimensions: Mapping[str, int]
+    path: Path,
+    spec: GraphSpec,
+    options: SessionOptions,
+    dimensions: Mapping[str, int],
+    cache: Cache | None,
+    *,
+    records: bool,
 ) -> ort.InferenceSession:
     provider = PROVIDERS[options.provider]
-    session_options = ort.SessionOptions()
-    session_options.log_severity_level = 4  # errors come back as exceptions
-    session_options.intra_op_num_threads = options.threads or 0
-    if options.provider == "cpu":
-        # A memory pattern is a second work space beside that of the first run, and no faster here.
-        session_options.enable_mem_pattern = False
-    for key, value in spec.session_config.items():
-        if key == _PRECISE and multiplies_bytes():
-            continue
-        session_options.add_session_config_entry(key, value)
-    for name, size in dimensions.items():
-        session_options.add_free_dimension_override_by_name(name, size)
-    if options.observe.profile is not None:
-        session_options.enable_profiling = True
-        prefix = options.observe.profile / Path(spec.file).stem
-        session_options.profile_file_prefix = os.fspath(prefix)
-    asks_placement = options.provider != "cpu" or options.observe.placement
-    if asks_placement and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
-        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if options.cache_dir is not None and provider.static_shapes:
-        _make_cache_dir(options.cache_dir)
+    session_options = _session_options(spec, options, dimensions)
     devices = [] if _built_in(provider) else _plugin_devices(provider)
-    device = devices[0].device.type.name if devices else "CPU"
-    provider_options = _default_provider_options(options, device) | dict(options.provider_options)
+    provider_options = default_options(
+        options.provider,
+        precision=spec.precision,
+        cache=None if cache is None else cache.folder,
+        timing=None if cache is None else cache.root,
+        threads=options.threads,
+        device=devices[0].device.type.name if devices else "CPU",
+        records=records,
+    ) | dict(options.provider_options)
     try:
         if devices:
             session_options.add_provider_for_devices(devices, provider_options)
             session = ort.InferenceSession(path, session_options)
         else:
+            if provider.device == "cuda":
+                _load_cuda()
             session = ort.InferenceSession(
-                path, session_options, providers=[(provider.onnxruntime_name, provider_options)]
+                path,
+                session_options,
+                providers=_providers(provider, provider_options),
+                enable_fallback=0,  # it would print, and hide why
             )
     except Exception as e:  # onnxruntime raises a dozen unrelated classes
         raise ProviderError(
@@ -342,6 +357,49 @@ def _create(
     return session
 
 
+def _session_options(
+    spec: GraphSpec, options: SessionOptions, dimensions: Mapping[str, int]
+) -> ort.SessionOptions:
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 4  # errors come back as exceptions
+    session_options.intra_op_num_threads = options.threads or 0
+    if options.provider == "cpu":
+        # A memory pattern is a second work space beside that of the first run, and no faster here.
+        session_options.enable_mem_pattern = False
+    for key, value in spec.session_config.items():
+        if key == _PRECISE and multiplies_bytes():
+            continue
+        session_options.add_session_config_entry(key, value)
+    for name, size in dimensions.items():
+        session_options.add_free_dimension_override_by_name(name, size)
+    if options.observe.profile is not None:
+        session_options.enable_profiling = True
+        prefix = options.observe.profile / Path(spec.file).stem
+        session_options.profile_file_prefix = os.fspath(prefix)
+    asks_placement = options.provider != "cpu" or options.observe.placement
+    if asks_placement and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return session_options
+
+
+def _providers(provider: Provider, options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The provider, and the one that takes what it leaves, on the same device."""
+    found = [(provider.onnxruntime_name, options)]
+    if provider.beside in ort.get_available_providers():
+        device = {k: v for k, v in options.items() if k == "device_id"}
+        found.append((provider.beside or "", device))
+    return found
+
+
+@functools.cache
+def _load_cuda() -> None:
+    """Load CUDA and cuDNN where they were installed as Python packages, which onnxruntime does not
+    look into by itself. What it cannot load it prints; that the provider does not start is told."""
+    if hasattr(ort, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
 def _placed(session: ort.InferenceSession) -> list[Any] | None:
     """The partitions that onnxruntime cut the graph into, None where it does not tell."""
     if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
@@ -349,49 +407,23 @@ def _placed(session: ort.InferenceSession) -> list[Any] | None:
     return list(session.get_provider_graph_assignment_info())
 
 
-def _make_cache_dir(folder: Path) -> None:
+def _open_cache(
+    spec: GraphSpec, options: SessionOptions, dimensions: Mapping[str, int]
+) -> Cache | None:
+    if options.cache_dir is None or not PROVIDERS[options.provider].static_shapes:
+        return None
+    cache = Cache(options.cache_dir, spec.file, dimensions)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(
             Name("cache_dir"),
-            f" {folder}: cannot be made ({e.strerror}): give a folder that can be written, or ",
+            f" {options.cache_dir}: cannot be made ({e.strerror}): give a folder that can be"
+            " written, or ",
             Name("no_cache", "cache_dir=False"),
             " to keep nothing",
         ) from e
-
-
-def _default_provider_options(options: SessionOptions, device: str) -> dict[str, str]:
-    """What a provider needs to keep its compiled graphs between runs, and to keep to `threads`
-    where ONNX Runtime's own setting does not reach it."""
-    if options.provider == "openvino":
-        return _openvino_options(options, device)
-    if options.cache_dir is None:
-        return {}
-    cache = os.fspath(options.cache_dir)
-    return {
-        "tensorrt": {
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": cache,
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": cache,
-        },
-        "coreml": {"ModelFormat": "MLProgram", "ModelCacheDirectory": cache},
-    }.get(options.provider, {})
-
-
-def _openvino_options(options: SessionOptions, device: str) -> dict[str, str]:
-    """OpenVINO's own properties of a device ("CPU", "GPU", "NPU"), as JSON: the plug-in ignores
-    `cache_dir` and `num_of_threads`, which the provider took before it was a plug-in.
-
-    INFERENCE_PRECISION_HINT stays unset: OpenVINO computes in bfloat16 by itself where the
-    processor has instructions for it, and in float32 elsewhere."""
-    properties: dict[str, str] = {}
-    if options.cache_dir is not None:
-        properties["CACHE_DIR"] = os.fspath(options.cache_dir)
-    if options.threads is not None and device == "CPU":
-        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
-    return {"load_config": json.dumps({device: properties})} if properties else {}
+    return cache
 
 
 def _built_in(provider: Provider) -> bool:

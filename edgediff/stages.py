@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgediff.bundle import Bundle, GraphSpec, Manifest
+from edgediff.compiled import Outcome
 from edgediff.control import for_control
 from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError, Name
@@ -159,7 +160,8 @@ class Stages:
                 graph = self._bundle.manifest.graphs[stage]
                 path = self._bundle.path(graph.file)
                 started = time.perf_counter()
-                session = Session(path, graph, self._options, dimensions)
+                every_step = stage == "unet" or for_control(stage)
+                session = Session(path, graph, self._options, dimensions, every_step=every_step)
                 self.load_seconds[stage] = time.perf_counter() - started
             self._sessions[key] = session
             return session
@@ -168,6 +170,24 @@ class Stages:
         """Each stage's sessions that are in memory now."""
         with self._lock:
             return [(stage, session) for (stage, _), session in self._sessions.items()]
+
+    def caches(self) -> dict[str, dict[str, Outcome]]:
+        """Stage → kind of cache → what became of it, for the stages that are in memory now and keep
+        what they compile; "miss" where any set of shapes missed."""
+        found: dict[str, dict[str, Outcome]] = {}
+        for stage, session in self.sessions():
+            for kind, outcome in session.cached().items():
+                kinds = found.setdefault(stage, {})
+                kinds[kind] = "miss" if "miss" in (outcome, kinds.get(kind)) else outcome
+        return found
+
+    def notes(self) -> list[str]:
+        """A line for each cache that was looked into, and the sessions' own notes."""
+        cached = [
+            f"{stage}: {', '.join(f'{kind} cache {outcome}' for kind, outcome in kinds.items())}"
+            for stage, kinds in self.caches().items()
+        ]
+        return cached + [note for _, session in self.sessions() for note in session.notes]
 
     def close(self) -> None:
         """Release all; the next `session` loads again."""

@@ -81,6 +81,7 @@ class ControlledUNet:
     ) -> None:
         self._unet = unet
         self._latent = manifest.latent
+        self._zeros: dict[tuple[int, ...], Residuals] = {}
         self._networks = [
             _Network(
                 manifest.graphs[NETWORK + name],
@@ -111,8 +112,15 @@ class ControlledUNet:
                 )
                 total = {k: total[k] + v for k, v in found.items()} if total else found
         if not total:
-            total = {s.name: _zeros(s, sample.shape) for s in self._networks[0].graph.outputs}
+            total = self._no_residuals(sample.shape)
         return self._unet(sample, timestep, encoder_hidden_states, {**extra, **total})
+
+    def _no_residuals(self, sample: tuple[int, ...]) -> Residuals:
+        """Zeros for a sample of this shape, made once and read-only."""
+        if sample not in self._zeros:
+            outputs = self._networks[0].graph.outputs
+            self._zeros[sample] = {s.name: _zeros(s, sample) for s in outputs}
+        return self._zeros[sample]
 
 
 class _Network:
@@ -131,7 +139,8 @@ class _Network:
         self._stage = stage
         self._run_stage = run_stage
         self._control = control
-        self._pixels: dict[tuple[int, int], Array] = {}
+        self._scale = _read_only(np.array(control.scale, np.float32))
+        self._pixels: dict[tuple[int, ...], Array] = {}
 
     def __call__(
         self,
@@ -143,14 +152,15 @@ class _Network:
     ) -> Residuals:
         rows, _, *sides = latents.shape
         height, width = (side * downscale for side in sides)
-        if (width, height) not in self._pixels:
-            self._pixels[width, height] = self._control.pixels(width, height)
+        if (rows, width, height) not in self._pixels:
+            pixels = _rows(self._control.pixels(width, height), rows)
+            self._pixels[rows, width, height] = _read_only(pixels)
         inputs: dict[str, npt.NDArray[Any]] = {
             "sample": latents,
             "timestep": _timestep(self.graph, timestep),
             "encoder_hidden_states": encoder_hidden_states,
-            "controlnet_cond": _rows(self._pixels[width, height], rows),
-            "conditioning_scale": np.array(self._control.scale, np.float32),
+            "controlnet_cond": self._pixels[rows, width, height],
+            "conditioning_scale": self._scale,
         }
         for name, value in extra.items():
             if self.graph.input(name) is not None:  # SDXL's, but not a guidance embedding
@@ -187,4 +197,11 @@ def _zeros(spec: TensorSpec, sample: tuple[int, ...]) -> Array:
     for k in _HALVINGS:
         suffix = "" if k == 1 else f"_{k}"
         sides |= {f"height{suffix}": -(-h // k), f"width{suffix}": -(-w // k)}
-    return np.zeros([d if isinstance(d, int) else sides[d] for d in spec.shape], np.float32)
+    return _read_only(np.zeros([d if isinstance(d, int) else sides[d] for d in spec.shape], "f4"))
+
+
+def _read_only(array: Array) -> Array:
+    """The same values, which nothing changes from now on: see `denoiser.UNet`."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -275,7 +275,7 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--guidance-interval", "0.5-0.2"], 2, "--guidance-interval is 0.5-0.2"),
         (["--variation-seed", "1"], 2, "give --variation-strength too"),
         (["--provider", "gpu"], 2, "expected auto or one of cpu, cuda, tensorrt"),
-        (["--provider", "cuda"], 1, "pip install onnxruntime-gpu"),
+        (["--provider", "cuda"], 1, 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
         (["--threads", "0"], 2, "threads is 0"),
         (["--seed", "1.5"], 2, "not a valid integer"),
         (["--seed", "99999999999999999999"], 2, "seed is 99999999999999999999"),

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,8 @@ import pytest
 from edgediff import session as session_module
 from edgediff.bundle import Bundle, GraphSpec
 from edgediff.errors import BundleError, InputError, ProviderError
-from edgediff.session import (
-    PROVIDERS,
-    Session,
-    SessionOptions,
-    default_cache_dir,
-    free_dimensions,
-    why_missing,
-)
+from edgediff.providers import PROVIDERS
+from edgediff.session import Session, SessionOptions, free_dimensions, why_missing
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +115,7 @@ def test_a_silent_fallback_is_an_error(
     monkeypatch.setattr(
         ort,
         "InferenceSession",
-        lambda path, options, providers: real(path, options, providers=names[1:]),  # noqa: ARG005
+        lambda path, options, **_: real(path, options, providers=names[1:]),
     )
     with pytest.raises(ProviderError, match=r"did not start .onnxruntime fell back to CPU"):
         Session(tiny_bundle / spec.file, spec, SessionOptions(provider="cuda"))
@@ -137,7 +130,7 @@ def test_a_provider_that_takes_no_node_is_an_error(
     real = ort.InferenceSession
 
     class Idle(real):  # type: ignore[misc, valid-type]
-        def __init__(self, path: Path, options: object, providers: object) -> None:  # noqa: ARG002
+        def __init__(self, path: Path, options: object, **_: object) -> None:
             super().__init__(path, options, providers=names[1:])
 
         def get_providers(self) -> list[str]:
@@ -242,13 +235,9 @@ def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
         Session(tiny_bundle / spec.file, spec, options)
     devices, given = OptionsOfASession.given
     assert devices == [found]
-    assert json.loads(given["load_config"]) == {device: {**expected, "CACHE_DIR": str(cache)}}
-    assert cache.is_dir()
-
-
-def test_openvino_is_told_nothing_where_nothing_is_asked() -> None:
-    options = SessionOptions(provider="openvino")
-    assert session_module._default_provider_options(options, "CPU") == {}
+    folder = cache / "vae_decoder"
+    assert json.loads(given["load_config"]) == {device: {**expected, "CACHE_DIR": str(folder)}}
+    assert folder.is_dir()
 
 
 def test_a_cache_that_cannot_be_made_is_named(
@@ -266,52 +255,6 @@ def test_the_cpu_makes_no_cache(tiny_bundle: Path, spec: GraphSpec, tmp_path: Pa
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-    ("platform", "environment", "expected"),
-    [
-        ("linux", {}, "home/.cache"),
-        ("linux", {"XDG_CACHE_HOME": "relative"}, "home/.cache"),
-        ("linux", {"XDG_CACHE_HOME": "{}/xdg"}, "xdg"),
-        ("darwin", {"XDG_CACHE_HOME": "{}/xdg"}, "home/Library/Caches"),
-        ("win32", {"LOCALAPPDATA": "{}/local"}, "local"),
-        ("win32", {}, "home/AppData/Local"),
-    ],
-)
-def test_the_default_cache_is_the_platforms(
-    platform: str,
-    environment: dict[str, str],
-    expected: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value.format(tmp_path))
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    monkeypatch.setattr(sys, "platform", platform)
-    folder = tmp_path / expected / "edgediff" / "0123456789abcdef"
-    assert default_cache_dir("0123456789abcdef" * 4) == folder
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_default_cache_where_none_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert default_cache_dir("0" * 64) is None
-    monkeypatch.undo()
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setattr(Path, "home", homeless)
-    assert default_cache_dir("0" * 64) is None
-
-
 def test_a_plug_in_without_a_device_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "_register", lambda _: None)
     monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
@@ -324,7 +267,7 @@ def test_provider_options_pass_through_over_the_defaults(
 ) -> None:
     seen: list[object] = []
 
-    def record(_path: object, _options: object, providers: object) -> None:
+    def record(_path: object, _options: object, providers: object, **_: object) -> None:
         seen.append(providers)
         raise RuntimeError("stop here\nsecond line")
 
@@ -339,6 +282,7 @@ def test_provider_options_pass_through_over_the_defaults(
         Session(tiny_bundle / spec.file, spec, options)
     ((name, given),) = seen[0]  # type: ignore[misc]
     assert name == "TensorrtExecutionProvider"
-    assert given["trt_engine_cache_path"] == str(tmp_path)
+    assert given["trt_engine_cache_path"] == str(tmp_path / "vae_decoder")
+    assert given["trt_timing_cache_path"] == str(tmp_path)
     assert given["trt_timing_cache_enable"] == "0"
     assert given["trt_fp16_enable"] == "1"

@@ -161,6 +161,35 @@ def test_a_released_session_is_freed_at_once_but_not_under_a_user(bundle: Bundle
     assert held._session.get_inputs()
 
 
+def test_what_became_of_caches_is_told_by_stage(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that compiles has a session for each set of shapes; one that missed counts."""
+
+    class Compiled:
+        def __init__(self, *asked: Any, **_: Any) -> None:
+            *_, graph, _options, dimensions = asked
+            self.notes = ("unet.onnx: runs without a CUDA graph",) if dimensions else ()
+            found = {"engine": "miss", "timing": "hit"}
+            hit = {"engine": "hit", "timing": "unused"}
+            self._found = {"unet.onnx": found if dimensions else hit}.get(graph.file, {})
+
+        def cached(self) -> dict[str, str]:
+            return self._found
+
+    monkeypatch.setattr(stages_module, "Session", Compiled)
+    stages = Stages(bundle, SessionOptions(threads=1), None)
+    stages.session("unet", {})
+    assert stages.notes() == ["unet: engine cache hit, timing cache unused"]
+    stages.session("unet", {"batch": 2})
+    stages.session("vae_decoder", {})
+    assert stages.caches() == {"unet": {"engine": "miss", "timing": "hit"}}
+    assert stages.notes() == [
+        "unet: engine cache miss, timing cache hit",
+        "unet.onnx: runs without a CUDA graph",
+    ]
+
+
 @pytest.fixture
 def least(bundle: Bundle) -> int:
     return max(memory.peak for memory in estimate(bundle.manifest).values())

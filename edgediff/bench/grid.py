@@ -13,9 +13,11 @@ import edgediff
 from edgediff.bench.results import Config, Model
 from edgediff.bench.runner import Job
 from edgediff.bundle import Bundle, PictureFidelity
+from edgediff.compiled import default_cache_dir
 from edgediff.errors import InputError
 from edgediff.pipeline import find_bundle
-from edgediff.session import PROVIDERS, check_provider_name, default_cache_dir, version
+from edgediff.providers import PROVIDERS, check_provider_name
+from edgediff.session import version
 from edgediff.settings import resolve
 
 PROMPT = "a red apple"

@@ -407,6 +407,8 @@ def generate(
     plans = make_plans(bundle.manifest.schedule, settings)
     with _progress(sum(len(plan.steps) for plan in plans)) as on_step:
         result = pipe.generate(prompt, on_step=on_step, **options)
+    for note in pipe.load_notes:
+        click.echo(f"Note: {note}", err=True)
     paths = [result.save_grid(output)] if grid else result.save(output)
     tell_inputs(result)
     _report(result, paths, loaded, grid=grid, as_json=as_json)

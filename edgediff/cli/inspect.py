@@ -155,7 +155,8 @@ def _check_row(check: "Check") -> tuple[str, str, str]:
 @json_flag
 def providers(as_json: bool) -> None:
     """List the execution providers: which can run here, and how to get the others."""
-    from edgediff.session import PROVIDERS, why_missing
+    from edgediff.providers import PROVIDERS
+    from edgediff.session import why_missing
 
     missing = {name: why_missing(name) for name in PROVIDERS}
     if as_json:

@@ -1,0 +1,73 @@
+"""A graph's inputs and outputs in buffers on the device that computes it (I/O binding)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Device(NamedTuple):
+    """Where buffers lie: onnxruntime's name of a kind of device ("cuda", "cpu"), and which one."""
+
+    kind: str
+    number: int
+
+
+class Binding:
+    """Buffers for one set of shapes. They keep their addresses, so that a recorded CUDA graph,
+    which reads and writes these, can be replayed.
+
+    session: an onnxruntime.InferenceSession. values: onnxruntime.OrtValue, which makes buffers.
+    inputs: arrays of the shapes and dtypes to come. outputs: the names of those wanted.
+    first_run, further_runs: RunOptions. In the first run, which may not be recorded, onnxruntime
+    gives the outputs their buffers, since it alone knows their shapes."""
+
+    def __init__(
+        self,
+        session: Any,
+        values: Any,
+        device: Device,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        *,
+        first_run: Any,
+        further_runs: Any,
+    ) -> None:
+        self._session = session
+        self._first_run, self._further_runs = first_run, further_runs
+        self._binding = session.io_binding()
+        self._inputs: dict[str, Any] = {}
+        self._unchanging: dict[str, Array] = {}
+        for name, array in inputs.items():
+            buffer = values.ortvalue_from_shape_and_type(array.shape, array.dtype, *device)
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._inputs[name] = buffer
+        self._output_names = list(outputs)
+        self._outputs: list[Any] = []
+        for name in self._output_names:
+            self._binding.bind_output(name, *device)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Copy the inputs in, run, and copy the outputs out.
+
+        A read-only array that was given the last time stays where it is: what holds for a whole
+        picture crosses to the device once."""
+        for name, array in inputs.items():
+            if array is self._unchanging.get(name):
+                continue
+            self._unchanging.pop(name, None)
+            self._inputs[name].update_inplace(array)
+            if not array.flags.writeable:
+                self._unchanging[name] = array
+        self._session.run_with_iobinding(
+            self._binding, self._further_runs if self._outputs else self._first_run
+        )
+        if not self._outputs:
+            self._outputs = self._binding.get_outputs()
+            for name, buffer in zip(self._output_names, self._outputs, strict=True):
+                self._binding.bind_ortvalue_output(name, buffer)
+        # Copied: on the CPU this would be the buffer itself.
+        values = zip(self._output_names, self._outputs, strict=True)
+        return {name: np.array(buffer.numpy()) for name, buffer in values}
