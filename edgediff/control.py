@@ -15,7 +15,7 @@ from edgediff.checks import is_number
 from edgediff.errors import InputError, Name
 from edgediff.inputs import PictureRecord, record
 from edgediff.maps import edges, invert
-from edgediff.picture import Source, open_picture
+from edgediff.picture import Picture, Source, open_picture
 
 NETWORK = "controlnet."
 """A control network's stage is called this and its name."""
@@ -122,6 +122,13 @@ def resolve_controls(
                 " whole one: give a wider part, or more steps",
             )
     return tuple(_record(name, control) for name, control in opened.items()) or None
+
+
+def control_notes(controls: Mapping[str, Control], width: int, height: int) -> tuple[str, ...]:
+    """What was done to opened pictures of controls, at the size of the picture made, that one might
+    not expect."""
+    pictures = [c.image for c in controls.values() if isinstance(c.image, Picture)]
+    return tuple(n for p in pictures for n in (*p.notes, *p.notes_at(width, height, asked=True)))
 
 
 def _record(name: str, control: Control) -> ControlSettings:

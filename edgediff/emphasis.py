@@ -39,8 +39,9 @@ def parse_weights(prompt: str) -> list[Fragment]:
     """A prompt's text without its brackets, by weight.
 
     `(text:1.3)` multiplies by 1.3, `(text)` by STEP, `[text]` divides by STEP; they nest. A
-    backslash makes a bracket, or a backslash, text. Brackets without their partner are text, and so
-    is what follows a colon and is no number; there the web UI stretches an open bracket to the end.
+    backslash makes a bracket, or a backslash, text. Brackets without their partner are text, where
+    the web UI stretches an open one to the end; and so is what follows a colon and is no number of
+    digits, point and sign: `(text:nan)` and `(text:1e9)` are `(text)` with that in it.
 
     Raises InputError for a weight beyond MAX_WEIGHT either way."""
     pieces = list(_PIECES.finditer(prompt))

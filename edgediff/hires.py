@@ -92,6 +92,17 @@ def larger(size: tuple[int, int], factor: float, multiple: int) -> tuple[int, in
     return width, height
 
 
+def rounding(size: tuple[int, int], factor: float | None, multiple: int) -> tuple[str, ...]:
+    """A note where `larger` is not just the factor; None is no second pass."""
+    if factor is None:
+        return ()
+    made = larger(size, factor, multiple)
+    if all(abs(side * factor - got) < 0.5 for side, got in zip(size, made, strict=True)):
+        return ()
+    before, after = ("{}x{}".format(*s) for s in (size, made))
+    return (f"{before} times {factor:g} became {after}, the nearest in steps of {multiple} pixels",)
+
+
 def resized(latents: Latents, height: int, width: int) -> Latents:
     """latents (n, c, h, w) float32 → (n, c, height, width), by cubic convolution: Keys 1981, with
     a = -0.75 and repeated edges, as torch's bicubic interpolation has it."""

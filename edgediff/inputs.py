@@ -36,10 +36,14 @@ class Inputs:
     init_image: Picture | None
     mask: Picture | None
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was done to them that one might not expect."""
-        return tuple(n for p in (self.init_image, self.mask) if p is not None for n in p.notes)
+    def notes(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
+        """What was done to them, at the size of the picture made, that one might not expect.
+
+        asked: whether the call asked for that size."""
+        found = [n for p in (self.init_image, self.mask) if p is not None for n in p.notes]
+        if self.init_image is not None:
+            found += self.init_image.notes_at(width, height, asked=asked)
+        return tuple(found)
 
     def strength(self, asked: object) -> float | None:
         """The strength asked for or, where that is None, the default; None without a picture.

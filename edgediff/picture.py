@@ -23,6 +23,8 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is read, by pillow's names. Pillow reads more, some of it (EPS) by starting programs."""
 IN_MEMORY = "in memory"
+_ALIKE = 1.05
+"""Proportions that differ by less than this factor look the same."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,12 +33,14 @@ class Picture:
 
     rgb: its pixels, in mode RGB.
     name: its file's name without the folders, or IN_MEMORY.
+    what: what notes call it: its path or, without one, the option that it was given by.
     notes: what was done to it that one might not expect, a sentence each.
     transparent: whether some of it was, and now lies on white.
     """
 
     rgb: Image.Image
     name: str
+    what: str
     notes: tuple[str, ...] = ()
     transparent: bool = False
 
@@ -53,6 +57,15 @@ class Picture:
     def at(self, width: int, height: int) -> NDArray[np.uint8]:
         """The picture at a size in pixels, by Lanczos as in diffusers: (height, width, 3) uint8."""
         return np.asarray(self.rgb.resize((width, height), Image.Resampling.LANCZOS))
+
+    def notes_at(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
+        """What `at` does that one might not expect: where that size was asked for, other
+        proportions; else, another size."""
+        now, then = f"{width}x{height}", "{}x{}".format(*self.size)
+        ratio = (width / self.size[0]) / (height / self.size[1])
+        if not 1 / _ALIKE < ratio < _ALIKE:
+            return (f"{self.what}: was stretched from {then} to {now} pixels",)
+        return () if asked or now == then else (f"{self.what}: was resized from {then} to {now}",)
 
 
 Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Picture
@@ -154,7 +167,7 @@ def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> 
         notes.append(f"{what}: what is transparent was laid on white")
     if image.mode == "CMYK":
         notes.append(f"{what}: CMYK was converted without its colour profile")
-    return Picture(rgb=rgb, name=name, notes=tuple(notes), transparent=transparent)
+    return Picture(rgb=rgb, name=name, what=what, notes=tuple(notes), transparent=transparent)
 
 
 def _eight_bits(image: Image.Image, where: Sequence[str]) -> Image.Image:

@@ -15,8 +15,9 @@ from PIL import Image
 from edgediff.bundle import Bundle, Defaults, Manifest
 from edgediff.compiled import default_cache_dir
 from edgediff.conditioning import TextConditioner
-from edgediff.control import control_names, for_control, open_controls
+from edgediff.control import control_names, control_notes, for_control, open_controls
 from edgediff.errors import BundleError, ProviderError
+from edgediff.hires import rounding
 from edgediff.inputs import ENCODER, open_inputs
 from edgediff.providers import PROVIDERS, check_provider_name
 from edgediff.result import Result
@@ -245,7 +246,7 @@ class Pipeline:
             timings=run.timings(vae_decoder=ended - denoised, total=ended - started),
             prompt=run.report,
             settings=run.settings,
-            notes=run.inputs.notes,
+            notes=run.notes,
         )
 
     def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
@@ -279,14 +280,22 @@ class Pipeline:
         controls = open_controls(manifest, options.get("control"))
         options = {**options, "control": controls}  # read once
         inputs = open_inputs(options.get("init_image"), options.get("mask"))
+        settings = resolve(self.bundle, prompt, options, provider=self.provider, inputs=inputs)
+        size = (settings.width, settings.height)
+        notes = (
+            *inputs.notes(*size, asked=options.get("size") is not None),
+            *control_notes(controls, *size),
+            *rounding(size, settings.hires, manifest.latent.downscale),
+        )
         return Run(
             manifest,
-            resolve(self.bundle, prompt, options, provider=self.provider, inputs=inputs),
+            settings,
             inputs,
             resolve_seeds(options.get("seed")),
             text=self._text,
             unet=choose_unet(manifest, lambda s, i: self.run_stage(s, i), controls),
             vae=self._vae,
+            notes=notes,
         )
 
 

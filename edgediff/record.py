@@ -102,7 +102,11 @@ def _texts(path: Path) -> dict[str | tuple[int, int], Any]:
     try:
         with path.open("rb") as f:
             # Of this class and not by Image.open, which warns of sizes that only decoding feels.
-            return dict(PngImageFile(f).info)
+            picture = PngImageFile(f)
+            texts = dict(picture.info)
+            if not texts.keys() & {"edgediff", "parameters"}:
+                picture.verify()  # what it says may be lost
+            return texts
     except Exception as e:  # pillow raises almost anything on damaged files
         reason = first_line(e)
         if isinstance(e, OSError) and e.strerror:

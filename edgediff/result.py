@@ -30,7 +30,8 @@ class Timings:
 class Result:
     """The pictures of one call, one for each seed, and how they came about.
 
-    notes: what was done to a picture that was given and one might not expect, a sentence each."""
+    notes: what was done to a picture that was given and one might not expect, and a size that was
+        rounded, a sentence each."""
 
     images: list[Image.Image]
     seeds: list[int]

@@ -26,6 +26,7 @@ class Run:
     iterates over the steps, once.
 
     settings: what was asked for; inputs: its pictures; seeds: one for each picture to make.
+    notes: what one might not expect to have been done to pictures that were given, or to sizes.
     unet: plan → the network.
     report: what became of the prompts."""
 
@@ -39,6 +40,7 @@ class Run:
         text: TextConditioner,
         unet: Callable[[Plan], UNet],
         vae: Vae,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._manifest = manifest
         self._text = text
@@ -47,6 +49,7 @@ class Run:
         self.settings = settings
         self.inputs = inputs
         self.seeds = list(seeds)
+        self.notes = notes
         self._sources = [_source(settings, seed) for seed in seeds]
         self._plans = make_plans(manifest.schedule, settings)
         self._step_times: list[float] = []

@@ -57,7 +57,8 @@ class Options(TypedDict, total=False):
     variation_seed, variation_strength: the noise of each picture is drawn between its seed's and
         the variation seed's, from 0 (its own) to 1 (the other's); the two go together.
     prompt_weights: brackets in both prompts weigh words, `(word:1.3)`, `(word)`, `[word]`, as in
-        AUTOMATIC1111's web UI; otherwise they are text.
+        AUTOMATIC1111's web UI; otherwise they are text. Weights go from -100 to 100; brackets
+        without a partner, and what follows a colon and is no such number (nan, 1e9), are text.
     long_prompts: what does not fit the text encoder goes on in further chunks of tokens instead of
         being cut; the word BREAK starts a new one.
     clip_skip: how many of the text encoder's last layers to leave out for the prompt, though not
@@ -65,14 +66,16 @@ class Options(TypedDict, total=False):
         text encoder that was exported with those outputs.
     control: name of a control network of the bundle → the picture that it is to follow.
     init_image: a picture to change: a path, a pillow image, or an array (h, w, 3) uint8. Without a
-        size, its own is taken, in whole latents, if the bundle's default is not far from it; with
-        one, it is stretched to that. Needs a bundle with an encoder.
+        size, its own is taken, in whole latents, if the bundle's default is not far from it, and
+        else about as many pixels as that has; with one, it is stretched to that. `Result.notes` say
+        what became of its size. Needs a bundle with an encoder.
     strength: how much of it is made anew, above 0 and up to 1: the last int(steps·strength) steps
         are taken. 0.8, or 1 with a mask.
     mask: as large as init_image, given likewise: white where to paint anew, black where to keep,
         divided at half the brightness. What is kept goes through the autoencoder.
     keep_unmasked: give back what lies outside the mask as it was, pixel for pixel.
-    hires: make the picture this many times larger in a second pass, image to image.
+    hires: make the picture this many times larger in a second pass, image to image; to the nearest
+        whole latents, which `Result.notes` say where they are not just that.
     hires_strength: of the second pass, 0.5 if unset.
     hires_steps: of the second pass before hires_strength, as many as `steps` if unset.
     hires_mode: what is made larger in between: "latent" (the default) or "pixel", which needs an

@@ -165,6 +165,15 @@ def test_it_verifies(bundle: Path) -> None:
     }
 
 
+def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 48)).save(tmp_path / "a.png")
+    control = {"canny": Control(tmp_path / "a.png"), "depth": Control(Image.new("L", (99, 99)))}
+    assert pipe.generate("a fox", seed=0, steps=1, control=control).notes == (
+        f"{tmp_path / 'a.png'}: what is transparent was laid on white",
+        f"{tmp_path / 'a.png'}: was stretched from 32x48 to 64x64 pixels",
+    )
+
+
 def test_the_image_is_prepared_at_the_size_of_the_picture(photo: Image.Image) -> None:
     resized = photo.resize((64, 48), Image.Resampling.LANCZOS)
     for process, expected in (

@@ -71,6 +71,24 @@ def test_defaults_are_filled_in(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
+    ("factor", "size", "notes"),
+    [
+        (1.5, None, ()),
+        (1.3, None, ("64x64 times 1.3 became 80x80, the nearest in steps of 8 pixels",)),
+        (1.1, (80, 64), ("80x64 times 1.1 became 88x72, the nearest in steps of 8 pixels",)),
+        (1.125, None, ()),
+    ],
+)
+def test_a_factor_that_was_rounded_is_told(
+    pipe: Pipeline, factor: float, size: Any, notes: tuple[str, ...]
+) -> None:
+    result = pipe.generate("a fox", seed=0, steps=2, size=size, hires=factor)
+    assert result.notes == notes
+    for before, made in zip(size or (64, 64), result.images[0].size, strict=True):
+        assert abs(before * factor - made) <= 4
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"hires": 1}, "hires is 1: expected a factor above 1"),

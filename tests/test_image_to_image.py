@@ -191,6 +191,29 @@ def test_what_was_done_to_pictures_is_told(pipe: Pipeline, tmp_path: Path) -> No
     assert pipe.generate("a fox", seed=0).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("given", "size", "note"),
+    [
+        ((64, 64), None, None),
+        ((64, 72), None, None),
+        ((65, 66), None, "was resized from 65x66 to 64x64"),
+        ((1, 1), None, "was resized from 1x1 to 64x64"),
+        ((1500, 10), None, "was stretched from 1500x10 to 1496x8 pixels"),
+        ((640, 640), None, "was resized from 640x640 to 64x64"),
+        ((640, 640), 72, None),
+        ((64, 72), (64, 64), "was stretched from 64x72 to 64x64 pixels"),
+    ],
+)
+def test_what_became_of_its_size_is_told(
+    pipe: Pipeline, given: tuple[int, int], size: Any, note: str | None
+) -> None:
+    picture = photograph(*given)
+    result = pipe.generate("a fox", seed=0, steps=2, size=size, init_image=picture)
+    assert result.notes == (() if note is None else (f"init_image: {note}",))
+    width, height = result.images[0].size
+    assert note is None or f"to {width}x{height}" in note
+
+
 SMALL_WHITE = np.zeros((64, 64), np.uint8)
 SMALL_WHITE[1:4, 1:4] = 255
 GREY = np.full((64, 64), 127, np.uint8)

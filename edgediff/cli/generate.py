@@ -55,7 +55,8 @@ PICTURE_FLAGS = (
         "Prompt",
         "--prompt-weights",
         is_flag=True,
-        help="Brackets weigh words: (word:1.3), (word) for 1.1, [word] for 1/1.1; \\( is text.",
+        help="Brackets weigh words: (word:1.3), (word) for 1.1, [word] for 1/1.1; from -100 to 100."
+        " \\( is text, as is what is no plain number, such as 1e9.",
     ),
     flag(
         "Prompt",
@@ -133,7 +134,7 @@ PICTURE_FLAGS = (
         metavar="IMAGE",
         type=click.Path(),
         help="A picture to change; without --size, its own size is taken where that is near the"
-        " bundle's.",
+        " bundle's, and said where it is not.",
     ),
     flag(
         "Image to image",
@@ -159,7 +160,8 @@ PICTURE_FLAGS = (
         "--hires",
         type=float,
         metavar="FACTOR",
-        help="Make the picture so much larger, and work it over at that size.",
+        help="Make the picture so much larger, or as near to that as it can be, and work it over at"
+        " that size.",
     ),
     flag(
         "Image to image",
