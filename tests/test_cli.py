@@ -218,8 +218,8 @@ def test_how_prompts_are_read(tiny_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--clip-skip", "0"], "clip_skip is 0: expected a whole number from 1 up"),
-        (["--clip-skip", "9"], "clip_skip is 9: this bundle's text encoder"),
+        (["--clip-skip", "0"], "--clip-skip is 0: expected a whole number from 1 up"),
+        (["--clip-skip", "9"], "--clip-skip is 9: this bundle's text encoder"),
         (["--prompt-weights"], "the weight of 'fox' is 1000: at most 100, either way"),
     ],
     ids=str,

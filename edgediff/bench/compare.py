@@ -8,6 +8,9 @@ from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
 from edgediff.bench.results import Config, Picture, Result, Run
 from edgediff.errors import InputError
 
+BUSY = 0.1
+"""Of the cores' time: where other processes took more, seconds say little."""
+
 # What must be equal for times to be comparable, and what each is called in a message.
 _ALIKE: dict[str, Callable[[Config], object]] = {
     "model": lambda c: c.model.name,
@@ -150,6 +153,16 @@ def differences(a: Result, b: Result) -> list[str]:
         x, y = a.versions.get(name), b.versions.get(name)
         if x != y:
             found.append(f"{name}: {x or 'absent'} / {y or 'absent'}")
+    busy, throttled = (
+        [None if r.conditions is None else getattr(r.conditions, name) for r in (a, b)]
+        for name in ("others", "throttled")
+    )
+    if any(share is not None and share > BUSY for share in busy):
+        told = ("not told" if share is None else f"{share:.0%}" for share in busy)
+        found.append(f"cores' time that other processes took: {' / '.join(told)}")
+    if any(throttled):
+        told = ("not told" if events is None else str(events) for events in throttled)
+        found.append(f"throttling events: {' / '.join(told)}")
     return found
 
 

@@ -1,5 +1,6 @@
 """From what was asked for to the configurations to run."""
 
+import contextlib
 import importlib.metadata
 import itertools
 from collections import Counter
@@ -13,7 +14,6 @@ import edgediff
 from edgediff.bench.results import Config, Model
 from edgediff.bench.runner import Job
 from edgediff.bundle import Bundle, PictureFidelity
-from edgediff.compiled import default_cache_dir
 from edgediff.errors import InputError
 from edgediff.pipeline import find_bundle
 from edgediff.providers import PROVIDERS, check_provider_name
@@ -86,13 +86,7 @@ def _job(
     )
     asked = {f.name: getattr(config, f.name) for f in fields(config)}
     del asked["label"], asked["model"]
-    compiles = provider != "auto" and PROVIDERS[provider].static_shapes
-    return Job(
-        config=config,
-        inputs={"bundle": str(path), **asked},
-        bundle=path,
-        cache_dir=default_cache_dir(bundle.id) if compiles else None,
-    )
+    return Job(config=config, inputs={"bundle": str(path), **asked}, bundle=path)
 
 
 def _fixture(bundle: Bundle, wanted: tuple[int, int, int]) -> PictureFidelity | None:
@@ -144,17 +138,14 @@ def _label(found: Sequence[Job]) -> list[Job]:
 
 
 def versions() -> dict[str, str]:
-    """Of edgediff, onnxruntime, numpy and the plug-in providers that are installed."""
+    """Of edgediff, onnxruntime, numpy and what is installed of the providers' own packages."""
     found = {
         "edgediff": edgediff.__version__,
         "onnxruntime": version(),
         "numpy": np.__version__,
     }
     for provider in PROVIDERS.values():
-        if provider.plugin is not None:
-            package = provider.plugin.replace("_", "-")
-            try:
+        for package in provider.packages:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
     return found

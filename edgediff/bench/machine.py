@@ -84,7 +84,7 @@ def usable_cores() -> int:
 
 def process_memory(pid: int | str = "self") -> dict[str, int]:
     """Bytes by the names of /proc/PID/status (VmRSS, VmHWM, RssAnon, RssFile, …), or of psutil
-    elsewhere (VmRSS); empty where neither tells."""
+    elsewhere (VmRSS, and VmHWM on Windows); empty where neither tells."""
     text = _read(Path(f"/proc/{pid}/status"))
     if text:
         found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
@@ -93,8 +93,9 @@ def process_memory(pid: int | str = "self") -> dict[str, int]:
     if psutil is None:
         return {}
     try:
-        process = psutil.Process(None if pid == "self" else int(pid))
-        return {"VmRSS": int(process.memory_info().rss)}
+        found = psutil.Process(None if pid == "self" else int(pid)).memory_info()
+        peak = {"VmHWM": int(found.peak_wset)} if hasattr(found, "peak_wset") else {}  # Windows
+        return {"VmRSS": int(found.rss), **peak}
     except psutil.Error:
         return {}
 
@@ -151,10 +152,12 @@ class Energy:
 class Watch:
     """Looks at a process and at the machine until it is left: a context manager.
 
-    `timeline`: (seconds since the start, resident bytes), of the process named last."""
+    `timeline`: (seconds since the start, resident bytes), of the process named last. `gpu_peak`:
+    the most memory in use on the first GPU while a process was followed, None without one."""
 
     def __init__(self) -> None:
         self.timeline: list[tuple[float, int]] = []
+        self.gpu_peak: int | None = None
         self._pid: int | None = None
         self._started = time.monotonic()
         self._frequencies: list[float] = []
@@ -164,6 +167,8 @@ class Watch:
     def follow(self, pid: int | None) -> None:
         """Look at this process from now on; None: at none."""
         self._pid = pid
+        if pid is not None:
+            self.gpu_peak = None
 
     def __enter__(self) -> Self:
         self._throttled, self._times = _throttle_count(), _cpu_times()
@@ -214,6 +219,10 @@ class Watch:
                 self.timeline.append((time.monotonic() - self._started, resident))
             if n % 10 == 0:
                 self._frequencies += _frequencies()
+                # Not while pictures are timed: asking for it takes the processor's time.
+                used = gpu_memory() if pid is not None else None
+                if used is not None:
+                    self.gpu_peak = max(used, self.gpu_peak or 0)
             n += 1
 
 

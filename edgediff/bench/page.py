@@ -43,6 +43,9 @@ def page(files: Mapping[str, Result]) -> str:
     measured = {label: run for label, run in runs.items() if run.warm}
     parts = [
         *(_head(name, result) for name, result in files.items()),
+        "<h2>What ran</h2>",
+        _bundle_table(runs),
+        *_notes(runs),
         "<h2>Latency</h2>",
         _latency_table(runs),
         "<h2>Latency by stage</h2>",
@@ -128,10 +131,43 @@ def _head(name: str, result: Result) -> str:
     return f"<h2>{escape(name)}</h2><table>{table}</table>{warning}"
 
 
+def _bundle_table(runs: Mapping[str, Run]) -> str:
+    header = (
+        *("configuration", "bundle", "for", "precision", "weights by format", "provider"),
+        *("threads", "compiled before"),
+    )
+    rows = []
+    for label, run in runs.items():
+        config, model = run.config, run.config.model
+        plan = ", ".join(f"{count} {name}" for name, count in model.plan.items())
+        threads = "one per core" if config.threads is None else str(config.threads)
+        rows.append(
+            [
+                *(label, f"{model.name} {model.id[:12]}", model.target, model.precision),
+                *(plan or f"all {model.precision}", config.provider, threads, _compiled(run)),
+            ]
+        )
+    return _table(header, rows)
+
+
+def _compiled(run: Run) -> str:
+    """What became of a provider's caches, as text."""
+    return "; ".join(
+        f"{stage}: " + ", ".join(f"{kind} {outcome}" for kind, outcome in kinds.items())
+        for stage, kinds in run.caches.items()
+    )
+
+
+def _notes(runs: Mapping[str, Run]) -> list[str]:
+    found = [f"{label}: {note}" for label, run in runs.items() for note in run.notes]
+    items = "".join(f"<li>{escape(line)}</li>" for line in found)
+    return [f"<ul>{items}</ul>"] if items else []
+
+
 def _latency_table(runs: Mapping[str, Run]) -> str:
     header = (
-        *("configuration", "picture", "95 % within", "a minute", "step", "decode"),
-        *("from start", "peak memory", "on disk", "quality", "energy"),
+        *("configuration", "picture", "95 % within", "a minute", "text", "step", "decode"),
+        *("from start", "peak memory", "of the GPU", "on disk", "quality", "energy"),
     )
     rows = []
     for label, run in runs.items():
@@ -148,10 +184,12 @@ def _latency_table(runs: Mapping[str, Run]) -> str:
                 f"{picture.median:.3g} s",
                 _bounds(picture),
                 f"{60 * run.config.batch / picture.median:.3g}",
+                f"{found['text_encoder'].median:.3g} s",
                 f"{found['step'].median:.3g} s" if "step" in found else "",
                 f"{found['vae_decoder'].median:.3g} s",
                 "" if cold is None else f"{cold.median:.3g} s",
-                "" if run.peak_bytes is None else f"{run.peak_bytes / 1e6:.0f} MB",
+                "not told" if run.peak_bytes is None else f"{run.peak_bytes / 1e6:.0f} MB",
+                "" if run.gpu_peak_bytes is None else f"{run.gpu_peak_bytes / 1e6:.0f} MB",
                 f"{run.config.model.bytes / 1e6:.1f} MB",
                 quality(run),
                 f"{median_interval(joules).median:.3g} J" if joules else "not told",
@@ -207,13 +245,15 @@ def _by_stage(run: Run) -> dict[str, float]:
 
 def _cold_parts(run: Run) -> dict[str, float]:
     middle = sorted(run.cold, key=lambda c: c.first_picture)[len(run.cold) // 2]
-    known = middle.interpreter + middle.imports + middle.load
-    return {
+    loads = {f"load {stage}": seconds for stage, seconds in middle.stages.items()}
+    known = {
         "interpreter": middle.interpreter,
         "imports": middle.imports,
-        "load": middle.load,
-        "picture": max(0.0, middle.first_picture - known),
+        **loads,
+        # A provider that compiles loads its stages with the first picture, and nothing before.
+        "load, all else": max(0.0, middle.load - sum(loads.values())),
     }
+    return {**known, "picture": max(0.0, middle.first_picture - sum(known.values()))}
 
 
 def _quality_points(runs: Mapping[str, Run]) -> dict[str, tuple[float, float]]:

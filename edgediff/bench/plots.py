@@ -5,7 +5,9 @@ from html import escape
 
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#a463f2", "#97bbf5", "#9c6b4e", "#3ca951")
 _WIDTH = 720
-_LEFT, _RIGHT, _TOP, _BOTTOM = 190, 70, 10, 38
+_RIGHT, _TOP, _BOTTOM = 70, 10, 38
+_LETTER = 6.6
+"""How wide a letter is, about."""
 _ROW = 26
 
 
@@ -13,12 +15,12 @@ def bars(rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
     """label → part → amount: a stacked bar each, with its sum."""
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     most = max((sum(row.values()) for row in rows.values()), default=0.0) or 1.0
-    height = _TOP + _ROW * len(rows) + 20
-    scale = (_WIDTH - _LEFT - _RIGHT) / most
+    left = min(_WIDTH // 2, round(16 + _LETTER * max(map(len, rows), default=0)))
+    scale = (_WIDTH - left - _RIGHT) / most
     body = []
     for k, (label, row) in enumerate(rows.items()):
-        y, x = _TOP + k * _ROW, float(_LEFT)
-        body.append(_text(_LEFT - 8, y + 15, label, anchor="end"))
+        y, x = _TOP + k * _ROW, float(left)
+        body.append(_text(left - 8, y + 15, label, anchor="end"))
         for part in parts:
             width = row.get(part, 0.0) * scale
             title = f"{part}: {row.get(part, 0.0):.4g} {unit}"
@@ -28,8 +30,8 @@ def bars(rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
             )
             x += width
         body.append(_text(x + 6, y + 15, f"{sum(row.values()):.3g} {unit}"))
-    body += _legend(parts, height - 6)
-    return _svg(height + 12, body, "stacked bars")
+    legend, end = _legend(parts, _TOP + _ROW * len(rows) + 14)
+    return _svg(end, body + legend, "stacked bars")
 
 
 def lines(series: Mapping[str, Sequence[Sequence[float]]], x_unit: str, y_unit: str) -> str:
@@ -46,8 +48,8 @@ def lines(series: Mapping[str, Sequence[Sequence[float]]], x_unit: str, y_unit: 
         body.append(
             f'<polyline points="{path}" fill="none" stroke="{_colour(k)}" stroke-width="1.6"/>'
         )
-    body += _legend(list(series), height + 14)
-    return _svg(height + 34, body, "lines")
+    legend, end = _legend(list(series), height + 14)
+    return _svg(end, body + legend, "lines")
 
 
 def scatter(points: Mapping[str, tuple[float, float]], x_unit: str, y_unit: str) -> str:
@@ -65,8 +67,8 @@ def scatter(points: Mapping[str, tuple[float, float]], x_unit: str, y_unit: str)
             f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="5" fill="{_colour(k)}">'
             f"<title>{escape(f'{label}: {x:.4g} {x_unit}, {y:.4g} {y_unit}')}</title></circle>"
         )
-    body += _legend(list(points), height + 14)
-    return _svg(height + 34, body, "points")
+    legend, end = _legend(list(points), height + 14)
+    return _svg(end, body + legend, "points")
 
 
 class _Frame:
@@ -102,15 +104,19 @@ class _Frame:
         return body
 
 
-def _legend(names: Sequence[str], y: float) -> list[str]:
+def _legend(names: Sequence[str], y: float) -> tuple[list[str], float]:
+    """The names from `y` down, in as many lines as they need; and where they end."""
     body, x = [], 8.0
     for k, name in enumerate(names):
+        width = 26 + _LETTER * len(name)
+        if x > 8.0 and x + width > _WIDTH:
+            x, y = 8.0, y + 18
         body.append(
             f'<rect x="{x:.0f}" y="{y - 9:.0f}" width="10" height="10" fill="{_colour(k)}"/>'
         )
         body.append(_text(x + 14, y, name))
-        x += 26 + 6.6 * len(name)
-    return body
+        x += width
+    return body, y + 14
 
 
 def _colour(k: int) -> str:

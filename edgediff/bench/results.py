@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgediff.bench.machine import Conditions, Machine
+from edgediff.compiled import Outcome
 from edgediff.errors import InputError
 from edgediff.schema import load_json, parse
 
@@ -102,7 +103,12 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was measured of one Config. `status` "failed": `error` says how it ended."""
+    """What was measured of one Config. `status` "failed": `error` says how it ended.
+
+    gpu_peak_bytes: by how much the memory in use on the first GPU grew. caches: stage → kind →
+    what became of it in the first process ("hit", "miss" or "unused"), for providers that keep what
+    they compile; later processes find what that one left. cache: "hit" where no stage missed.
+    notes: what was asked for and is not so, such as a UNet that runs without a CUDA graph."""
 
     config: Config
     status: Literal["pending", "measured", "failed"] = "pending"
@@ -115,6 +121,8 @@ class Run:
     memory: tuple[tuple[float, ...], ...] = ()
     placement: dict[str, dict[str, Placement]] = field(default_factory=dict)
     cache: str | None = None
+    caches: dict[str, dict[str, Outcome]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     quality: Quality | None = None
     operators: dict[str, tuple[Operator, ...]] = field(default_factory=dict)
     picture_png: str | None = None

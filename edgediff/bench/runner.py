@@ -22,6 +22,7 @@ from edgediff.bench import machine, results
 from edgediff.bench.intervals import is_narrow, median_interval
 from edgediff.bench.quality import compare
 from edgediff.bench.results import Cold, Config, Operator, Picture, Placement, Result, Run
+from edgediff.compiled import Outcome
 from edgediff.errors import InputError
 
 _TIMELINE = 400
@@ -41,7 +42,6 @@ class Job:
     inputs: dict[str, Any]
     command: tuple[str, ...] = (sys.executable, "-m", "edgediff.bench.worker")
     bundle: Path | None = None
-    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,26 +247,26 @@ class Bench:
     def _first(self, state: _State) -> None:
         """A run that is not timed: memory, placement, the picture, and caches that fill."""
         self._tell(f"{state.job.config.label}: first run")
-        cached = _listing(state.job.cache_dir)
+        before = machine.gpu_memory()
         with self._worker(state, placement=True) as worker:
             if worker is None:
                 return
             self._watch.timeline.clear()
             self._watch.follow(worker.pid)
             started = time.monotonic() - self._begun
-            before = machine.gpu_memory()
             worker.wait("started")
             loaded = worker.wait("loaded")
             worker.ask("picture", "picture")
             picture = worker.ask("picture", "picture")  # the peak may be the second one's
-            after = machine.gpu_memory()
             self._watch.follow(None)
+            gpu = max((m for m in (self._watch.gpu_peak, machine.gpu_memory()) if m), default=None)
             shown = worker.ask("show", "shown")
+            caches = shown["caches"]
             run = replace(
                 state.run,
                 config=replace(state.job.config, provider=loaded["provider"]),
                 peak_bytes=picture["peak_bytes"],
-                gpu_peak_bytes=after - before if before is not None and after is not None else None,
+                gpu_peak_bytes=None if before is None or gpu is None else gpu - before,
                 memory=_thin(self._watch.timeline, started),
                 placement={
                     stage: {p: Placement(nodes=n, partitions=k) for p, (n, k) in parts.items()}
@@ -274,10 +274,10 @@ class Bench:
                 },
                 picture_png=shown["png"],
                 quality=compare(state.job.bundle, state.job.config, shown["png"]),
+                cache=_summary(caches),
+                caches=caches,
+                notes=tuple(shown["notes"]),
             )
-            if state.job.cache_dir is not None:
-                state_of = "hit" if cached and cached == _listing(state.job.cache_dir) else "miss"
-                run = replace(run, cache=state_of)
             state.run = run
         self._watch.follow(None)
         self._step()
@@ -428,8 +428,7 @@ def _thin(timeline: Sequence[tuple[float, int]], start: float) -> tuple[tuple[fl
     return tuple((round(t - start, 3), float(rss)) for t, rss in largest)
 
 
-def _listing(folder: Path | None) -> set[tuple[str, int]]:
-    """Files under a cache folder with their sizes."""
-    if folder is None or not folder.is_dir():
-        return set()
-    return {(str(f), f.stat().st_size) for f in folder.rglob("*") if f.is_file()}
+def _summary(caches: dict[str, dict[str, Outcome]]) -> Outcome | None:
+    """Whether anything was compiled anew; None where nothing is compiled."""
+    found = {outcome for kinds in caches.values() for outcome in kinds.values()}
+    return ("miss" if "miss" in found else "hit") if found else None

@@ -100,7 +100,14 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
             buffer = io.BytesIO()
             result.images[0].save(buffer, format="PNG")
             picture = base64.b64encode(buffer.getvalue()).decode()
-            tell(out, "shown", png=picture, placement=placement(pipe))
+            tell(
+                out,
+                "shown",
+                png=picture,
+                placement=placement(pipe),
+                caches=pipe.stages.caches(),
+                notes=[note for _, session in pipe.stages.sessions() for note in session.notes],
+            )
         elif request["do"] == "profile":
             pipe.close()
             tell(out, "profiled", operators=profile(config, options, request["top"]))

@@ -75,7 +75,13 @@ def _parse_sizes(
 @click.option(
     "--seconds", type=float, default=600.0, show_default=True, help="Stop near this, however wide."
 )
-@click.option("--cold", type=int, default=3, show_default=True, help="Process starts to time.")
+@click.option(
+    "--cold",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Process starts to time; files are in the system's cache then.",
+)
 @click.option(
     "--ort-profile",
     "operators",
@@ -101,7 +107,8 @@ def run(
     """Run every combination of what is given, in turns (A B A B …), each in its own process.
 
     All flags but the last six may be repeated. BUNDLE is a folder; without one, the built-in model.
-    Exit status 1 where a configuration failed.
+    Exit status 1 where a configuration failed. On Windows and macOS, memory (on macOS, over time)
+    needs psutil: pip install "edgediff[bench]".
     """
     from edgediff.bench.grid import Grid, jobs, versions
     from edgediff.bench.runner import Bench, Budget
@@ -128,7 +135,7 @@ def run(
             operators=operators,
         ).run()
     click.echo(_table(result))
-    for line in result.missing:
+    for line in (*result.missing, *_notes(result)):
         click.echo(f"Note: {line}", err=True)
     if any(r.status == "failed" for r in result.runs):
         raise click.exceptions.Exit(1)
@@ -153,7 +160,7 @@ class _progress:  # noqa: N801 (used as a context manager's name)
 
 
 def _table(result: "Result") -> str:
-    from edgediff.bench.compare import against, stages
+    from edgediff.bench.compare import BUSY, against, stages
     from edgediff.bench.intervals import median_interval
     from edgediff.bench.page import quality
 
@@ -164,15 +171,17 @@ def _table(result: "Result") -> str:
         f" onnxruntime {result.versions.get('onnxruntime', '?')}",
     ]
     conditions = result.conditions
-    if conditions is not None and (conditions.others or 0) > 0.1:
+    if conditions is not None and (conditions.others or 0) > BUSY:
         lines.append(
             f"Other processes took {conditions.others:.0%} of the machine meanwhile: read ratios,"
             " not seconds."
         )
     several = len(result.runs) > 1
+    gpu = any(r.gpu_peak_bytes is not None for r in result.runs)
     header = (
-        *("configuration", "picture", "95 % within", "step", "decode", "from start", "peak memory"),
-        *("on disk", "quality", *(("against the first",) if several else ())),
+        *("configuration", "picture", "95 % within", "a minute", "text", "step", "decode"),
+        *("from start", "peak memory", *(("of the GPU",) if gpu else ()), "on disk", "quality"),
+        *(("against the first",) if several else ()),
     )
     rows: list[tuple[str, ...]] = [header]
     first = next((r for r in result.runs if r.warm), None)
@@ -190,16 +199,35 @@ def _table(result: "Result") -> str:
                 r.config.label,
                 f"{found['picture'].median:.3g} s",
                 f"{found['picture'].low:.3g} … {found['picture'].high:.3g}",
+                f"{60 * r.config.batch / found['picture'].median:.3g}",
+                f"{found['text_encoder'].median:.3g} s",
                 f"{found['step'].median:.3g} s" if "step" in found else "",
                 f"{found['vae_decoder'].median:.3g} s",
                 f"{median_interval(starts).median:.3g} s" if starts else "",
-                "" if r.peak_bytes is None else megabytes(r.peak_bytes),
+                "not told" if r.peak_bytes is None else megabytes(r.peak_bytes),
+                *((megabytes(r.gpu_peak_bytes or 0),) if gpu else ()),
                 megabytes(r.config.model.bytes),
                 quality(r),
                 *((ratio,) if several else ()),
             )
         )
     return "\n".join([*lines, table(rows), *_operator_lines(result)])
+
+
+def _notes(result: "Result") -> list[str]:
+    """What to know of the figures beside what is missing."""
+    lines = []
+    for r in result.runs:
+        label = r.config.label
+        lines += [f"{label}: {note}" for note in r.notes]
+        if r.cache is not None:
+            found = "nothing was compiled anew" if r.cache == "hit" else "graphs were compiled anew"
+            lines.append(f"{label}: {found} by the first process, which is not timed")
+        if r.quality is not None and r.quality.reason:
+            lines.append(f"{label}: quality not known: {r.quality.reason}")
+    if any(r.warm and r.peak_bytes is None for r in result.runs):
+        lines.append('memory is not told by this system: pip install "edgediff[bench]" reads it')
+    return lines
 
 
 def _operator_lines(result: "Result") -> list[str]:

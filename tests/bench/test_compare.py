@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from edgediff.bench.compare import against, compare, differences
+from edgediff.bench.machine import Conditions
 from edgediff.bench.results import Result, Run
 from edgediff.errors import InputError
 
@@ -90,3 +91,14 @@ def test_machines_and_versions_that_differ_are_told(measured: Measured, result: 
     b = result(measured(SECONDS), versions={"edgediff": "0.2.0", "onnxruntime": "1.32.0"})
     assert differences(a, b) == ["edgediff: 0.1.0 / 0.2.0"]
     assert differences(a, a) == []
+
+
+def test_a_machine_that_was_busy_or_hot_is_told(measured: Measured, result: Made) -> None:
+    calm = result(measured(SECONDS))
+    busy = Conditions(frequency_mhz=None, throttled=3, others=0.4)
+    assert differences(calm, result(measured(SECONDS), conditions=busy)) == [
+        "cores' time that other processes took: 1% / 40%",
+        "throttling events: 0 / 3",
+    ]
+    silent = Conditions(frequency_mhz=None, throttled=None, others=None)
+    assert differences(calm, result(measured(SECONDS), conditions=silent)) == []

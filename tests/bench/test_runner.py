@@ -2,13 +2,14 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgediff.bench import results
+from edgediff.bench import machine, results
 from edgediff.bench.results import Config, Result
 from edgediff.bench.runner import Bench, Budget, Job
 from edgediff.errors import InputError
@@ -84,6 +85,43 @@ def test_a_worker_that_fails_is_a_result_and_not_the_end(
     assert b.status == "measured"
     assert not result.complete
     assert result.missing[0].startswith(f"A: {said}")
+
+
+def test_what_was_compiled_is_recorded(tmp_path: Path, config: Config) -> None:
+    out = tmp_path / "out.json"
+    run(out, job(config, "A", 1.0, "compile"), job(config, "B", 1.0), warm=1, most=1)
+    a, b = results.read(out).runs
+    assert a.cache == "miss"
+    assert a.caches == {"unet": {"engine": "miss", "timing": "hit"}}
+    assert a.notes == ("unet.onnx: runs without a CUDA graph",)
+    assert (b.cache, b.caches, b.notes) == (None, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [([100, 900, 700], 800), ([100, 100, 700], 600), ([None, None, None], None)],
+)
+def test_memory_of_the_gpu_is_the_most_that_was_seen(
+    readings: list[int | None],
+    expected: int | None,
+    tmp_path: Path,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the process, while it runs, and after its second picture."""
+    before, during, after = readings
+
+    def used() -> int | None:
+        if threading.current_thread() is not threading.main_thread():
+            return during
+        asked.append(None)
+        return before if len(asked) == 1 else after
+
+    asked: list[None] = []
+    monkeypatch.setattr(machine, "gpu_memory", used)
+    monkeypatch.setattr(machine, "_SECONDS", 0.001)
+    result, _ = run(tmp_path / "out.json", job(config, "A", 1.0), cold=0, warm=1, most=1)
+    assert result.runs[0].gpu_peak_bytes == expected
 
 
 def test_a_worker_that_hangs_is_ended(tmp_path: Path, config: Config) -> None:
