@@ -117,9 +117,9 @@ def _label(found: Sequence[Job]) -> list[Job]:
         "precision": lambda c: c.model.precision,
         "id": lambda c: c.model.id[:8],
         "provider": lambda c: c.provider,
-        "threads": lambda c: "all threads" if c.threads is None else f"{c.threads} threads",
+        "threads": lambda c: "all threads" if c.threads is None else _counted(c.threads, "thread"),
         "size": lambda c: f"{c.width}x{c.height}",
-        "steps": lambda c: f"{c.steps} steps",
+        "steps": lambda c: _counted(c.steps, "step"),
         "batch": lambda c: f"batch {c.batch}",
     }
     differing = {
@@ -135,6 +135,10 @@ def _label(found: Sequence[Job]) -> list[Job]:
         replace(job, config=replace(job.config, label=label))
         for job, label in zip(found, labels, strict=True)
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def versions() -> dict[str, str]:

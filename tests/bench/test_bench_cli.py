@@ -122,7 +122,7 @@ def test_a_provider_that_is_not_there_is_a_failed_run_beside_one_that_is(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--provider", "gpu"], "unknown provider 'gpu'"),
+        (["--provider", "gpu"], "provider is 'gpu'"),
         (["--threads", "0"], "threads is 0"),
         (["--batch", "0"], "batch is 0"),
         (["--steps", "0"], "steps is 0"),
