@@ -118,6 +118,8 @@ def read_jobs(
         raise InputError(f"{path}: has no prompts: give one a line")
     if all(job.error is not None for job in jobs) and not _is_text(raw):
         raise InputError(f"{path}: is no text in UTF-8: give a prompt a line")
+    if not plain and _is_array(raw):
+        raise InputError(f"{path}: is a JSON array: give each of its items a line, without commas")
     return _some_usable(_without_clashes(jobs))
 
 
@@ -233,6 +235,15 @@ def _is_text(raw: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _is_array(raw: bytes) -> bool:
+    if not raw.lstrip().startswith(b"["):
+        return False
+    try:
+        return isinstance(json.loads(raw), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parse(text: str) -> dict[str, Any]:

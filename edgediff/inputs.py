@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff.bundle import Manifest
-from edgediff.checks import check_flag, check_number
+from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.errors import BundleError, InputError, Name
 from edgediff.picture import Picture, Source, open_picture
 
@@ -188,11 +188,20 @@ def size_of(picture: Picture, manifest: Manifest) -> tuple[int, int]:
     """The size to make of a picture, where none is asked for, in pixels.
 
     Its own, cut down to whole latents as in diffusers, unless it has far more or far fewer pixels
-    than the bundle's default size: then about as many as that, in its proportions."""
+    than the bundle's default size: then about as many as that, in its proportions.
+
+    Raises InputError where a side is longer than any picture's."""
     multiple = manifest.latent.downscale
     pixels = manifest.defaults.width * manifest.defaults.height
     width, height = picture.size
     near = pixels / _SPARE <= width * height <= pixels * _SPARE
     scale = 1.0 if near else math.sqrt(pixels / (width * height))
-    width, height = (max(1, int(side * scale) // multiple) * multiple for side in (width, height))
-    return width, height
+    made = [max(1, int(side * scale) // multiple) * multiple for side in (width, height)]
+    if max(made) > MAX_SIDE:
+        raise InputError(
+            Name("init_image"),
+            f" {picture.name}: is {width}x{height} pixels, and at most {MAX_SIDE} a side are made:"
+            " crop it, or give ",
+            Name("size"),
+        )
+    return made[0], made[1]

@@ -168,6 +168,8 @@ def test_two_lines_for_one_file(tmp_path: Path, seeds: list[int], output: str) -
         ('"a"\n"b"\n"c"'.encode("utf-16"), "is no text in UTF-8, it has zero bytes"),
         (b'"a"\n\0', "is no text in UTF-8, it has zero bytes"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no text in UTF-8"),
+        (b'[\n{"prompt": "a"},\n{"prompt": "b"}\n]', "is a JSON array: give each of its items a"),
+        (b'[{"prompt": "a"}]', "is a JSON array"),
         (b"\x1f\x8b\x08\n\xff\xfe\nb\n", "is no text in UTF-8: give a prompt a line"),
         (None, "cannot be read (No such file"),
     ],

@@ -45,6 +45,7 @@ BAD = [
     ("--variation-strength", "--variation-strength 0.1", "is 0.1: give --variation-seed too"),
     ("--variation-strength", "--variation-seed 1 --variation-strength nan", "is nan: give a num"),
     ("--init", "--init absent.png", " absent.png: cannot be read (No such file"),
+    ("--init", "--init line.png --strength 1", " line.png: is 9000x1 pixels, and at most 4096 a"),
     ("--init", "--init text.png", " text.png: is no picture that can be read"),
     ("--init", "--init a.png", ": tiny_control has no encoder for pictures: export it again"),
     ("--strength", "--strength 0.5", "is 0.5, but there is no --init: give a picture"),
@@ -100,9 +101,12 @@ def test_the_flag_is_named_as_it_is_typed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     golden = Path(__file__).parent / "golden"
-    bundle = golden / ("tiny" if "a.png --" in typed else "tiny_control")  # with an encoder
+    bundle = golden / (
+        "tiny" if "a.png --" in typed or "line.png" in typed else "tiny_control"
+    )  # with an encoder
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     Image.new("RGB", (72, 64)).save(tmp_path / "b.png")
+    Image.new("L", (9000, 1)).save(tmp_path / "line.png")
     Image.new("L", (64, 64), 255).save(tmp_path / "white.png")
     (tmp_path / "text.png").write_text("text")
     before = sorted(p.name for p in tmp_path.iterdir())
