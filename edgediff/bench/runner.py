@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,9 +77,19 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A running worker process. A context manager, which ends it."""
+    """A running worker process. A context manager, which ends it.
 
-    def __init__(self, job: Job, *, answer: float, placement: bool = False) -> None:
+    command: what speaks the lines. inputs: its first line. answer: seconds to wait for a line.
+    environment: the process's variables, None = this one's."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        inputs: dict[str, Any],
+        *,
+        answer: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._answer = answer
         # A file, not a pipe: nobody empties a pipe while the worker works.
         self._stderr: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 (closed in __exit__)
@@ -88,20 +98,21 @@ class Worker:
         self.started = time.monotonic()
         try:
             self._process = subprocess.Popen(
-                job.command,
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 text=True,
                 encoding="utf-8",
+                env=environment,
             )
         except OSError as e:
             self._stderr.close()
-            raise WorkerError(f"{job.command[0]}: does not start ({e.strerror})") from e
+            raise WorkerError(f"{command[0]}: does not start ({e.strerror})") from e
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._send({**job.inputs, "placement": placement})
+        self._send(inputs)
 
     @property
     def pid(self) -> int:
@@ -224,11 +235,15 @@ class Bench:
     def _alive(self) -> Iterator[_State]:
         return (state for state in self._states if not state.dead)
 
+    def _start(self, job: Job, *, placement: bool = False) -> Worker:
+        inputs = {**job.inputs, "placement": placement}
+        return Worker(job.command, inputs, answer=self.budget.answer)
+
     @contextlib.contextmanager
-    def _worker(self, state: _State, **more: Any) -> Iterator[Worker | None]:
+    def _worker(self, state: _State, *, placement: bool = False) -> Iterator[Worker | None]:
         """A worker; what ends it early makes the run a failed one."""
         try:
-            worker = Worker(state.job, answer=self.budget.answer, **more)
+            worker = self._start(state.job, placement=placement)
         except WorkerError as e:
             self._fail(state, e)
             yield None
@@ -323,7 +338,7 @@ class Bench:
             workers: dict[int, Worker] = {}
             for k, state in enumerate(group):
                 try:
-                    worker = stack.enter_context(Worker(state.job, answer=self.budget.answer))
+                    worker = stack.enter_context(self._start(state.job))
                     worker.wait("started")
                     worker.wait("loaded")
                     worker.ask("picture", "picture")  # warms up, and is not counted

@@ -1,0 +1,152 @@
+"""Draw the same picture with edgediff and with what a user would pick instead.
+
+    python -m benchmarks.peers [run|install|convert] [--work DIR] [--peer NAME]... [--json OUT]
+                               [--size 512] [--steps 4] [--rounds 6] [--warm 1] [--shape sd15]
+
+`run`, the default, does it all: a virtual environment for each peer (`install` does that alone),
+the model in the form that each loads (`convert`), and the pictures. It takes 30 GB of disk, and
+hours the first time. Where torch's default build for a system is one for GPUs, put a CPU build into
+pip's way first. A peer that cannot be installed, converted or run is left out by name, with the
+reason.
+
+Every peer gets the same prompt, size and steps, without guidance, by the Euler method, and starts
+in turns in a process of its own, once a round; what it reads is in the system's cache. Cold: from
+the start of the process to the PNG. Ratios are of each round to the fastest peer that is not
+edgediff.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import add_json, print_checks, print_table
+from benchmarks.models import add_work
+from benchmarks.peers import environments, results, table
+from benchmarks.peers.catalogue import PEERS, Peer
+from benchmarks.peers.conversion import Place
+from benchmarks.peers.environments import HERE, PeerError
+from benchmarks.peers.results import Measured, Result, Settings
+from benchmarks.peers.rounds import Entrant, Rounds
+
+PROMPT = "a lighthouse on a rocky coast, oil painting"
+REFERENCE = "diffusers float32"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = _parse(arguments)
+    place = Place(work=given.work, shape=given.shape)
+    settings = Settings(
+        shape=given.shape,
+        prompt=PROMPT,
+        seed=0,
+        width=given.size,
+        height=given.size,
+        steps=given.steps,
+        rounds=given.rounds,
+        warm=given.warm,
+    )
+    entrants: list[Entrant] = []
+    left_out: list[Measured] = []
+    for name in given.peer or PEERS:
+        try:
+            entrants.append(ready(name, PEERS[name], place, settings, given.what))
+        except PeerError as e:
+            print(f"{name}: left out: {e}", file=sys.stderr)
+            left_out.append(Measured(name=name, status="left out", reason=str(e)))
+    if given.what != "run":
+        sys.exit(1 if left_out else 0)
+    found = Rounds(
+        entrants=entrants,
+        settings=settings,
+        environment=environments.variables(),
+        write=lambda result: _write(given.json, result),
+        tell=lambda line: print(line, file=sys.stderr),
+        reference=REFERENCE,
+        left_out=left_out,
+    ).run()
+    show(found)
+
+
+def ready(name: str, peer: Peer, place: Place, settings: Settings, what: str = "run") -> Entrant:
+    """Install the peer, and convert its model unless `what` is "install".
+
+    Raises PeerError."""
+    folder = place.environment(peer.environment)
+    environments.install(folder, peer.environment)
+    model = place.work if what == "install" else peer.model(place)
+    inputs: dict[str, Any] = {
+        **peer.options,
+        "model": str(model),
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+        "width": settings.width,
+        "height": settings.height,
+        "steps": settings.steps,
+    }
+    reads = [folder, model]
+    if peer.compiles:
+        cache = place.cache(f"{name.replace(' ', '-')}-{settings.width}")
+        cache.mkdir(parents=True, exist_ok=True)
+        inputs["cache"] = str(cache)
+        reads.append(cache)
+    worker = HERE / "workers" / f"{peer.worker}.py"
+    return Entrant(
+        known=Measured(
+            name=name,
+            versions=environments.versions(folder),
+            installed_bytes=environments.installed_bytes(folder),
+            model_bytes=sum(f.stat().st_size for f in environments.files(model)),
+        ),
+        command=(str(environments.python(folder)), str(worker)),
+        inputs=inputs,
+        reads=reads,
+        compiles=peer.compiles,
+    )
+
+
+def show(found: Result) -> None:
+    """Print the table, what was left out, and edgediff's best against the bars."""
+    s, m = found.settings, found.machine
+    print(f"{m.cpu}, {m.cores} cores ({' '.join(m.cpu_flags)})")
+    print(f"{s.shape}, {s.width}x{s.height}, {s.steps} steps, {s.rounds} rounds")
+    print()
+    print_table(table.HEADER, table.rows(found))
+    for line in table.left_out(found):
+        print(f"left out: {line}")
+    print_checks(table.checks(found))
+
+
+def _write(path: Path | None, result: Result) -> None:
+    if path is not None:
+        results.write(path, result)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("what", nargs="?", choices=("run", "install", "convert"), default="run")
+    add_work(parser)
+    parser.add_argument(
+        "--peer",
+        action="append",
+        choices=tuple(PEERS),
+        metavar="NAME",
+        help=f"these only, of: {', '.join(PEERS)}",
+    )
+    parser.add_argument("--shape", default="sd15", help="of benchmarks.sd15_shape (%(default)s)")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6, help="six bound a median with 95 %%")
+    parser.add_argument("--warm", type=int, default=1, help="warm pictures a round")
+    add_json(parser)
+    given = parser.parse_args(arguments)
+    if min(given.rounds, given.warm, given.steps, given.size) < 1:
+        parser.error("rounds, warm, steps and size: expected 1 or more of each")
+    return given
+
+
+if __name__ == "__main__":
+    main()

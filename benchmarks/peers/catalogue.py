@@ -1,0 +1,87 @@
+"""The peers, and edgediff itself among them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import conversion
+from benchmarks.peers.conversion import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """What draws the picture. `environment`: of requirements/; `worker`: of workers/.
+
+    model: makes what the worker loads, where it is missing. options: told to the worker. compiles:
+    it keeps compiled models, in a folder that is full before anything is timed."""
+
+    environment: str
+    worker: str
+    model: Callable[[Place], Path]
+    options: dict[str, Any] = field(default_factory=dict)
+    compiles: bool = False
+
+
+PEERS: dict[str, Peer] = {
+    "diffusers float32": Peer(
+        environment="diffusers",
+        worker="with_diffusers",
+        model=conversion.source,
+        options={"dtype": "float32"},
+    ),
+    "diffusers bfloat16": Peer(
+        environment="diffusers",
+        worker="with_diffusers",
+        model=conversion.source,
+        options={"dtype": "bfloat16"},
+    ),
+    "optimum-onnx float32": Peer(
+        environment="optimum-onnx", worker="with_optimum", model=conversion.optimum_fp32
+    ),
+    "optimum-onnx int8": Peer(
+        environment="optimum-onnx", worker="with_optimum", model=conversion.optimum_int8
+    ),
+    "OpenVINO GenAI fp16": Peer(
+        environment="openvino-genai",
+        worker="with_openvino",
+        model=conversion.openvino_fp16,
+        compiles=True,
+    ),
+    "OpenVINO GenAI int8 UNet": Peer(
+        environment="openvino-genai",
+        worker="with_openvino",
+        model=conversion.openvino_int8,
+        compiles=True,
+    ),
+    "stable-diffusion.cpp f16": Peer(
+        environment="stable-diffusion-cpp", worker="with_sdcpp", model=conversion.gguf_f16
+    ),
+    "stable-diffusion.cpp q8_0": Peer(
+        environment="stable-diffusion-cpp", worker="with_sdcpp", model=conversion.gguf_q8_0
+    ),
+    "edgediff float32": Peer(
+        environment="edgediff",
+        worker="with_edgediff",
+        model=conversion.edgediff_fp32,
+        options={"provider": "cpu"},
+    ),
+    "edgediff int8": Peer(
+        environment="edgediff",
+        worker="with_edgediff",
+        model=conversion.edgediff_int8,
+        options={"provider": "cpu"},
+    ),
+    "edgediff int8, OpenVINO": Peer(
+        environment="edgediff-openvino",
+        worker="with_edgediff",
+        model=conversion.edgediff_int8_openvino,
+        options={"provider": "openvino"},
+        compiles=True,
+    ),
+}
+
+OURS = "edgediff"
+"""What the names of edgediff's own begin with."""
+LEAN = "stable-diffusion.cpp"
+"""The peer that edgediff's installed size is not held against: one C++ library."""

@@ -1,0 +1,108 @@
+"""The model in the form that each peer loads, made where it is missing and kept in the work folder.
+
+All of it comes from one diffusers folder with random weights, by the peer's own tools. To make one
+again, delete its folder.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.models import ROOT, once
+from benchmarks.peers.environments import HERE, install, python, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The work folder, and the shape (of sd15_shape's SHAPES) that everything in it has."""
+
+    work: Path
+    shape: str = "sd15"
+
+    def environment(self, name: str) -> Path:
+        """The folder of an environment, which `install` makes."""
+        return self.work / "environments" / name
+
+    def model(self, name: str) -> Path:
+        return self.work / f"{self.shape}-{name}"
+
+    def cache(self, name: str) -> Path:
+        """Where a peer keeps what it compiled."""
+        return self.work / "cache" / f"{self.shape}-{name}"
+
+
+def source(place: Place) -> Path:
+    """The diffusers folder."""
+
+    def write(folder: Path) -> None:
+        module = ("-m", "benchmarks.sd15_shape", folder, "--shape", place.shape)
+        run(sys.executable, *module, at=ROOT)
+
+    return once(place.work / place.shape, write)
+
+
+def edgediff_fp32(place: Place) -> Path:
+    return _edgediff(place, "fp32")
+
+
+def edgediff_int8(place: Place) -> Path:
+    return _edgediff(place, "int8")
+
+
+def edgediff_int8_openvino(place: Place) -> Path:
+    return _edgediff(place, "int8", "--target", "openvino")
+
+
+def _edgediff(place: Place, precision: str, *options: str) -> Path:
+    model = source(place)
+
+    def export(out: Path) -> None:
+        export = ("-m", "edgediff", "export", model, out, "--precision", precision)
+        run(sys.executable, *export, *options, at=ROOT)
+
+    return once(place.model("-".join(("edgediff", precision, *options[1:]))), export)
+
+
+def optimum_fp32(place: Place) -> Path:
+    model = source(place)
+
+    def export(out: Path) -> None:
+        environment = place.environment("optimum-onnx")
+        install(environment, "optimum-onnx")
+        tool = python(environment).with_name("optimum-cli")
+        run(tool, "export", "onnx", "--model", model, "--task", "text-to-image", out)
+
+    return once(place.model("optimum-onnx-fp32"), export)
+
+
+def optimum_int8(place: Place) -> Path:
+    return _convert(place, "optimum-onnx", "quantize_optimum", optimum_fp32(place), "int8")
+
+
+def openvino_fp16(place: Place) -> Path:
+    return _convert(place, "openvino-export", "to_openvino", source(place), "fp16")
+
+
+def openvino_int8(place: Place) -> Path:
+    fp16 = openvino_fp16(place)
+    return _convert(place, "openvino-export", "quantize_openvino", fp16, "int8")
+
+
+def gguf_f16(place: Place) -> Path:
+    return _convert(place, "stable-diffusion-cpp", "to_gguf", source(place), "f16")
+
+
+def gguf_q8_0(place: Place) -> Path:
+    return _convert(place, "stable-diffusion-cpp", "to_gguf", source(place), "q8_0")
+
+
+def _convert(place: Place, environment: str, converter: str, model: Path, kind: str) -> Path:
+    """Run a converter in its environment; `kind` names the result, and GGUF's type."""
+
+    def convert(out: Path) -> None:
+        folder = place.environment(environment)
+        install(folder, environment)
+        more = (kind,) if converter == "to_gguf" else ()
+        run(python(folder), HERE / "converters" / f"{converter}.py", model, out, *more)
+
+    return once(place.model(f"{environment}-{kind}"), convert)

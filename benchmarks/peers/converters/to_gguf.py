@@ -1,0 +1,18 @@
+"""SOURCE OUT TYPE: a diffusers folder → OUT/model.gguf, by stable-diffusion.cpp's own converter."""
+
+import sys
+from pathlib import Path
+
+from stable_diffusion_cpp import StableDiffusion
+
+
+def main(source: str, out: str, kind: str) -> None:
+    Path(out).mkdir()
+    model = Path(out) / "model.gguf"
+    StableDiffusion().convert(input_path=source, output_path=str(model), output_type=kind)
+    if not model.exists():
+        sys.exit(f"{source}: stable-diffusion.cpp made no {kind} model of it")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

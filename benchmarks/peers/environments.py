@@ -1,0 +1,117 @@
+"""A virtual environment for each peer, made of `requirements/NAME.txt`, and what is in it."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.models import ROOT
+
+HERE = Path(__file__).parent
+_OURS = "edgediff"
+"""Environments whose name begins so get this checkout as well."""
+_OF_VENV = ("pip", "setuptools", "wheel")
+"""What a virtual environment has before anything is installed."""
+_LIMITS = ("OMP_", "OPENBLAS_", "MKL_", "PYTHON")
+
+
+class PeerError(Exception):
+    """A peer cannot be had on this machine; the text says why."""
+
+
+def variables() -> dict[str, str]:
+    """Of this process, without those that change which modules or how many threads a peer uses."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_LIMITS)}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
+
+
+def run(*command: object, at: Path = HERE) -> None:
+    """Run a command in the folder `at`, by default one from which nothing of ours is imported.
+    Raises PeerError with the last line that it wrote."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            cwd=at,
+            env=variables(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    except OSError as e:
+        raise PeerError(f"{words[0]}: does not start ({e.strerror})") from e
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        said = f": {lines[-1][:300]}" if lines else ""
+        raise PeerError(f"{Path(words[0]).name} ended with status {done.returncode}{said}")
+
+
+def python(folder: Path) -> Path:
+    """The interpreter of the environment in `folder`."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def installed(folder: Path, name: str) -> bool:
+    """Whether the environment is there, of the requirements as they are now."""
+    stamp = folder / "requirements"
+    return stamp.exists() and stamp.read_text() == requirements(name)
+
+
+def install(folder: Path, name: str) -> None:
+    """Make the environment `name` in `folder` unless it is there; edgediff is installed anew, as
+    this checkout may have changed. Raises PeerError."""
+    pip = (python(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    if not installed(folder, name):
+        print(f"installing {folder}", file=sys.stderr)
+        if folder.exists():
+            shutil.rmtree(folder)
+        venv.create(folder, with_pip=True)
+        run(*pip, "-r", HERE / "requirements" / f"{name}.txt")
+    if name.startswith(_OURS):
+        run(*pip, "--no-deps", "--force-reinstall", ROOT)
+    (folder / "requirements").write_text(requirements(name))
+
+
+def requirements(name: str) -> str:
+    """The lines of `requirements/NAME.txt`, those that it includes in their place."""
+    lines = []
+    for line in (HERE / "requirements" / f"{name}.txt").read_text().splitlines():
+        included = line.removeprefix("-r ").removesuffix(".txt")
+        lines.append(line if included == line else requirements(included).rstrip("\n"))
+    return "\n".join(lines) + "\n"
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """Of the packages in the environment, by name."""
+    found = importlib.metadata.distributions(path=[str(_site_packages(folder))])
+    named = {d.name: d.version for d in found if d.name not in _OF_VENV}
+    return dict(sorted(named.items(), key=lambda item: item[0].lower()))
+
+
+def installed_bytes(folder: Path) -> int:
+    """What its packages take on disk, without pip and setuptools, and without Python itself."""
+    return sum(
+        f.stat().st_size
+        for entry in _site_packages(folder).iterdir()
+        if not entry.name.startswith((*_OF_VENV, "_distutils_hack", "distutils-precedence"))
+        for f in files(entry)
+    )
+
+
+def files(path: Path) -> Iterator[Path]:
+    """The file, or every file under the folder."""
+    if path.is_file():
+        yield path
+        return
+    yield from (f for f in path.rglob("*") if f.is_file())
+
+
+def _site_packages(folder: Path) -> Path:
+    if sys.platform == "win32":
+        return folder / "Lib" / "site-packages"
+    return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"

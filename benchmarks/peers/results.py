@@ -1,0 +1,104 @@
+"""The JSON file of a run: this module is its only schema.
+
+Written anew after every round, so that what stands is valid whenever the run ends.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgediff.bench.machine import Conditions, Machine
+from edgediff.errors import InputError
+from edgediff.schema import load_json, parse
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every peer was asked for. Sampler: Euler, without guidance. shape: of the model.
+
+    rounds: in each, every peer draws one cold picture and then `warm` more in that process."""
+
+    shape: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    rounds: int
+    warm: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cold:
+    """Seconds from the start of a process to its first picture as PNG, and parts of that."""
+
+    first_picture: float
+    imports: float
+    load: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warm:
+    """Seconds of a later picture; None or empty what the peer does not show."""
+
+    total: float
+    text_encoder: float | None = None
+    steps: tuple[float, ...] = ()
+    vae_decoder: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A peer. `reason`: why it was left out. psnr_db: of its picture against that of diffusers in
+    float32, None where either is missing or they are equal, `equal`; peers that draw other noise
+    from a seed draw another picture."""
+
+    name: str
+    status: Literal["pending", "measured", "left out"] = "pending"
+    reason: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    installed_bytes: int | None = None
+    model_bytes: int | None = None
+    peak_bytes: int | None = None
+    psnr_db: float | None = None
+    equal: bool = False
+    cold: tuple[Cold, ...] = ()
+    warm: tuple[Warm, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A whole run. Times in `started` are UTC."""
+
+    format_version: int = FORMAT_VERSION
+    started: str
+    complete: bool
+    settings: Settings
+    machine: Machine
+    conditions: Conditions
+    peers: tuple[Measured, ...]
+
+
+def write(path: Path, result: Result) -> None:
+    """Write the file whole or not at all."""
+    text = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read(path: Path) -> Result:
+    """Read what `write` wrote. Raises InputError, naming the place and value."""
+    result: Result = parse(
+        Result, load_json(path.read_text(encoding="utf-8")), path.name, InputError
+    )
+    if result.format_version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version is {result.format_version}, expected {FORMAT_VERSION}: measure"
+            " again with `python -m benchmarks.peers`"
+        )
+    return result

@@ -1,0 +1,157 @@
+"""All peers in turns, A B A B …: in each round every one starts, draws a cold picture and then warm
+ones, and ends, so that none holds memory or cores while another draws."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.peers.environments import files
+from benchmarks.peers.results import Cold, Measured, Result, Settings, Warm
+from edgediff.bench import machine
+from edgediff.bench.runner import Worker, WorkerError
+from edgediff.image import psnr
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A peer that is ready to draw. command: its worker. inputs: what the worker is told.
+
+    reads: files and folders that are read before each start, so that they are in the system's
+    cache for all alike. compiles: draws once before the first round, to fill its own cache."""
+
+    known: Measured
+    command: Sequence[str]
+    inputs: dict[str, Any]
+    reads: Sequence[Path] = ()
+    compiles: bool = False
+
+
+@dataclass
+class Rounds:
+    """A run that is under way. answer: seconds to wait for a line before a worker counts as hung.
+
+    reference: name of the peer whose picture the others' are held against."""
+
+    entrants: Sequence[Entrant]
+    settings: Settings
+    environment: Mapping[str, str]
+    write: Callable[[Result], None]
+    tell: Callable[[str], None]
+    reference: str = ""
+    left_out: Sequence[Measured] = ()
+    answer: float = 1800.0
+    pictures: dict[str, Pixels] = field(default_factory=dict)
+
+    def run(self) -> Result:
+        """Measure all. A peer that fails is left out from then on, and its reason is kept."""
+        self._utc = datetime.now(UTC).isoformat(timespec="seconds")
+        self._found = {e.known.name: e.known for e in self.entrants}
+        with machine.Watch() as watch:
+            self._watch = watch
+            self._write(complete=False)
+            for entrant in self.entrants:
+                if entrant.compiles:
+                    self._attempt(entrant, "fills its cache", count=False)
+            for n in range(self.settings.rounds):
+                for entrant in self.entrants:
+                    self._attempt(entrant, f"round {n + 1} of {self.settings.rounds}", count=True)
+                self._write(complete=False)
+            return self._write(complete=True)
+
+    def _attempt(self, entrant: Entrant, what: str, *, count: bool) -> None:
+        name = entrant.known.name
+        if self._found[name].status == "left out":
+            return
+        self.tell(f"{name}: {what}")
+        try:
+            self._draw(entrant, count=count)
+        except WorkerError as e:
+            self.tell(f"{name}: left out: {e}")
+            self._found[name] = replace(self._found[name], status="left out", reason=str(e))
+
+    def _draw(self, entrant: Entrant, *, count: bool) -> None:
+        for path in entrant.reads:
+            _read_through(path)
+        with Worker(
+            entrant.command, entrant.inputs, answer=self.answer, environment=self.environment
+        ) as worker:
+            worker.wait("started")
+            loaded = worker.wait("loaded")
+            picture = worker.ask("picture", "picture")
+            shown = worker.ask("show", "shown")
+            pixels = _decode(shown["png"])
+            expected = (self.settings.height, self.settings.width, 3)
+            if pixels.shape != expected:
+                raise WorkerError(f"drew {pixels.shape} pixels, expected {expected}")
+            if not count:
+                return
+            cold = Cold(
+                first_picture=shown["at"] - worker.started,
+                imports=loaded["imports"],
+                load=loaded["load"],
+            )
+            warm = []
+            for _ in range(self.settings.warm):
+                picture = worker.ask("picture", "picture")
+                warm.append(_warm(picture))
+        name = entrant.known.name
+        self.pictures[name] = pixels
+        found = self._found[name]
+        peaks = [p for p in (found.peak_bytes, picture["peak_bytes"]) if p is not None]
+        self._found[name] = replace(
+            found,
+            status="measured",
+            peak_bytes=max(peaks, default=None),
+            cold=(*found.cold, cold),
+            warm=(*found.warm, *warm),
+        )
+
+    def _write(self, *, complete: bool) -> Result:
+        result = Result(
+            started=self._utc,
+            complete=complete,
+            settings=self.settings,
+            machine=machine.describe(),
+            conditions=self._watch.conditions(),
+            peers=(*(self._compared(m) for m in self._found.values()), *self.left_out),
+        )
+        self.write(result)
+        return result
+
+    def _compared(self, measured: Measured) -> Measured:
+        """With how far its picture is from the reference's."""
+        picture, reference = (self.pictures.get(n) for n in (measured.name, self.reference))
+        if picture is None or reference is None or measured.name == self.reference:
+            return measured
+        decibels = psnr(picture, reference)
+        return replace(measured, psnr_db=decibels, equal=decibels is None)
+
+
+def _warm(picture: dict[str, Any]) -> Warm:
+    return Warm(
+        total=picture["total"],
+        text_encoder=picture.get("text_encoder"),
+        steps=tuple(picture.get("steps", ())),
+        vae_decoder=picture.get("vae_decoder"),
+    )
+
+
+def _read_through(path: Path) -> None:
+    for file in files(path):
+        with file.open("rb", buffering=0) as content:
+            while content.read(1 << 24):
+                pass
+
+
+def _decode(png: str) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))

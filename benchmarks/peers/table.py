@@ -1,0 +1,168 @@
+"""What a run showed: a row for each peer, and edgediff's best against the best of the others."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.measure import Check
+from benchmarks.peers.catalogue import LEAN, OURS
+from benchmarks.peers.results import Measured, Result
+from edgediff.bench.intervals import Interval, paired_ratio
+
+HEADER = (
+    *("peer", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
+    *("peak memory", "model", "installed"),
+)
+NONE = "–"
+
+WARM_BAR = 0.85
+COLD_BAR = 0.5
+PEAK_BAR = 0.75
+"""Of the best peer's figure, what edgediff is to reach at the most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Medians of a peer, in seconds and bytes; None what it does not show."""
+
+    cold: float
+    warm: float
+    text_encoder: float | None
+    step: float | None
+    vae_decoder: float | None
+    peak: int | None
+    model: int | None
+    installed: int | None
+
+
+def figures(peer: Measured) -> Figures:
+    """Of a peer that was measured."""
+    return Figures(
+        cold=statistics.median(c.first_picture for c in peer.cold),
+        warm=statistics.median(w.total for w in peer.warm),
+        text_encoder=_median(w.text_encoder for w in peer.warm),
+        step=_median(s for w in peer.warm for s in w.steps),
+        vae_decoder=_median(w.vae_decoder for w in peer.warm),
+        peak=peer.peak_bytes,
+        model=peer.model_bytes,
+        installed=peer.installed_bytes,
+    )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    there = [v for v in values if v is not None]
+    return statistics.median(there) if there else None
+
+
+def measured(result: Result) -> list[Measured]:
+    return [p for p in result.peers if p.status == "measured"]
+
+
+def others(result: Result) -> list[Measured]:
+    return [p for p in measured(result) if not p.name.startswith(OURS)]
+
+
+def ours(result: Result) -> list[Measured]:
+    return [p for p in measured(result) if p.name.startswith(OURS)]
+
+
+def fastest(peers: Sequence[Measured]) -> Measured:
+    """By the median of the warm pictures."""
+    return min(peers, key=lambda p: figures(p).warm)
+
+
+def warm_ratio(a: Measured, b: Measured) -> Interval:
+    """a / b, round by round."""
+    return paired_ratio([w.total for w in a.warm], [w.total for w in b.warm])
+
+
+def cold_ratio(a: Measured, b: Measured) -> Interval:
+    """a / b, round by round."""
+    return paired_ratio([c.first_picture for c in a.cold], [c.first_picture for c in b.cold])
+
+
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """HEADER's columns for each peer that was measured. The ratio is to the fastest of the others,
+    or to the fastest where there is no other."""
+    against = fastest(others(result) or measured(result)) if measured(result) else None
+    return [_row(p, against) for p in measured(result) if against is not None]
+
+
+def _row(peer: Measured, against: Measured) -> tuple[str, ...]:
+    found = figures(peer)
+    ratio = "1" if peer is against else f"{warm_ratio(peer, against).median:.2f}"
+    return (
+        peer.name,
+        seconds(found.cold),
+        seconds(found.warm),
+        ratio,
+        seconds(found.text_encoder),
+        seconds(found.step),
+        seconds(found.vae_decoder),
+        size(found.peak),
+        size(found.model),
+        size(found.installed),
+    )
+
+
+def left_out(result: Result) -> list[str]:
+    """NAME: why."""
+    return [f"{p.name}: {p.reason}" for p in result.peers if p.status == "left out"]
+
+
+def checks(result: Result) -> list[Check]:
+    """edgediff's fastest against the fastest peer, warm and cold; against the lowest peak; and
+    against the smallest install, without LEAN's."""
+    if not ours(result) or not others(result):
+        return []
+    best = fastest(ours(result))
+    peer = fastest(others(result))
+    cold = min(others(result), key=lambda p: figures(p).cold)
+    found = [
+        Check(
+            what=f"{best.name}: warm, of {peer.name}'s",
+            value=warm_ratio(best, peer).median,
+            bar=WARM_BAR,
+        ),
+        Check(
+            what=f"{best.name}: cold, of {cold.name}'s",
+            value=cold_ratio(best, cold).median,
+            bar=COLD_BAR,
+        ),
+    ]
+    found += _least(best, others(result), "peak memory", PEAK_BAR, lambda p: p.peak_bytes)
+    larger = [p for p in others(result) if not p.name.startswith(LEAN)]
+    found += _least(best, larger, "installed size", 1.0, lambda p: p.installed_bytes)
+    return found
+
+
+def _least(
+    best: Measured,
+    peers: Sequence[Measured],
+    what: str,
+    bar: float,
+    key: Callable[[Measured], int | None],
+) -> list[Check]:
+    """`best` against the peer with the least of `key`."""
+    known = [(value, p.name) for p in peers if (value := key(p)) is not None]
+    value = key(best)
+    if not known or value is None:
+        return []
+    least, name = min(known)
+    return [Check(what=f"{best.name}: {what}, of {name}'s", value=value / least, bar=bar)]
+
+
+def seconds(value: float | None) -> str:
+    """As a table shows it: 12.3 s, 0.45 s, 67 ms."""
+    if value is None:
+        return NONE
+    if value < 0.1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+
+def size(value: int | None) -> str:
+    """As a table shows it: 1.23 GB, 456 MB."""
+    if value is None:
+        return NONE
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

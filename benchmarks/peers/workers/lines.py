@@ -1,0 +1,102 @@
+"""What every worker shares: JSON, a line at a time, as `edgediff.bench.worker` speaks it.
+
+It imports nothing that a peer's environment may lack, and nothing before it has said `started`.
+"""
+
+import base64
+import importlib
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Draw = Callable[[], tuple[Any, dict[str, Any]]]
+"""→ (the picture, a PIL image or what `to_pil` takes; seconds of `text_encoder`, `steps` and
+`vae_decoder`, or as many of these as the peer shows)."""
+
+
+def serve(
+    modules: tuple[str, ...],
+    load: Callable[[dict[str, Any]], Draw],
+    to_pil: Callable[[Any], Any] = lambda image: image,
+) -> None:
+    """Import `modules`, load what the first line names, and draw whenever a line asks for it."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a peer prints must not come between the lines
+    _tell(out, "started")
+    config = json.loads(sys.stdin.readline())
+    before = time.perf_counter()
+    for name in modules:
+        importlib.import_module(name)
+    imported = time.perf_counter()
+    draw = load(config)
+    _tell(
+        out,
+        "loaded",
+        imports=imported - before,
+        load=time.perf_counter() - imported,
+    )
+    picture: Any = None
+    for line in sys.stdin:
+        if json.loads(line)["do"] == "show":
+            buffer = io.BytesIO()
+            to_pil(picture).save(buffer, format="PNG")
+            png = base64.b64encode(buffer.getvalue()).decode()
+            _tell(out, "shown", png=png)
+            continue
+        began = time.perf_counter()
+        picture, stages = draw()
+        total = time.perf_counter() - began
+        _tell(out, "picture", total=total, peak_bytes=_peak_memory(), **stages)
+
+
+class Stopwatch:
+    """Notes how long calls of the stages take, one list of seconds a stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def around(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*args, **kwargs)
+            self.seconds.setdefault(stage, []).append(time.perf_counter() - began)
+            return result
+
+        return timed
+
+    def take(self) -> dict[str, Any]:
+        """What was noted since the last time, as `Draw` gives it."""
+        found, self.seconds = self.seconds, {}
+        return {
+            "text_encoder": sum(found["text_encoder"]),
+            "steps": found["unet"],
+            "vae_decoder": sum(found["vae_decoder"]),
+        }
+
+
+def _tell(out: Any, event: str, **what: Any) -> None:
+    out.write(json.dumps({"event": event, "at": time.monotonic(), **what}) + "\n")
+    out.flush()
+
+
+def _peak_memory() -> int | None:
+    """Peak resident bytes of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return rss if sys.platform == "darwin" else rss * 1024
