@@ -94,12 +94,14 @@ def versions(folder: Path) -> dict[str, str]:
 
 
 def installed_bytes(folder: Path) -> int:
-    """What its packages take on disk, without pip and setuptools, and without Python itself."""
+    """What its packages take on disk: without Python itself, pip and setuptools, and without .pyc
+    files, of which there are as many as modules have run."""
     return sum(
         f.stat().st_size
         for entry in _site_packages(folder).iterdir()
         if not entry.name.startswith((*_OF_VENV, "_distutils_hack", "distutils-precedence"))
         for f in files(entry)
+        if f.suffix != ".pyc"
     )
 
 

@@ -1,0 +1,49 @@
+"""A peer with timings that are made up: `fake_worker.py SECONDS LOG NAME [HOW [AFTER]]`.
+
+SECONDS: what it says a picture takes. LOG: where its starts are noted. HOW: what happens at its
+start number AFTER (counted in LOG) instead of a picture.
+"""
+
+import base64
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+seconds, log, name = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+how = sys.argv[4] if len(sys.argv) > 4 else ""
+after = int(sys.argv[5]) if len(sys.argv) > 5 else 1
+
+
+def tell(event: str, **what: object) -> None:
+    print(json.dumps({"event": event, "at": time.monotonic(), **what}), flush=True)
+
+
+tell("started")
+config = json.loads(sys.stdin.readline())
+with log.open("a") as file:
+    file.write(f"{name}\n")
+start = log.read_text().split().count(name)
+tell("loaded", imports=0.1, load=0.2)
+for line in sys.stdin:
+    if start >= after and how == "crash":
+        sys.exit("ImportError: libpicture.so: cannot open shared object file")
+    if json.loads(line)["do"] == "show":
+        size = (config["width"], config["height"]) if how != "small" else (1, 1)
+        buffer = io.BytesIO()
+        Image.new("RGB", size, config["colour"]).save(buffer, format="PNG")
+        tell("shown", png=base64.b64encode(buffer.getvalue()).decode())
+    elif how == "coy":  # shows no stages, and not its memory
+        tell("picture", total=seconds, peak_bytes=None)
+    else:
+        tell(
+            "picture",
+            total=seconds,
+            peak_bytes=1_000_000 * start,
+            text_encoder=0.1 * seconds,
+            steps=[0.4 * seconds, 0.4 * seconds],
+            vae_decoder=0.1 * seconds,
+        )

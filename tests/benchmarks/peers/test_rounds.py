@@ -1,0 +1,137 @@
+"""Peers take turns; one that fails is left out by name and the others go on."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.peers import results, table
+from benchmarks.peers.results import Measured, Result, Settings
+from benchmarks.peers.rounds import Entrant, Rounds
+from edgediff.errors import InputError
+
+FAKE = Path(__file__).parent / "fake_worker.py"
+SETTINGS = Settings(
+    shape="sd1", prompt="a fox", seed=0, width=4, height=2, steps=2, rounds=2, warm=1
+)
+
+
+class Bench:
+    """Peers that are made up, and what became of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "starts"
+        self.log.touch()
+        self.out = folder / "out.json"
+        self.told: list[str] = []
+
+    def peer(self, name: str, seconds: float, *how: object, **more: Any) -> Entrant:
+        colour = more.pop("colour", "red")
+        return Entrant(
+            known=Measured(name=name, model_bytes=10, installed_bytes=20, versions={"fake": "1"}),
+            command=tuple(map(str, (sys.executable, FAKE, seconds, self.log, name, *how))),
+            inputs={"width": 4, "height": 2, "colour": colour},
+            **more,
+        )
+
+    def run(self, *peers: Entrant, **more: Any) -> Result:
+        return Rounds(
+            entrants=peers,
+            settings=SETTINGS,
+            environment=dict(os.environ),
+            write=lambda result: results.write(self.out, result),
+            tell=self.told.append,
+            answer=30.0,
+            **more,
+        ).run()
+
+    @property
+    def starts(self) -> list[str]:
+        return self.log.read_text().split()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_they_take_turns_and_a_cache_is_filled_before(bench: Bench) -> None:
+    result = bench.run(bench.peer("A", 1.0), bench.peer("B", 2.0, compiles=True))
+    assert bench.starts == ["B", "A", "B", "A", "B"]
+    a, b = result.peers
+    assert [w.total for w in a.warm] == [1.0, 1.0]
+    assert len(b.cold) == 2
+    assert a.cold[0].first_picture > 0
+    assert a.cold[0].load == 0.2
+    assert b.peak_bytes == 3_000_000  # of all its processes the largest
+    assert result.complete
+    assert results.read(bench.out) == result
+
+
+def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
+    result = bench.run(bench.peer("A", 1.0, "crash", 2), bench.peer("B", 2.0))
+    assert bench.starts == ["A", "B", "A", "B"]
+    assert [p.status for p in result.peers] == ["left out", "measured"]
+    (line,) = table.left_out(result)
+    assert line.startswith("A: ended with status 1: ImportError: libpicture.so")
+    assert [row[0] for row in table.rows(result)] == ["B"]
+
+
+def test_one_that_draws_another_size_is_left_out(bench: Bench) -> None:
+    result = bench.run(bench.peer("A", 1.0, "small"))
+    assert "drew (1, 1, 3) pixels, expected (2, 4, 3)" in result.peers[0].reason
+    assert table.rows(result) == []
+    assert table.checks(result) == []
+
+
+def test_one_that_is_not_installed_stays_in_the_result(bench: Bench) -> None:
+    missing = Measured(name="C", status="left out", reason="pip ended with status 1: no wheel")
+    result = bench.run(bench.peer("A", 1.0), left_out=[missing])
+    assert table.left_out(result) == ["C: pip ended with status 1: no wheel"]
+
+
+def test_pictures_are_held_against_the_reference(bench: Bench) -> None:
+    result = bench.run(
+        bench.peer("A", 1.0),
+        bench.peer("B", 1.0),
+        bench.peer("C", 1.0, colour="blue"),
+        reference="A",
+    )
+    a, b, c = result.peers
+    assert (a.psnr_db, a.equal) == (None, False)
+    assert (b.psnr_db, b.equal) == (None, True)
+    assert c.psnr_db == pytest.approx(1.76, abs=0.01)  # two of three channels are all wrong
+
+
+def test_the_table_has_ratios_to_the_fastest_of_the_others(bench: Bench) -> None:
+    result = bench.run(
+        bench.peer("torch", 4.0),
+        bench.peer("fast", 2.0, "coy"),
+        bench.peer("edgediff int8", 1.0),
+    )
+    torch, fast, ours = (dict(zip(table.HEADER, row, strict=True)) for row in table.rows(result))
+    assert [r["warm ratio"] for r in (torch, fast, ours)] == ["2.00", "1", "0.50"]
+    assert torch["UNet step"] == "1.60 s"
+    assert torch["peak memory"] == "2 MB"
+    assert (fast["UNet step"], fast["peak memory"]) == ("–", "–")
+    assert (ours["model"], ours["installed"]) == ("0 MB", "0 MB")
+    checks = table.checks(result)
+    assert [c.what.split(": ")[1] for c in checks] == [
+        "warm, of fast's",
+        f"cold, of {min((torch, fast), key=lambda r: r['cold'])['peer']}'s",
+        "peak memory, of torch's",
+        "installed size, of fast's",
+    ]
+    assert checks[0].value == 0.5
+    assert checks[0].met
+
+
+def test_a_result_of_another_version_is_refused(bench: Bench) -> None:
+    bench.run(bench.peer("A", 1.0))
+    bench.out.write_text(
+        bench.out.read_text().replace('"format_version": 1', '"format_version": 9')
+    )
+    with pytest.raises(InputError, match="format_version is 9, expected 1"):
+        results.read(bench.out)
