@@ -152,7 +152,8 @@ class Session:
         self._output_names = [o.name for o in spec.outputs]
         self._cache = _open_cache(spec, options, dimensions or {})
         asked = self._asked_to_record()
-        can = self._provider.graph_option is not None
+        # A graph that is replayed shows a profile nothing of its nodes.
+        can = self._provider.graph_option is not None and options.observe.profile is None
         self._records = every_step and can if asked is None else asked
         self._session = self._load(path, dimensions or {})
         self._lock = threading.Lock()

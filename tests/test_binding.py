@@ -19,7 +19,7 @@ from edgediff import session as session_module
 from edgediff.bundle import Bundle, GraphSpec
 from edgediff.errors import ProviderError
 from edgediff.providers import PROVIDERS
-from edgediff.session import Session, SessionOptions
+from edgediff.session import Observe, Session, SessionOptions
 
 ONE_THREAD = SessionOptions(threads=1)
 
@@ -267,6 +267,18 @@ def test_each_set_of_shapes_has_a_graph_once_its_buffers_stand(
         session.run(**inputs(side))
     # Those beyond eight run, but are not recorded.
     assert graphs[1::2] == ["3", "4", "5", "6", "7", "8", "-1"]
+
+
+@pytest.mark.usefixtures("on_device")
+def test_what_is_profiled_is_not_recorded(
+    tiny_bundle: Path, spec: GraphSpec, graphs: list[str], tmp_path: Path
+) -> None:
+    options = SessionOptions(threads=1, observe=Observe(profile=tmp_path))
+    session = Session(tiny_bundle / spec.file, spec, options, every_step=True)
+    session.run(**inputs())
+    session.run(**inputs())
+    assert graphs == ["none", "none"]
+    assert session.end_profiling().parent == tmp_path
 
 
 @pytest.mark.usefixtures("on_device")

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import edgediff
 from edgediff.bundle import MANIFEST, Bundle, describe_files
-from edgediff.errors import BundleError
+from edgediff.errors import BundleError, ProviderError
 from edgediff.verification import relative_error
 
 
@@ -111,6 +112,16 @@ def test_fixtures_without_a_stage(bundle: Path) -> None:
     (failed,) = [c for c in edgediff.verify(bundle).checks if not c.ok]
     assert failed.name == "unet"
     assert "no case of this stage" in failed.problem
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_that_is_absent(
+    provider: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    expected = rf'provider \'{provider}\': .*built without it: .*pip install "onnxruntime-gpu'
+    with pytest.raises(ProviderError, match=expected):
+        edgediff.verify(tiny_bundle, provider=provider)
 
 
 def test_a_bundle_without_fixtures(bundle: Path) -> None:

@@ -88,7 +88,8 @@ def _parse_sizes(
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also the N slowest operators of each stage, in a run of their own.",
+    help="Also the N slowest operators of each stage, in a run of their own; on a GPU, the time"
+    " that launching them takes.",
 )
 def run(
     bundles: tuple[str, ...],
