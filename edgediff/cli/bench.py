@@ -311,6 +311,10 @@ def _record(pair: "Comparison") -> dict[str, Any]:
         "ratios": {name: dataclasses.asdict(found) for name, found in pair.ratios.items()},
         "from_start": None if pair.cold is None else dataclasses.asdict(pair.cold),
         "within_noise": pair.within_noise,
+        "quality": [
+            None if run.quality is None else dataclasses.asdict(run.quality)
+            for run in (pair.a, pair.b)
+        ],
     }
 
 

@@ -71,7 +71,13 @@ def measured() -> Callable[..., Run]:
             narrow=True,
             warm=tuple(picture(s) for s in seconds),
             cold=tuple(
-                Cold(first_picture=10 * s, interpreter=0.1 * s, imports=s, load=5 * s, stages={})
+                Cold(
+                    first_picture=10 * s,
+                    interpreter=0.1 * s,
+                    imports=s,
+                    load=5 * s,
+                    stages={"unet": 4 * s},
+                )
                 for s in seconds[:3]
             ),
             peak_bytes=120_000_000,

@@ -65,6 +65,7 @@ def test_compare_and_report(measured: Path, tmp_path: Path) -> None:
     assert done.stdout.count("No difference shown: it is within the noise.") == 2
     answer = json.loads(run("compare", measured, measured, "--json").stdout)
     assert [p["within_noise"] for p in answer["pairs"]] == [True, True]
+    assert all({"psnr_db", "equal"} < one.keys() for p in answer["pairs"] for one in p["quality"])
     page = tmp_path / "report.html"
     done = run("report", measured, "-o", page)
     assert done.returncode == 0

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,12 @@ def two(measured: Callable[..., Run], result: Callable[..., Result]) -> dict[str
     failed = Run(
         config=measured([], label="lost").config, status="failed", error="killed by SIGKILL"
     )
-    slow = measured(SECONDS)
+    slow = replace(
+        measured(SECONDS),
+        caches={"unet": {"engine": "miss", "timing": "hit"}},
+        notes=("unet.onnx: runs without a CUDA graph",),
+        gpu_peak_bytes=340_000_000,
+    )
     return {"a & b": result(slow, fast, failed, missing=("lost: killed by SIGKILL",))}
 
 
@@ -33,6 +39,12 @@ def test_the_page_holds_plots_pictures_and_what_is_missing(two: dict[str, Result
     assert "a &amp; b" in text
     assert "emoji &lt;fast&gt;" in text
     assert "42.5 dB" in text
+    assert "emoji aaaaaaaaaaaa" in text
+    assert "3 int8" in text
+    assert "a &amp; b: emoji: unet.onnx: runs without a CUDA graph" in text
+    assert "unet: engine miss, timing hit" in text
+    assert "340 MB" in text
+    assert "load unet" in text
     # Nothing is loaded from anywhere.
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?!data:)\w+:", text)
     assert "default-src 'none'" in text
