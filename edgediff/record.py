@@ -62,7 +62,7 @@ class Recorded:
         now = asdict(settings)
         for name, then in self.given.items():
             if list(_hashes(now.get(name))) != list(_hashes(then)):
-                found.append(f"{name} is not {describe_given(then)}, which it was made from")
+                found.append(f"what is given is not {describe_given(then)}, which it was made from")
         return found
 
 

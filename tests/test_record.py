@@ -112,7 +112,7 @@ def test_a_picture_that_the_call_was_given_has_to_be_given_again(
     assert again.images[0].tobytes() == first.images[0].tobytes()
     assert made.differences(again.settings) == []
     settings = resolve(pipe.bundle, made.prompt, {**made.options, "control": other}, provider="cpu")
-    assert made.differences(settings) == ["control is not map.png, which it was made from"]
+    assert made.differences(settings) == ["what is given is not map.png, which it was made from"]
 
     unnamed = {"canny": edgediff.Control(Image.new("L", (64, 64)))}
     first = pipe.generate("a fox", control=unnamed, seed=1, steps=1)
