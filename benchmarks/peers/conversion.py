@@ -69,8 +69,8 @@ def optimum_fp32(place: Place) -> Path:
     def export(out: Path) -> None:
         environment = place.environment("optimum-onnx")
         install(environment, "optimum-onnx")
-        tool = python(environment).with_name("optimum-cli")
-        run(tool, "export", "onnx", "--model", model, "--task", "text-to-image", out)
+        tool = (python(environment), "-m", "optimum.exporters.onnx")
+        run(*tool, "--model", model, "--task", "text-to-image", out)
 
     return once(place.model("optimum-onnx-fp32"), export)
 
