@@ -149,7 +149,9 @@ def _peers(found: Result) -> list[str]:
         f" {found.machine.cores} cores of {found.machine.cpu}"
         f" ({_kernels(found.machine.cpu_flags)}), by edgediff and by others: medians of {s.rounds}"
         " rounds in which each starts anew (`python -m benchmarks.peers`). Cold is from the start"
-        " of the process to the PNG; the ratio is of warm pictures to the fastest of the others:",
+        " of the process to the PNG; the ratio is of warm pictures to the fastest of the others,"
+        " and PSNR to the picture that diffusers draws in float32, where noise and tokens are the"
+        " same:",
         "",
         *_table(table.HEADER, table.rows(found)),
         "",

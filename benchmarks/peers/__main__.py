@@ -12,7 +12,8 @@ reason.
 Every peer gets the same prompt, size and steps, without guidance, by the Euler method, and starts
 in turns in a process of its own, once a round; what it reads is in the system's cache. Cold: from
 the start of the process to the PNG. Ratios are of each round to the fastest peer that is not
-edgediff.
+edgediff. PSNR is of the picture to that of diffusers in float32, where the two start from the same
+noise and tokens.
 """
 
 import argparse
@@ -51,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left_out: list[Measured] = []
     for name in given.peer or PEERS:
         try:
-            entrants.append(ready(name, PEERS[name], place, settings, given.what))
+            if given.what == "install":
+                environment = PEERS[name].environment
+                environments.install(place.environment(environment), environment)
+            else:
+                entrants.append(ready(name, PEERS[name], place, settings))
         except PeerError as e:
             print(f"{name}: left out: {e}", file=sys.stderr)
             left_out.append(Measured(name=name, status="left out", reason=str(e)))
@@ -69,13 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(found)
 
 
-def ready(name: str, peer: Peer, place: Place, settings: Settings, what: str = "run") -> Entrant:
-    """Install the peer, and convert its model unless `what` is "install".
-
-    Raises PeerError."""
+def ready(name: str, peer: Peer, place: Place, settings: Settings) -> Entrant:
+    """Install the peer and convert its model, where that is yet to do. Raises PeerError."""
     folder = place.environment(peer.environment)
     environments.install(folder, peer.environment)
-    model = place.work if what == "install" else peer.model(place)
+    model = peer.model(place)
     inputs: dict[str, Any] = {
         **peer.options,
         "model": str(model),
@@ -103,6 +106,7 @@ def ready(name: str, peer: Peer, place: Place, settings: Settings, what: str = "
         inputs=inputs,
         reads=reads,
         compiles=peer.compiles,
+        differs=bool(peer.differs),
     )
 
 

@@ -14,14 +14,19 @@ class Peer:
     """What draws the picture. `environment`: of requirements/; `worker`: of workers/.
 
     model: makes what the worker loads, where it is missing. options: told to the worker. compiles:
-    it keeps compiled models, in a folder that is full before anything is timed."""
+    it keeps compiled models, in a folder that is full before anything is timed. differs: why its
+    picture is another one, and is not held against that of diffusers."""
 
     environment: str
     worker: str
     model: Callable[[Place], Path]
     options: dict[str, Any] = field(default_factory=dict)
     compiles: bool = False
+    differs: str = ""
 
+
+_NOISE = "it draws other noise from a seed"
+_TOKENS = "it has CLIP's own vocabulary built in, not the model's"
 
 PEERS: dict[str, Peer] = {
     "diffusers float32": Peer(
@@ -47,18 +52,26 @@ PEERS: dict[str, Peer] = {
         worker="with_openvino",
         model=conversion.openvino_fp16,
         compiles=True,
+        differs=_NOISE,
     ),
     "OpenVINO GenAI int8 UNet": Peer(
         environment="openvino-genai",
         worker="with_openvino",
         model=conversion.openvino_int8,
         compiles=True,
+        differs=_NOISE,
     ),
     "stable-diffusion.cpp f16": Peer(
-        environment="stable-diffusion-cpp", worker="with_sdcpp", model=conversion.gguf_f16
+        environment="stable-diffusion-cpp",
+        worker="with_sdcpp",
+        model=conversion.gguf_f16,
+        differs=_TOKENS,
     ),
     "stable-diffusion.cpp q8_0": Peer(
-        environment="stable-diffusion-cpp", worker="with_sdcpp", model=conversion.gguf_q8_0
+        environment="stable-diffusion-cpp",
+        worker="with_sdcpp",
+        model=conversion.gguf_q8_0,
+        differs=_TOKENS,
     ),
     "edgediff float32": Peer(
         environment="edgediff",

@@ -54,8 +54,8 @@ class Warm:
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A peer. `reason`: why it was left out. psnr_db: of its picture against that of diffusers in
-    float32, None where either is missing or they are equal, `equal`; peers that draw other noise
-    from a seed draw another picture."""
+    float32; None where they are equal, which `equal` says, or either is missing, or other noise or
+    tokens make it another picture."""
 
     name: str
     status: Literal["pending", "measured", "left out"] = "pending"
@@ -93,12 +93,12 @@ def write(path: Path, result: Result) -> None:
 
 def read(path: Path) -> Result:
     """Read what `write` wrote. Raises InputError, naming the place and value."""
-    result: Result = parse(
-        Result, load_json(path.read_text(encoding="utf-8")), path.name, InputError
-    )
-    if result.format_version != FORMAT_VERSION:
+    raw = load_json(path.read_text(encoding="utf-8"))
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format_version is {result.format_version}, expected {FORMAT_VERSION}: measure"
-            " again with `python -m benchmarks.peers`"
+            f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}: measure again with"
+            " `python -m benchmarks.peers`"
         )
+    result: Result = parse(Result, raw, path.name, InputError)
     return result

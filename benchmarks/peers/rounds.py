@@ -27,13 +27,15 @@ class Entrant:
     """A peer that is ready to draw. command: its worker. inputs: what the worker is told.
 
     reads: files and folders that are read before each start, so that they are in the system's
-    cache for all alike. compiles: draws once before the first round, to fill its own cache."""
+    cache for all alike. compiles: draws once before the first round, to fill its own cache.
+    differs: its picture is another one, and is not held against the reference."""
 
     known: Measured
     command: Sequence[str]
     inputs: dict[str, Any]
     reads: Sequence[Path] = ()
     compiles: bool = False
+    differs: bool = False
 
 
 @dataclass
@@ -105,7 +107,8 @@ class Rounds:
                 picture = worker.ask("picture", "picture")
                 warm.append(_warm(picture))
         name = entrant.known.name
-        self.pictures[name] = pixels
+        if not entrant.differs:
+            self.pictures[name] = pixels
         found = self._found[name]
         peaks = [p for p in (found.peak_bytes, picture["peak_bytes"]) if p is not None]
         self._found[name] = replace(

@@ -11,7 +11,7 @@ from edgediff.bench.intervals import Interval, paired_ratio
 
 HEADER = (
     *("peer", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
-    *("peak memory", "model", "installed"),
+    *("peak memory", "model", "installed", "PSNR"),
 )
 NONE = "–"
 
@@ -102,6 +102,7 @@ def _row(peer: Measured, against: Measured) -> tuple[str, ...]:
         size(found.peak),
         size(found.model),
         size(found.installed),
+        "equal" if peer.equal else NONE if peer.psnr_db is None else f"{peer.psnr_db:.1f} dB",
     )
 
 

@@ -97,11 +97,14 @@ def test_pictures_are_held_against_the_reference(bench: Bench) -> None:
         bench.peer("A", 1.0),
         bench.peer("B", 1.0),
         bench.peer("C", 1.0, colour="blue"),
+        bench.peer("D", 1.0, colour="blue", differs=True),
         reference="A",
     )
-    a, b, c = result.peers
+    a, b, c, d = result.peers
     assert (a.psnr_db, a.equal) == (None, False)
     assert (b.psnr_db, b.equal) == (None, True)
+    assert (d.psnr_db, d.equal) == (None, False)
+    assert [row[-1] for row in table.rows(result)] == ["–", "equal", "1.8 dB", "–"]
     assert c.psnr_db == pytest.approx(1.76, abs=0.01)  # two of three channels are all wrong
 
 
