@@ -41,7 +41,7 @@ def test_the_page_holds_plots_pictures_and_what_is_missing(two: dict[str, Result
     assert "42.5 dB" in text
     assert "emoji aaaaaaaaaaaa" in text
     assert "3 int8" in text
-    assert "a &amp; b: emoji: unet.onnx: runs without a CUDA graph" in text
+    assert "<li>emoji: unet.onnx: runs without a CUDA graph</li>" in text
     assert "unet: engine miss, timing hit" in text
     assert "340 MB" in text
     assert "load unet" in text
