@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.models import ROOT, once
+from benchmarks.models import once
 from benchmarks.peers.environments import HERE, install, python, run
 
 
@@ -36,7 +36,7 @@ def source(place: Place) -> Path:
 
     def write(folder: Path) -> None:
         module = ("-m", "benchmarks.sd15_shape", folder, "--shape", place.shape)
-        run(sys.executable, *module, at=ROOT)
+        run(sys.executable, *module, ours=True)
 
     return once(place.work / place.shape, write)
 
@@ -58,7 +58,7 @@ def _edgediff(place: Place, precision: str, *options: str) -> Path:
 
     def export(out: Path) -> None:
         export = ("-m", "edgediff", "export", model, out, "--precision", precision)
-        run(sys.executable, *export, *options, at=ROOT)
+        run(sys.executable, *export, *options, ours=True)
 
     return once(place.model("-".join(("edgediff", precision, *options[1:]))), export)
 

@@ -29,15 +29,15 @@ def variables() -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
-def run(*command: object, at: Path = HERE) -> None:
-    """Run a command in the folder `at`, by default one from which nothing of ours is imported.
+def run(*command: object, ours: bool = False) -> None:
+    """Run a command so that it imports nothing of this checkout, unless it is `ours`.
     Raises PeerError with the last line that it wrote."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
             words,
-            cwd=at,
-            env=variables(),
+            cwd=ROOT if ours else HERE,
+            env=None if ours else variables(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -8,7 +8,9 @@ from lines import Draw, serve
 def load(config: dict[str, Any]) -> Draw:
     import edgediff
 
-    pipe = edgediff.load(config["model"], provider=config["provider"])
+    pipe = edgediff.load(
+        config["model"], provider=config["provider"], cache_dir=config.get("cache")
+    )
 
     def draw() -> tuple[Any, dict[str, Any]]:
         made = pipe.generate(
