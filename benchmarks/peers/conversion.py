@@ -1,7 +1,7 @@
 """The model in the form that each peer loads, made where it is missing and kept in the work folder.
 
 All of it comes from one diffusers folder with random weights, by the peer's own tools. To make one
-again, delete its folder.
+again, delete its folder. Those that other benchmarks make too have the same names there.
 """
 
 import sys
@@ -60,7 +60,7 @@ def _edgediff(place: Place, precision: str, *options: str) -> Path:
         export = ("-m", "edgediff", "export", model, out, "--precision", precision)
         run(sys.executable, *export, *options, ours=True)
 
-    return once(place.model("-".join(("edgediff", precision, *options[1:]))), export)
+    return once(place.model("-".join((precision, *options[1:]))), export)
 
 
 def optimum_fp32(place: Place) -> Path:
@@ -72,7 +72,7 @@ def optimum_fp32(place: Place) -> Path:
         tool = (python(environment), "-m", "optimum.exporters.onnx")
         run(*tool, "--model", model, "--task", "text-to-image", out)
 
-    return once(place.model("optimum-onnx-fp32"), export)
+    return once(place.model("optimum"), export)
 
 
 def optimum_int8(place: Place) -> Path:
