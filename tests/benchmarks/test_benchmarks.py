@@ -42,6 +42,7 @@ def test_vae_decode(benchmark: Benchmark, tiny_bundle: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_memory(benchmark: Benchmark, tiny_bundle: Path) -> None:
     stdout, found = benchmark("memory", tiny_bundle, "--size", 64, "--repeats", 1, "--steps", 1)
     (bundle,) = found["bundles"]

@@ -76,6 +76,7 @@ def test_bars_are_checked_where_there_is_a_figure() -> None:
     assert len(checks) == 2
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["emoji", "--concepts", "2", "--seeds", "1",
                                      "--float", "emoji", "--out", str(tmp_path)])  # fmt: skip

@@ -70,6 +70,7 @@ def test_moments_are_those_of_diffusers(size: tuple[int, int], with_encoder: Any
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_tiny_encoder_gives_latents(
     with_encoder: Any, small_pipeline: Callable[[str], Path]
 ) -> None:

@@ -1,5 +1,6 @@
 """Whole exports: each kind of pipeline, each precision, and that the bundle is what it says."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -17,24 +18,26 @@ from edgediff_export.export import Exported, Options, export
 from edgediff_export.lowered import Lowered
 
 import edgediff
-from edgediff.bundle import Bundle, write_manifest
+from edgediff.bundle import Bundle, Precision, write_manifest
 from edgediff.errors import InputError
 from edgediff.verification import relative_error, verify
+
+PRECISIONS = ["int8", pytest.param("fp16", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
 def lowered(
     small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Exported]:
-    """The sd1 pipeline in int8 and fp16."""
+) -> Callable[[Precision], Exported]:
+    """Precision → the sd1 pipeline in it, exported once."""
     folder = tmp_path_factory.mktemp("lowered")
-    source = str(small_pipeline("sd1"))
-    return {
-        precision: export(
-            Options(source=source, out=folder / precision, precision=precision, steps=2)
-        )
-        for precision in ("int8", "fp16")
-    }
+
+    @functools.cache
+    def run(precision: Precision) -> Exported:
+        source, out = str(small_pipeline("sd1")), folder / precision
+        return export(Options(source=source, out=out, precision=precision, steps=2))
+
+    return run
 
 
 @pytest.mark.parametrize("shape", ["sd1", "sd2", "lcm"])
@@ -46,9 +49,11 @@ def test_a_float_bundle_verifies(shape: str, exported: Callable[[str], Any]) -> 
     assert [p.psnr_db for p in manifest.fidelity.pictures] == [None] * 4
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_a_lowered_bundle_verifies(precision: str, lowered: dict[str, Exported]) -> None:
-    made = lowered[precision]
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_lowered_bundle_verifies(
+    precision: Precision, lowered: Callable[[Precision], Exported]
+) -> None:
+    made = lowered(precision)
     outcome = verify(made.root, provider="cpu")
     assert [c for c in outcome.checks if not c.ok] == []
     for picture in made.manifest.fidelity.pictures:
@@ -57,8 +62,9 @@ def test_a_lowered_bundle_verifies(precision: str, lowered: dict[str, Exported])
         assert made.size(stage) < 0.8 * made.float_sizes[stage]
 
 
-def test_the_plan_names_every_weight(lowered: dict[str, Exported]) -> None:
-    int8 = lowered["int8"].manifest.quantization
+@pytest.mark.slow
+def test_the_plan_names_every_weight(lowered: Callable[[Precision], Exported]) -> None:
+    int8 = lowered("int8").manifest.quantization
     assert int8.precision == "int8"
     unet = int8.tensors["unet"]
     assert unet["conv_in.weight"] == unet["conv_out.weight"] == "fp32"
@@ -69,42 +75,48 @@ def test_the_plan_names_every_weight(lowered: dict[str, Exported]) -> None:
     assert set(unet.values()) <= {"int8", "int8-weights", "fp32"}
     text = int8.tensors["text_encoder"]
     assert text["text_model.embeddings.token_embedding.weight"] == "int8"
-    half = lowered["fp16"].manifest.quantization.tensors
+    half = lowered("fp16").manifest.quantization.tensors
     assert half["unet"]["conv_in.weight"] == half["vae_decoder"]["decoder.conv_in.weight"] == "fp16"
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_inputs_and_outputs_stay_float32(precision: str, lowered: dict[str, Exported]) -> None:
-    for graph in lowered[precision].manifest.graphs.values():
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_inputs_and_outputs_stay_float32(
+    precision: Precision, lowered: Callable[[Precision], Exported]
+) -> None:
+    for graph in lowered(precision).manifest.graphs.values():
         for spec in (*graph.inputs, *graph.outputs):
             assert spec.dtype == ("int64" if spec.name == "input_ids" else "float32")
 
 
-def test_a_batch_is_what_each_would_be_alone(lowered: dict[str, Exported]) -> None:
+def test_a_batch_is_what_each_would_be_alone(lowered: Callable[[Precision], Exported]) -> None:
     """Activations are quantized as they come: one picture must not see the other's range."""
     how = {"steps": 2, "guidance_scale": 4.0}
-    with edgediff.load(lowered["int8"].root, provider="cpu") as pipe:
+    with edgediff.load(lowered("int8").root, provider="cpu") as pipe:
         together = pipe.generate("a cat", seed=[3, 0], **how).images
         for seed, image in zip((3, 0), together, strict=True):
             (alone,) = pipe.generate("a cat", seed=seed, **how).images
             np.testing.assert_array_equal(np.asarray(image), np.asarray(alone))
 
 
-def test_averaged_attention_is_off_unless_asked_for(lowered: dict[str, Exported]) -> None:
-    quantization = lowered["int8"].manifest.quantization
+def test_averaged_attention_is_off_unless_asked_for(
+    lowered: Callable[[Precision], Exported],
+) -> None:
+    quantization = lowered("int8").manifest.quantization
     assert quantization.averaged_attention is False
     assert quantization.search is None
-    graph = onnx.load(lowered["int8"].root / "unet.onnx", load_external_data=False).graph
+    graph = onnx.load(lowered("int8").root / "unet.onnx", load_external_data=False).graph
     assert not any(n.op_type == "Pad" and "edge" in str(n.attribute) for n in graph.node)
 
 
 @pytest.mark.slow
-def test_averaged_attention(lowered: dict[str, Exported], sd1: Any, tmp_path: Path) -> None:
+def test_averaged_attention(
+    lowered: Callable[[Precision], Exported], sd1: Any, tmp_path: Path
+) -> None:
     source = str(sd1.diffusers)
     how = {"precision": "int8", "steps": 2, "average_attention": True}
     made = export(Options(source=source, out=tmp_path / "b", **how))
     assert made.manifest.quantization.averaged_attention is True
-    for stage, plan in lowered["int8"].manifest.quantization.tensors.items():
+    for stage, plan in lowered("int8").manifest.quantization.tensors.items():
         assert made.manifest.quantization.tensors[stage].keys() == plan.keys()
     graph = onnx.load(made.root / "unet.onnx", load_external_data=False).graph
     assert any(n.op_type == "Pad" and "edge" in str(n.attribute) for n in graph.node)
@@ -114,8 +126,10 @@ def test_averaged_attention(lowered: dict[str, Exported], sd1: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_plan_used_again(lowered: dict[str, Exported], sd1: Any, tmp_path: Path) -> None:
-    first = lowered["int8"]
+def test_a_plan_used_again(
+    lowered: Callable[[Precision], Exported], sd1: Any, tmp_path: Path
+) -> None:
+    first = lowered("int8")
     source = str(sd1.diffusers)
     how = {"precision": "int8", "steps": 2, "plan": first.root}
     made = export(Options(source=source, out=tmp_path / "b", **how))
@@ -147,10 +161,10 @@ def one_layer_less(folder: Path, work: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_refused_stage_is_refused_again(
-    lowered: dict[str, Exported], sd1: Any, tmp_path: Path
+    lowered: Callable[[Precision], Exported], sd1: Any, tmp_path: Path
 ) -> None:
     """A plan that says all float gives the float stage; nothing is averaged there."""
-    first = lowered["int8"]
+    first = lowered("int8")
     manifest = first.manifest
     tensors = manifest.quantization.tensors
     float_unet = {**tensors, "unet": dict.fromkeys(tensors["unet"], "fp32")}
@@ -240,11 +254,11 @@ def test_the_graphs_are_what_the_manifest_says(sd1: Any) -> None:
         assert [o.name for o in model.graph.output] == [o.name for o in graph.outputs]
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_lowering_does_to_clip_skip_is_measured(
-    lowered: dict[str, Exported], precision: str
+    lowered: Callable[[Precision], Exported], precision: Precision
 ) -> None:
-    bundle = lowered[precision]
+    bundle = lowered(precision)
     graph = bundle.manifest.graphs["text_encoder"]
     assert graph.precision == precision
     names = [spec.name for spec in graph.outputs]

@@ -210,6 +210,7 @@ def test_inpainting_by_a_unet_of_nine_channels(pair: Callable[[str], Pair], two:
     compare(pair("inpaint"), two, steps=4, strength=1.0, picture=picture, mask=mask)
 
 
+@pytest.mark.slow
 def test_sdxl(pair: Callable[[str], Pair], two: Any) -> None:
     compare(pair("xl"), two, steps=4, sampler="euler")
 

@@ -132,6 +132,7 @@ def test_other_sizes(load: Callable[[str], Any], size: tuple[int, int]) -> None:
     compare(load("sd1"), sampler="euler", steps=2, guidance=7.5, seeds=(2,), size=size)
 
 
+@pytest.mark.slow
 def test_a_tiny_decoder(load: Callable[[str], Any]) -> None:
     compare(load("tiny-vae"), sampler="euler", steps=4, guidance=7.5, seeds=(4,))
 

@@ -84,6 +84,7 @@ def compare(
         assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.slow
 def test_guidance_a_negative_prompt_and_a_batch_of_three(load: Callable[[str], Any]) -> None:
     compare(load("xl"), steps=4, seeds=SEEDS, negative="blurry, low quality")
 

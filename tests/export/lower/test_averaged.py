@@ -160,7 +160,7 @@ def unet(exported: Callable[[str], Any]) -> Callable[[str], ir.Model]:
     return load
 
 
-@pytest.mark.parametrize("shape", ["sd1", "sd2"])
+@pytest.mark.parametrize("shape", ["sd1", pytest.param("sd2", marks=pytest.mark.slow)])
 def test_a_unet_of_any_size(shape: str, unet: Any, example: Any, run: Any, ops: Any) -> None:
     """Only the attentions at the highest resolution read fewer keys."""
     model = unet(shape)

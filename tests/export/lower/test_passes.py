@@ -20,7 +20,11 @@ SIZES = [
     {"batch": 2, "height": 8, "width": 24, "sequence": 1},
     {"batch": 1, "height": 24, "width": 40, "sequence": 5},
 ]
-STAGES = [("sd1", "unet"), ("sd2", "unet"), ("lcm", "unet"), ("sd1", "vae_decoder")]
+STAGES = [
+    ("sd1", "unet"),
+    ("sd1", "vae_decoder"),
+    *(pytest.param(shape, "unet", marks=pytest.mark.slow) for shape in ("sd2", "lcm")),
+]
 FORMATS = ["int8", "int8-weights", "int4", "fp16"]
 
 
@@ -74,11 +78,7 @@ def moves_an_image(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and found[2:] != [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("shape", "name"),
-    [("sd1", "unet"), ("sd2", "unet"), ("lcm", "unet"), ("sd1", "vae_decoder"),
-     ("tiny-vae", "vae_decoder")],
-)  # fmt: skip
+@pytest.mark.parametrize(("shape", "name"), [*STAGES, ("tiny-vae", "vae_decoder")])
 def test_only_the_ends_are_transposed(shape: str, name: str, stage: Any) -> None:
     model = stage(shape, name)
     restructure(model)
