@@ -7,7 +7,13 @@ from optimum.intel import OVConfig
 
 
 def main(source: str, out: str) -> None:
-    main_export(source, output=out, task="text-to-image", ov_config=OVConfig(dtype="fp16"))
+    main_export(
+        source,
+        output=out,
+        task="text-to-image",
+        ov_config=OVConfig(dtype="fp16"),
+        convert_tokenizer=True,
+    )
 
 
 if __name__ == "__main__":
