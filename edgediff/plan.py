@@ -62,6 +62,8 @@ class Plan:
     clip_range: the magnitude that ddim, heun and lcm clip x0 to, or None.
     timestep_scaling: as in NoiseSchedule, for lcm.
     prediction_type: as in NoiseSchedule; pndm keeps a history of what the network predicts.
+    zero_signal: whether the first step begins where zero terminal SNR leaves nothing of the image:
+        at sigma infinite, or what stands for it (see `edgediff.schedule.sigmas`).
     """
 
     sampler: str
@@ -72,6 +74,7 @@ class Plan:
     clip_range: float | None
     timestep_scaling: float
     prediction_type: PredictionType
+    zero_signal: bool
 
     @property
     def start(self) -> float:
@@ -142,6 +145,7 @@ def make_plan(
         clip_range=schedule.clip_sample_range if clips else None,
         timestep_scaling=schedule.timestep_scaling,
         prediction_type=schedule.prediction_type,
+        zero_signal=schedule.rescale_betas_zero_snr and planned[0].sigma > sigmas(schedule)[-2],
     )
 
 

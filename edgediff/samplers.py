@@ -9,8 +9,9 @@ Heun schedulers; the others hold the same numbers as here.
 
 A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
 plan (`edgediff.plan.make_plan`), and yields a `Step` after each of the plan's steps. A step takes
-one evaluation of the model; two in heun and dpmpp_sde, but for the last step, and in pndm's first.
-It can be abandoned at any step, and each `Step`'s arrays stay as they are.
+one evaluation of the model; two in heun and dpmpp_sde, but for the last step (and heun's large ones
+where it begins at zero signal), and in pndm's first. It can be abandoned at any step, and each
+`Step`'s arrays stay as they are.
 
 It may also be steered: `trajectory.send(latents)` in the place of `next(trajectory)` makes it go on
 with those latents, at the noise level `step.sigma`, instead of the step's own. Inpainting blends

@@ -8,6 +8,8 @@ import edgediff
 from benchmarks import emoji
 from edgediff.image import psnr
 from edgediff.pipeline import find_bundle
+from edgediff.samplers import SAMPLERS
+from edgediff.spacing import Spacing
 from tests.golden import make_pictures
 
 # Of 40 concepts, somewhat below what was measured: rounding differs between processors.
@@ -30,6 +32,30 @@ def test_it_is_what_load_gives_and_it_draws() -> None:
     red, green, blue = pixels[40:80, 44:84].mean((0, 1))
     assert red > 150
     assert red > max(green, blue) + 60
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "spacing"),
+    [
+        *[("heun", 4, spacing) for spacing in (None, "karras", "beta")],
+        *[
+            pytest.param(sampler, steps, None, marks=pytest.mark.slow)
+            for sampler in SAMPLERS
+            for steps in (1, 2, 4, 8)
+        ],
+    ],
+)
+def test_samplers_draw_it_from_zero_terminal_snr(
+    sampler: str, steps: int, spacing: Spacing | None
+) -> None:
+    """There a method's own arithmetic can drown the image."""
+    with edgediff.load(provider="cpu") as pipe:
+        expected = pipe.generate("a blue car", seed=1).images[0]
+        options = edgediff.Options(sampler=sampler, steps=steps, spacing=spacing)
+        made = pipe.generate("a blue car", seed=1, **options).images[0]
+    a, b = (np.asarray(picture).astype(float) for picture in (made, expected))
+    assert abs(a.mean() - b.mean()) < 10
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.7
 
 
 def test_it_verifies() -> None:

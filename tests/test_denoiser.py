@@ -80,6 +80,7 @@ def test_sigma_zero(prediction: Any) -> None:
         clip_range=None,
         timestep_scaling=10.0,
         prediction_type=prediction,
+        zero_signal=False,
     )
     denoise = Denoiser(Recorder(), plan=plan, prediction_type=prediction, prompt=text(0.0))
     np.testing.assert_array_equal(denoise(X, 0.0), X)
@@ -95,6 +96,7 @@ def test_infinite_sigma() -> None:
         clip_range=None,
         timestep_scaling=10.0,
         prediction_type="v_prediction",
+        zero_signal=True,
     )
     denoise = Denoiser(Recorder(), plan=plan, prediction_type="v_prediction", prompt=text(0.0))
     np.testing.assert_array_equal(denoise(X, math.inf), -0.5 * X)

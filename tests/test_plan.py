@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgediff.errors import InputError
-from edgediff.plan import make_plan
+from edgediff.plan import SPACED, make_plan
 from edgediff.samplers import SAMPLERS
 from edgediff.schedule import (
     NoiseSchedule,
@@ -104,6 +104,20 @@ def test_noise_scale() -> None:
             starts_pure = pure and spacing != "leading"
             assert (plan.noise_scale < 1.0) == starts_pure
             assert plan.noise_scale > 0.99
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_zero_signal_is_told_where_a_run_begins_there(sampler: str, zero_snr: bool) -> None:
+    schedule = make(
+        rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    )
+    assert make_plan(schedule, sampler, 4).zero_signal == zero_snr
+    assert not make_plan(schedule, sampler, 4, strength=0.75).zero_signal
+    if sampler in SPACED:
+        assert make_plan(schedule, sampler, 4, spacing="karras").zero_signal == zero_snr
 
 
 def test_lcm_takes_steps_of_its_own_grid() -> None:

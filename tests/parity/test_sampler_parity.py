@@ -14,8 +14,9 @@ Where diffusers has no answer that can be compared to that, a test below says so
   sigma·2**-24. There both sides are held to a float64 run, ours to 1e-5, diffusers to that error.
   pndm above sigma 100: eps is a small difference of large latents, on both sides.
 * heun's step to a far smaller sigma_next: the second slope is over sigma_next, and so is a rounding
-  error in the model's own output; the tolerance is sigma / sigma_next·2**-22. deis extrapolates
-  eps, which counts sigma times in the latents: sigma·2**-22 for the first sigma, less than 1e-5
+  error in the model's own output; the tolerance is sigma / sigma_next·2**-22. From zero signal on
+  that makes noise of pictures, and heun takes such steps by Euler's method, as its float64 run
+  does; diffusers' HeunDiscreteScheduler knows no zero terminal SNR. deis extrapolates eps, which counts sigma times in the latents: sigma·2**-22 for the first sigma, less than 1e-5
   with Stable Diffusion's schedule.
 * pndm with linspace timesteps, and trailing ones where the steps do not divide the schedule:
   diffusers steps to t - T // steps, which is not where the next step starts, and takes its second
@@ -287,7 +288,8 @@ def in_float64(
     for step in plan.steps:
         sigma, sigma_next, middle = step.sigma, step.sigma_next, step.sigma_mid
         d = slope(x, sigma)
-        if sigma_next == 0.0 or sampler == "euler":
+        by_euler = plan.zero_signal and sigma > 4.0 * sigma_next  # in heun
+        if sigma_next == 0.0 or sampler == "euler" or (sampler == "heun" and by_euler):
             x = x + d * (sigma_next - sigma)
         elif sampler == "heun":
             ahead = x + d * (sigma_next - sigma)
