@@ -16,8 +16,9 @@ Where diffusers has no answer that can be compared to that, a test below says so
 * heun's step to a far smaller sigma_next: the second slope is over sigma_next, and so is a rounding
   error in the model's own output; the tolerance is sigma / sigma_next·2**-22. From zero signal on
   that makes noise of pictures, and heun takes such steps by Euler's method, as its float64 run
-  does; diffusers' HeunDiscreteScheduler knows no zero terminal SNR. deis extrapolates eps, which counts sigma times in the latents: sigma·2**-22 for the first sigma, less than 1e-5
-  with Stable Diffusion's schedule.
+  does; diffusers' HeunDiscreteScheduler knows no zero terminal SNR. deis extrapolates eps,
+  which counts sigma times in the latents: sigma·2**-22 for the first sigma, less than 1e-5 with
+  Stable Diffusion's schedule.
 * pndm with linspace timesteps, and trailing ones where the steps do not divide the schedule:
   diffusers steps to t - T // steps, which is not where the next step starts, and takes its second
   evaluation for one between two other levels. Here each step ends where the next one starts.
