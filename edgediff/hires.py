@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from edgediff.bundle import Manifest
 from edgediff.checks import MAX_SIDE, check_number, check_whole
 from edgediff.errors import InputError, Name
-from edgediff.inputs import require_encoder
+from edgediff.inputs import ENCODER, require_encoder
 from edgediff.samplers import Latents
 
 Mode = Literal["latent", "pixel"]
 
-DEFAULT_STRENGTH = 0.5
+DEFAULT_STRENGTH = 0.25
+"""What keeps the first pass's composition: with the built-in model half of the steps melt it."""
+FEWEST_STEPS = 4
+"""By default: of so many, DEFAULT_STRENGTH leaves one."""
 
 
 class HiresSettings(TypedDict, total=False):
@@ -64,8 +67,10 @@ def resolve_hires(
         "hires_strength": (
             DEFAULT_STRENGTH if strength is None else check_number("hires_strength", strength)
         ),
-        "hires_steps": steps if own_steps is None else check_whole("hires_steps", own_steps),
-        "hires_mode": mode or "latent",
+        "hires_steps": (
+            max(steps, FEWEST_STEPS) if own_steps is None else check_whole("hires_steps", own_steps)
+        ),
+        "hires_mode": mode or ("pixel" if ENCODER in manifest.graphs else "latent"),
     }
 
 

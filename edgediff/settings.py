@@ -76,10 +76,11 @@ class Options(TypedDict, total=False):
     keep_unmasked: give back what lies outside the mask as it was, pixel for pixel.
     hires: make the picture this many times larger in a second pass, image to image; to the nearest
         whole latents, which `Result.notes` say where they are not just that.
-    hires_strength: of the second pass, 0.5 if unset.
-    hires_steps: of the second pass before hires_strength, as many as `steps` if unset.
-    hires_mode: what is made larger in between: "latent" (the default) or "pixel", which needs an
-        encoder.
+    hires_strength: of the second pass, 0.25 if unset, which keeps what the first has drawn. More
+        draws more anew; a model of few steps, such as the built-in one, then loses the composition.
+    hires_steps: of the second pass before hires_strength; if unset, as many as `steps`, 4 at least.
+    hires_mode: what is made larger in between: "pixel", which needs an encoder and is the default
+        where there is one, or "latent", which is quicker and blurs, the more the less strength.
     """
 
     negative_prompt: str | None

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import edgediff
 from edgediff.errors import InputError
@@ -46,28 +47,43 @@ def test_even_latents_stay_even_and_equal_sizes_stay_equal() -> None:
 @pytest.mark.parametrize("sampler", ["euler", "euler_a"])
 def test_two_passes(pipe: Pipeline, mode: str, sampler: str) -> None:
     options: dict[str, Any] = {"seed": [0, 5], "steps": 3, "sampler": sampler}
+    larger: dict[str, Any] = {"hires": 1.5, "hires_steps": 4, "hires_strength": 0.5}
+    larger["hires_mode"] = mode
     plain = list(pipe.stream("a fox", **options))
-    steps = list(pipe.stream("a fox", **options, hires=1.5, hires_steps=4, hires_mode=mode))
+    steps = list(pipe.stream("a fox", **options, **larger))
     assert [s.index for s in steps] == list(range(3 + 2))
     assert [s.latents.shape for s in steps] == [(2, 4, 8, 8)] * 3 + [(2, 4, 12, 12)] * 2
     for a, b in zip(plain, steps, strict=False):
         assert (a.latents == b.latents).all()
-    result = pipe.generate("a fox", **options, hires=1.5, hires_steps=4, hires_mode=mode)
+    result = pipe.generate("a fox", **options, **larger)
     assert [p.size for p in result.images] == [(96, 96)] * 2
     assert len(result.timings.steps) == 5
     assert result.timings.upscale > 0
     assert result.timings.total >= sum(result.timings.steps) + result.timings.upscale
-    single = pipe.generate(
-        "a fox", **(options | {"seed": 5}), hires=1.5, hires_steps=4, hires_mode=mode
-    )
+    single = pipe.generate("a fox", **(options | {"seed": 5}), **larger)
     assert (np.asarray(single.images[0]) == np.asarray(result.images[1])).all()
 
 
 def test_defaults_are_filled_in(pipe: Pipeline) -> None:
-    settings = pipe.generate("a fox", seed=0, steps=2, hires=2).settings
-    assert (settings.hires, settings.hires_strength) == (2.0, 0.5)
-    assert (settings.hires_steps, settings.hires_mode) == (2, "latent")
-    assert (settings.width, settings.height) == (64, 64)
+    for steps, own in ((1, 4), (2, 4), (8, 8)):
+        result = pipe.generate("a fox", seed=0, steps=steps, hires=2)
+        settings = result.settings
+        assert (settings.hires, settings.hires_strength) == (2.0, 0.25)
+        assert (settings.hires_steps, settings.hires_mode) == (own, "pixel")
+        assert (settings.width, settings.height) == (64, 64)
+        assert len(result.timings.steps) == steps + own // 4
+
+
+def test_defaults_keep_the_composition_of_the_built_in_model() -> None:
+    with edgediff.load(provider="cpu") as built_in:
+        for prompt in ("a blue car", "a red apple"):
+            first, larger = (
+                built_in.generate(prompt, seed=1, hires=hires).images[0] for hires in (None, 2)
+            )
+            assert larger.size == (256, 256)
+            enlarged = first.resize(larger.size, Image.Resampling.LANCZOS)
+            a, b = (np.asarray(picture).astype(float).ravel() for picture in (larger, enlarged))
+            assert np.corrcoef(a, b)[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(
@@ -104,7 +120,7 @@ def test_a_factor_that_was_rounded_is_told(
         ({"hires": 2, "hires_strength": 0}, "hires_strength is 0"),
         ({"hires": 2, "hires_strength": 1.5}, "hires_strength is 1.5"),
         ({"hires": 2, "hires_strength": "a"}, "hires_strength is 'a'"),
-        ({"hires": 2, "hires_steps": 1}, "hires_strength is 0.5"),
+        ({"hires": 2, "hires_steps": 1}, "hires_strength is 0.25"),
         ({"hires": 2, "hires_steps": 0}, "hires_steps is 0"),
         ({"hires": 2, "hires_steps": 2.5}, "hires_steps is 2.5"),
         ({"hires": 2, "hires_mode": "cubic"}, "hires_mode is 'cubic': choose one of latent, pixel"),

@@ -281,7 +281,7 @@ def test_the_second_pass_in_the_words_of_other_tools(pipe: Pipeline, tmp_path: P
     (path,) = pipe.generate("a fox", seed=0, steps=4, hires=2).save(tmp_path / "a.png")
     with Image.open(path) as saved:
         text = saved.info["parameters"]
-    assert "Denoising strength: 0.5, Hires upscale: 2, Hires steps: 4" in text
+    assert "Denoising strength: 0.25, Hires upscale: 2, Hires steps: 4" in text
     made = edgediff.recorded(path)
     assert made.options["hires"] == 2
-    assert made.options["hires_mode"] == "latent"
+    assert made.options["hires_mode"] == "pixel"

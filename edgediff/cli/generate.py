@@ -167,18 +167,21 @@ PICTURE_FLAGS = (
         "Image to image",
         "--hires-strength",
         type=float,
-        help="How much of it is made anew then.  [default: 0.5]",
+        help="How much of it is made anew then; much of it loses the composition with models of few"
+        " steps.  [default: 0.25]",
     ),
     flag(
         "Image to image",
         "--hires-steps",
         type=int,
-        help="Steps of a whole run, of which the strength leaves the last.  [default: --steps]",
+        help="Steps of a whole run, of which the strength leaves the last.  [default: --steps, 4 at"
+        " least]",
     ),
     flag(
         "Image to image",
         "--hires-mode",
-        help="What is made larger: latent, or pixel, which needs an encoder.  [default: latent]",
+        help="What is made larger: pixel, which needs an encoder, or latent, quicker and blurred."
+        "  [default: pixel where there is an encoder]",
     ),
     flag(
         "Control",
