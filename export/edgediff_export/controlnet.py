@@ -87,6 +87,8 @@ def open_controlnets(
                 f"--controlnet {request}: there are two called {name!r}: give NAME=SOURCE"
             )
         folder = _find(where)
+        if not (folder / "config.json").exists():
+            raise ExportError(_no_network(where, folder))
         network = ControlNet(
             name=name,
             description=where if not Path(where).exists() else folder.resolve().name,
@@ -222,6 +224,20 @@ def _find(where: str) -> Path:
                 f"--controlnet {where}: neither a folder here nor to be had from the hub"
                 f" ({first_line(e)}): check the name and the connection, or give a local folder"
             ) from e
+
+
+def _no_network(where: str, folder: Path) -> str:
+    """What to do about a folder without config.json, such as that of a whole pipeline."""
+    inside = folder / "controlnet"
+    remedy = (
+        f"did you mean {inside}?"
+        if (inside / "config.json").exists() and folder == Path(where)
+        else "give a control network's own folder, where config.json says _class_name"
+        " ControlNetModel"
+    )
+    whole = (folder / "model_index.json").exists()
+    what = "is a whole pipeline" if whole else "has no config.json"
+    return f"--controlnet {where}: {what}: {remedy}"
 
 
 def _check(network: ControlNet, source: Source, latent: LatentSpec) -> None:

@@ -85,6 +85,26 @@ def test_what_is_not_there(source: Source, where: str) -> None:
         opened(source, f"x={where}")
 
 
+def test_a_folder_that_is_not_a_networks_own(
+    source: Source, controlnets: Any, small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own = "give a control network's own folder, where config.json says _class_name ControlNetModel"
+    pipeline = small_pipeline("sd1")
+    with pytest.raises(ExportError) as e:
+        opened(source, f"a={pipeline}")
+    assert str(e.value) == f"--controlnet {pipeline}: is a whole pipeline: {own}"
+    with pytest.raises(ExportError) as e:
+        opened(source, f"a={tmp_path}")
+    assert str(e.value) == f"--controlnet {tmp_path}: has no config.json: {own}"
+    (tmp_path / "model_index.json").write_text("{}")
+    shutil.copytree(controlnets["canny"], tmp_path / "controlnet")
+    with pytest.raises(ExportError) as e:
+        opened(source, f"a={tmp_path}")
+    assert str(e.value) == (
+        f"--controlnet {tmp_path}: is a whole pipeline: did you mean {tmp_path / 'controlnet'}?"
+    )
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_hub_id_without_a_hub(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
