@@ -202,6 +202,7 @@ def test_inpainting(pair: Callable[[str], Pair], pictures: Any, two: Any, streng
     compare(pair("sd1"), two, steps=4, strength=strength, picture=picture, mask=mask)
 
 
+@pytest.mark.slow
 def test_inpainting_by_a_unet_of_nine_channels(pair: Callable[[str], Pair], two: Any) -> None:
     """The networks see the latents alone."""
     mask = Image.new("L", (64, 64))
@@ -215,10 +216,12 @@ def test_sdxl(pair: Callable[[str], Pair], two: Any) -> None:
     compare(pair("xl"), two, steps=4, sampler="euler")
 
 
+@pytest.mark.slow
 def test_a_unet_without_a_middle_block(pair: Callable[[str], Pair], pictures: Any) -> None:
     compare(pair("xl-pruned"), {"canny": Control(pictures["canny"])}, steps=2, sampler="euler")
 
 
+@pytest.mark.slow
 def test_sdxl_at_another_size(pair: Callable[[str], Pair], pictures: Any) -> None:
     control = {"canny": Control(pictures["canny"], scale=0.8)}
     compare(pair("xl"), control, steps=2, sampler="euler", size=(72, 104), negative=None)

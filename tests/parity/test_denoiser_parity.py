@@ -143,9 +143,9 @@ def test_latents_equal_the_pipelines(
     def run(
         x: np.ndarray, timestep: float, states: np.ndarray, extra: dict[str, np.ndarray]
     ) -> np.ndarray:
-        further = {name: torch.from_numpy(value) for name, value in extra.items()}
+        further = {name: torch.tensor(value) for name, value in extra.items()}
         with torch.no_grad():
-            out = unet(torch.from_numpy(x), timestep, torch.from_numpy(states), **further)
+            out = unet(torch.from_numpy(x), timestep, torch.tensor(states), **further)
         return out.sample.numpy()
 
     # The pipeline samples TCD at eta 0 where it is told nothing.
