@@ -214,15 +214,16 @@ def check_interval(guidance_interval: Sequence[float]) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
+def guided_steps(interval: tuple[float, float], steps: int) -> tuple[int, ...]:
+    """Which of so many steps, counted from 0, begin inside the interval."""
+    start, end = interval
+    return tuple(k for k in range(steps) if start <= k / steps < end)
+
+
 def _guided_levels(plan: Plan, interval: tuple[float, float]) -> dict[float, bool]:
     """sigma → whether it belongs to a step of the interval, for each that the sampler visits."""
-    start, end = interval
-    count = len(plan.steps)
-    return {
-        sigma: start <= k / count < end
-        for k, step in enumerate(plan.steps)
-        for sigma in step.timesteps
-    }
+    guided = guided_steps(interval, len(plan.steps))
+    return {sigma: k in guided for k, step in enumerate(plan.steps) for sigma in step.timesteps}
 
 
 def _rescale(guided: Latents, cond: Latents, phi: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.control import Control, ControlSettings, resolve_controls
-from edgediff.denoiser import check_interval, check_rescale
+from edgediff.denoiser import check_interval, check_rescale, guided_steps
 from edgediff.emphasis import parse_weights
 from edgediff.errors import InputError, Name, Value
 from edgediff.hires import Mode, resolve_hires
@@ -53,7 +53,8 @@ class Options(TypedDict, total=False):
     guidance_rescale: from 0 (off) to 1, how much of a guided prediction is scaled back to the
         deviation that it has without guidance, against overexposure.
     guidance_interval: guidance on part of the steps alone, as fractions of them from 0 to 1: (0.0,
-        0.8) leaves it out of the last fifth, whose steps then cost half.
+        0.8) leaves it out of the last fifth, whose steps then cost half. A step belongs to the part
+        that it begins in; one where none begins is refused.
     variation_seed, variation_strength: the noise of each picture is drawn between its seed's and
         the variation seed's, from 0 (its own) to 1 (the other's); the two go together.
     prompt_weights: brackets in both prompts weigh words, `(word:1.3)`, `(word)`, `[word]`, as in
@@ -220,6 +221,7 @@ def resolve(
         **resolve_hires(manifest, options, (width, height), plan.total),
     )
     make_plans(manifest.schedule, settings)
+    _check_guided(settings, len(plan.steps))
     return settings
 
 
@@ -263,6 +265,18 @@ def _check_guidance(guidance: float) -> float:
             f" is {guidance}: expected a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}",
         )
     return float(guidance)
+
+
+def _check_guided(settings: Settings, steps: int) -> None:
+    """Raise InputError for guidance that would act on no step."""
+    interval = settings.guidance_interval
+    if settings.guidance_scale > 1.0 and not guided_steps(interval, steps):
+        raise InputError(
+            Name("guidance_interval"),
+            " is ",
+            Value("guidance_interval", interval),
+            f": none of {steps} steps begins there: give a wider part, or more steps",
+        )
 
 
 def _check_variation(options: Options) -> tuple[int | None, float]:

@@ -34,6 +34,11 @@ BAD = [
     ("--guidance-rescale", "--guidance-rescale 2", "is 2.0: give a number from 0 (off) to 1"),
     ("--guidance-interval", "--guidance-interval 0.8-.25", "is 0.8-0.25: give where guidance st"),
     ("--guidance-interval", "--guidance-interval 0.8-.2", "of the steps, such as 0-0.8"),
+    (
+        "--guidance-interval",
+        "--guidance-interval .4-.45 --guidance 3 --steps 4",
+        "is 0.4-0.45: none of 4 steps begins there",
+    ),
     ("--guidance-interval", "--guidance-interval 0.5", "give START-END, such as 0.2-0.8"),
     ("--seed", f"--seed {2**64}", "is 18446744073709551616: give an integer"),
     ("--variation-seed", "--variation-seed 1", "is 1: give --variation-strength too"),

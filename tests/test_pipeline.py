@@ -212,6 +212,10 @@ def test_sizes(pipe: Pipeline, size: int | tuple[int, int]) -> None:
         ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval is .0.8, 0.2."),
         ({"guidance_interval": 0.8}, "guidance_interval is 0.8"),
+        (
+            {"guidance_interval": (0.4, 0.45), "guidance_scale": 3, "steps": 4},
+            r"guidance_interval is \(0.4, 0.45\): none of 4 steps begins there",
+        ),
         ({"variation_seed": 1}, "give variation_strength too"),
         ({"variation_strength": 0.2}, "give variation_seed too"),
         ({"variation_seed": 1.5, "variation_strength": 0.2}, "seed is 1.5"),
