@@ -126,7 +126,7 @@ class Run:
         space = self._manifest.latent
         shape = (1, space.channels, height // space.downscale, width // space.downscale)
 
-        def noise(_: int = 0) -> Latents:
+        def noise(_: int) -> Latents:  # the step, which a stream need not know
             return np.concatenate([source.randn(shape) for source in self._sources])
 
         return noise

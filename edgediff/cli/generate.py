@@ -257,7 +257,8 @@ def _start_from(
     *("--from", "source"),
     metavar="PNG",
     type=click.Path(path_type=Path),
-    help="Make a picture again from what its PNG says; the flags beside it come first.",
+    help="Make a picture again from what its PNG says, or each of a --grid sheet's, one by one; the"
+    " flags beside it come first.",
 )
 @flags(PICTURE_FLAGS)
 @flag(
