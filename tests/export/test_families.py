@@ -1,4 +1,4 @@
-"""Whole exports of SDXL's family: what is quantized, what must not be, and what is swapped in."""
+"""Whole exports of each family: what is quantized, what must not be, and what is swapped in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,21 @@ def test_int8(shape: str, small_pipeline: Callable[[str], Path], tmp_path: Path)
     unet = made.manifest.quantization.tensors["unet"]
     deep = "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_q.weight"
     assert unet[deep] == "int8"
+    for picture in made.manifest.fidelity.pictures:
+        assert picture.psnr_db is not None
+        assert picture.psnr_db > 28
+    assert verify(made.root, provider="cpu").ok
+
+
+@pytest.mark.parametrize("shape", ["sd1", "sd2", "lcm"])
+def test_int8_of_one_text_encoder(
+    shape: str, small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    made = export(
+        Options(source=str(small_pipeline(shape)), out=tmp_path / "b", precision="int8", steps=2)
+    )
+    assert {g.precision for g in made.manifest.graphs.values()} == {"int8"}
+    assert "int8" in made.manifest.quantization.tensors["unet"].values()
     for picture in made.manifest.fidelity.pictures:
         assert picture.psnr_db is not None
         assert picture.psnr_db > 28

@@ -96,6 +96,14 @@ def their_latents(both: Both, *, guidance: float = 5.0, **arguments: Any) -> np.
     return latents
 
 
+def their_pixels(both: Both, latents: np.ndarray) -> np.ndarray:
+    vae = both.diffusers.vae
+    with torch.no_grad():
+        image = vae.decode(torch.from_numpy(latents) / vae.config.scaling_factor).sample
+    pixels: np.ndarray = both.diffusers.image_processor.postprocess(image, output_type="np")
+    return (255 * pixels).round().astype(int)
+
+
 def our_latents(both: Both, prompt: str, *, guidance: float = 5.0, **options: Any) -> np.ndarray:
     steps = both.ours.stream(
         prompt, seed=1, steps=2, sampler="ddim", guidance_scale=guidance, **options
@@ -149,6 +157,9 @@ def test_pictures_of_weights_and_chunks(both: Both) -> None:
     assert ours(both, text, **options)[0].shape == (1, 3 * 77, 32)
     latents = our_latents(both, text, **options)
     assert np.abs(latents - expected).max() <= 1e-3
+    (picture,) = both.ours.decode(latents)
+    (pixels,) = their_pixels(both, expected)
+    assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 1
     plain = our_latents(both, text, negative_prompt="(fog:1.5)")
     assert np.abs(latents - plain).max() > 0.01
 
@@ -167,6 +178,9 @@ def test_clip_skip(both: Both, clip_skip: int | None, guidance: float) -> None:
         both, "a red fox", negative_prompt=NEGATIVE, clip_skip=clip_skip, guidance=guidance
     )
     assert np.abs(latents - expected).max() <= 1e-3
+    (picture,) = both.ours.decode(latents)
+    (pixels,) = their_pixels(both, expected)
+    assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 1
     if clip_skip is not None:
         last = our_latents(both, "a red fox", negative_prompt=NEGATIVE, guidance=guidance)
         assert np.abs(latents - last).max() > 0.01
