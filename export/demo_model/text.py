@@ -30,12 +30,14 @@ from demo_model.replicas import Replicas
 BATCH = 128
 LR = 1.5e-3
 WARM_UP = 50  # steps
-P_WORD = 0.3  # of a batch: texts that are no captions, known through the teacher alone
+P_WORD = 0.2  # of a batch: texts that are no captions, known through the teacher alone
 P_WORD_STYLED = 0.3  # of those: with a word for a style beside them
+# Of the captions. What a thing looks like in each style is by far the most that is to be learnt.
+P_STYLE = 0.8
 TEMPERATURE = 0.03  # of the teacher's likeness to concepts, as a distribution over them
 COMPONENTS = 192  # of the latents: 94 % of their variance
 PADS = 3  # states after the text's end that must tell the same
-W_PICTURE = 3.0
+W_PICTURE = 4.0
 SAVE_EVERY = 60.0  # seconds
 VARIANTS = ("", *COLOURS, *NUMBERS)
 NO_STYLE = len(captions.STYLES)
@@ -210,7 +212,7 @@ class Texts:
         self._index = {c.emoji: k for k, c in enumerate(shown)}
         self._published = for_training(shown)
         self._concepts = for_training(concepts)
-        weights = np.array([c.weight for c in self._concepts]) ** 0.75
+        weights = np.array([c.weight for c in self._concepts])
         self._p = weights / weights.sum()
         # Held-out wordings are texts like any others, without a concept.
         unseen = {s for c in concepts for s in c.synonyms if is_unseen_wording(c.emoji, s)}
@@ -247,7 +249,7 @@ class Texts:
         chosen = rng.choice(len(self._concepts), n, p=self._p)
         for row in range(n):
             word = row < others
-            styled = rng.random() < (P_WORD_STYLED if word else captions.P_STYLE)
+            styled = rng.random() < (P_WORD_STYLED if word else P_STYLE)
             style = int(rng.integers(NO_STYLE)) if styled else NO_STYLE
             if word:
                 k = int(rng.integers(len(self._words)))
