@@ -160,8 +160,9 @@ def emphasis(latents: Tensor) -> Tensor:
     flat = latents.flatten(1)
     flat = flat - flat.mean(0)
     variances, axes = torch.linalg.eigh(flat.T @ flat / len(flat))
-    least = variances.flip(0)[min(FINEST, len(variances)) - 1].clamp(min=1e-6)
-    scales = variances.clamp(min=least) ** -0.25
+    least = float(variances.flip(0)[min(FINEST, len(variances)) - 1])
+    variances = variances.clamp(min=max(least, 1e-6))
+    scales = variances**-0.25
     scales = scales * (variances.sum() / (variances * scales.square()).sum()).sqrt()
     return axes * scales @ axes.T
 

@@ -1,8 +1,7 @@
 """Make the demo model: `python export/demo_model/train.py all --work DIR`.
 
 Every stage picks up where it was stopped, however it was stopped. The result is a diffusers folder
-at DIR/pipeline; DIR/snapshots/latest holds one of about every ten minutes while it trains. The
-stage `words`, which is not one of `all`, teaches further words to weights that are given.
+at DIR/pipeline; DIR/snapshots/latest holds one of about every ten minutes while it trains.
 """
 
 import argparse
@@ -31,7 +30,6 @@ from demo_model import (
     sentences,
     text,
     tokenizer,
-    words,
 )
 from demo_model.concepts import PROMPTS
 
@@ -127,39 +125,6 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: boo
     write_pipeline(work, work / folder, diffusion.load_average(work, tokens))
 
 
-def teach_words(work: Path, minutes: float, processes: int) -> None:
-    """Teach further words to the networks of start.ckpt, whose UNet stays: work/words.ckpt."""
-    start = checkpoint.load(work / "start.ckpt")
-    if start is None:
-        raise FileNotFoundError(f"{work / 'start.ckpt'}: this stage needs --from-weights")
-    _, concepts = dataset.load(work / "data")
-    tokens = tokenizer.load(work / "tokenizer")
-    networks = diffusion.Networks(diffusion.Shape(), tokens)
-    networks.load_state_dict(start["networks"])
-    words.teach(
-        networks.text_encoder,
-        concepts,
-        json.loads((work / "words.json").read_text()),
-        tokens,
-        work,
-        minutes=minutes,
-        log=_log,
-        processes=processes,
-    )
-    checkpoint.save(work / "words.ckpt", {"networks": networks.state_dict()})
-
-
-def final_networks(work: Path) -> diffusion.Networks:
-    """What ships: the networks of the stage `words` where it was run, else the few-step ones."""
-    tokens = tokenizer.load(work / "tokenizer")
-    state = checkpoint.load(work / "words.ckpt")
-    if state is None:
-        return diffusion.load_average(work, tokens)
-    networks = diffusion.Networks(diffusion.Shape(), tokens)
-    networks.load_state_dict(state["networks"])
-    return networks.eval()
-
-
 def draw_sheet(folder: Path, path: Path, *, guidance: float, steps: int, seeds: int) -> None:
     """The ten promised prompts, a row each, a column per seed, as one PNG."""
     from diffusers import StableDiffusionPipeline
@@ -181,7 +146,7 @@ def draw_sheet(folder: Path, path: Path, *, guidance: float, steps: int, seeds: 
 def main() -> None:
     """Run one stage, or all of them in order."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["all", *STAGES, "words"])
+    parser.add_argument("stage", choices=["all", *STAGES])
     parser.add_argument("--work", type=Path, required=True, help="a folder for everything made")
     parser.add_argument(
         "--from-weights",
@@ -192,8 +157,7 @@ def main() -> None:
         help="go on from these [weights.safetensors beside the recipe]",
     )
     parser.add_argument("--tarballs", type=Path, help="packages fetched before [WORK/tarballs]")
-    parser.add_argument("--text-minutes", type=float, default=8.0)
-    parser.add_argument("--words-minutes", type=float, default=7.0)
+    parser.add_argument("--text-minutes", type=float, default=60.0)
     parser.add_argument("--autoencoder-minutes", type=float, default=20.0)
     parser.add_argument("--diffusion-minutes", type=float, default=120.0)
     parser.add_argument("--few-step-minutes", type=float, default=15.0)
@@ -260,8 +224,6 @@ def main() -> None:
             if tuned:
                 tokens = tokenizer.load(work / "tokenizer")
                 write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
-        elif stage == "words":
-            teach_words(work, arguments.words_minutes, arguments.processes)
         elif stage == "latents":
             encode_latents(work)
         elif stage in ("diffusion", "few-step"):

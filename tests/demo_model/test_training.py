@@ -14,7 +14,6 @@ from demo_model import (
     diffusion,
     text,
     tokenizer,
-    words,
 )
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
@@ -230,6 +229,7 @@ class _Exact(diffusion.Networks):
     def __init__(self, pictures: torch.Tensor, off: float = 0.0) -> None:
         torch.nn.Module.__init__(self)
         self.pictures, self.off = pictures, off
+        self.emphasis = torch.eye(pictures[0].numel())
         self.alphas_cumprod = diffusion.new_scheduler().alphas_cumprod
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
@@ -371,26 +371,15 @@ def test_text_encoder_learns_what_captions_mean_and_is_then_frozen(
     torch.testing.assert_close(networks.text_encoder.state_dict(), student.encoder.state_dict())
 
 
-def test_further_words_are_to_get_the_states_of_the_name(
-    tmp_path: Path, tokens: CLIPTokenizer
-) -> None:
-    encoder = text.new_encoder(tokens, SHAPE.text_encoder).eval()
-    former = text.new_encoder(tokens, SHAPE.text_encoder)
-    former.load_state_dict(encoder.state_dict())
-    word, name = (text.tokenize(tokens, [c]) for c in ("a reynard", "a fox"))
-    pair = words.Pair(encoder, former)
-    far = words.loss(pair, (word, name))
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
-    for _ in range(30):
-        value = words.loss(pair, (word, name))
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-    assert value < 0.5 * far
-    student = text.Student(tokens, len(CONCEPTS), SHAPE.text_encoder)
-    checkpoint.save(tmp_path / "text.ckpt", {"student": student.state_dict()})
-    words.teach(
-        encoder, CONCEPTS, {"fox": ["reynard"]}, tokens, tmp_path,
-        minutes=0.001, log=lambda _: None, processes=1,
-    )  # fmt: skip
-    assert not any(p.requires_grad for p in encoder.parameters())
+def test_errors_of_fine_components_count_more() -> None:
+    random = torch.Generator().manual_seed(0)
+    deviations = torch.tensor([4.0, 1.0, 0.25, 0.0])
+    latents = torch.randn((4000, 4, 1, 1), generator=random) * deviations.view(4, 1, 1)
+    found = diffusion.emphasis(latents)
+    torch.testing.assert_close(found, found.T)
+    along = found.diagonal()
+    assert along[:3] / along[0] == pytest.approx([1, 2, 4], rel=0.1)
+    assert torch.isfinite(along).all()
+    errors = latents.flatten(1)
+    weighted = (errors @ found).square().mean()
+    assert weighted == pytest.approx(errors.square().mean().item(), rel=0.01)
