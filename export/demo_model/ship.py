@@ -13,8 +13,8 @@ if not __package__:  # run as a script: let the package, not its folder, be impo
 
 from edgediff_export.export import Options, export
 
-from demo_model import autoencoder, diffusion, recover, tokenizer
-from demo_model.train import load_latents
+from demo_model import autoencoder, recover, tokenizer
+from demo_model.train import final_networks, load_latents
 
 OUT = Path(__file__).resolve().parents[2] / "edgediff" / "models" / "emoji"
 MOST_BYTES = 16_000_000
@@ -44,7 +44,7 @@ def main() -> None:
         tokens = tokenizer.load(arguments.work / "tokenizer")
         vae = autoencoder.load(arguments.work)
         vae.register_to_config(scaling_factor=load_latents(arguments.work)[1])
-        recover.keep(diffusion.load_average(arguments.work, tokens), vae, tokens)
+        recover.keep(final_networks(arguments.work), vae, tokens)
     with tempfile.TemporaryDirectory() as folder:
         # The bundle says where it is from by the folder's name.
         source = Path(folder) / "edgediff-demo-model"

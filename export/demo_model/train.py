@@ -30,6 +30,7 @@ from demo_model import (
     sentences,
     text,
     tokenizer,
+    words,
 )
 from demo_model.concepts import PROMPTS
 
@@ -42,6 +43,7 @@ STAGES = (
     "text",
     "diffusion",
     "few-step",
+    "words",
     "decoder",
     "judge",
     "sheet",
@@ -125,6 +127,37 @@ def train_diffusion(work: Path, minutes: float, processes: int, *, few_step: boo
     write_pipeline(work, work / folder, diffusion.load_average(work, tokens))
 
 
+def teach_words(work: Path, minutes: float, processes: int) -> None:
+    """Teach the few-step networks' text encoder further words and the house style; write the
+    pipeline. Done once: work/words.ckpt."""
+    if (work / "words.ckpt").exists():
+        return
+    _, concepts = dataset.load(work / "data")
+    tokens = tokenizer.load(work / "tokenizer")
+    encoder = diffusion.load_average(work, tokens).text_encoder
+    words.teach(
+        encoder,
+        concepts,
+        json.loads((work / "words.json").read_text()),
+        tokens,
+        work,
+        minutes=minutes,
+        log=_log,
+        processes=processes,
+    )
+    checkpoint.save(work / "words.ckpt", {"text_encoder": encoder.state_dict()})
+    write_pipeline(work, work / "pipeline", final_networks(work))
+
+
+def final_networks(work: Path) -> diffusion.Networks:
+    """What ships: the few-step networks, with the text encoder of the stage `words` if it ran."""
+    networks = diffusion.load_average(work, tokenizer.load(work / "tokenizer"))
+    state = checkpoint.load(work / "words.ckpt")
+    if state is not None:
+        networks.text_encoder.load_state_dict(state["text_encoder"])
+    return networks
+
+
 def draw_sheet(folder: Path, path: Path, *, guidance: float, steps: int, seeds: int) -> None:
     """The ten promised prompts, a row each, a column per seed, as one PNG."""
     from diffusers import StableDiffusionPipeline
@@ -161,6 +194,7 @@ def main() -> None:
     parser.add_argument("--autoencoder-minutes", type=float, default=20.0)
     parser.add_argument("--diffusion-minutes", type=float, default=120.0)
     parser.add_argument("--few-step-minutes", type=float, default=15.0)
+    parser.add_argument("--words-minutes", type=float, default=10.0)
     parser.add_argument("--decoder-minutes", type=float, default=15.0)
     parser.add_argument("--judge-minutes", type=float, default=9.0)
     parser.add_argument("--processes", type=int, default=2, help="of one thread each [2]")
@@ -222,8 +256,9 @@ def main() -> None:
                 finetune=tuned,
             )
             if tuned:
-                tokens = tokenizer.load(work / "tokenizer")
-                write_pipeline(work, work / "pipeline", diffusion.load_average(work, tokens))
+                write_pipeline(work, work / "pipeline", final_networks(work))
+        elif stage == "words":
+            teach_words(work, arguments.words_minutes, arguments.processes)
         elif stage == "latents":
             encode_latents(work)
         elif stage in ("diffusion", "few-step"):

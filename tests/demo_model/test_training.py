@@ -1,6 +1,7 @@
 """Every stage trains, resumes from what it wrote, and leaves a folder that diffusers reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from demo_model import (
     diffusion,
     text,
     tokenizer,
+    words,
 )
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
@@ -383,3 +385,35 @@ def test_errors_of_fine_components_count_more() -> None:
     errors = latents.flatten(1)
     weighted = (errors @ found).square().mean()
     assert weighted == pytest.approx(errors.square().mean().item(), rel=0.01)
+
+
+def test_further_words_are_to_get_the_states_of_the_name(
+    tmp_path: Path, tokens: CLIPTokenizer
+) -> None:
+    encoder = text.new_encoder(tokens, SHAPE.text_encoder).eval()
+    former = text.new_encoder(tokens, SHAPE.text_encoder)
+    former.load_state_dict(encoder.state_dict())
+    word, name = (text.tokenize(tokens, [c]) for c in ("a reynard", "a fox"))
+    pair = words.Pair(encoder, former)
+    far = words.loss(pair, (word, name))
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
+    for _ in range(30):
+        value = words.loss(pair, (word, name))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert value < 0.5 * far
+    student = text.Student(tokens, len(CONCEPTS), SHAPE.text_encoder)
+    checkpoint.save(tmp_path / "text.ckpt", {"student": student.state_dict()})
+    words.teach(
+        encoder, CONCEPTS, {"fox": ["reynard"]}, tokens, tmp_path,
+        minutes=0.001, log=lambda _: None, processes=1,
+    )  # fmt: skip
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_house_style_is_the_first_that_was_drawn() -> None:
+    fox = replace(CONCEPTS[0], pictures=((0, "3d"), (1, "simple"), (2, "flat")))
+    assert words.house_style(fox) == "flat"
+    assert words.house_style(replace(fox, pictures=((0, "3d"), (1, "simple")))) == "simple"
+    assert words.house_style(replace(fox, pictures=((0, "retro"), (1, "3d")))) == "retro"
