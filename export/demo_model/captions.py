@@ -4,12 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from demo_model.dataset import Concept
 
 P_SYNONYM = 0.3
-P_STYLE = 0.65
 P_FRAME = 0.1
 P_FIRST_NAME = 0.65  # of the several names of a concept, how often the likeliest is taken
 STYLES = ("3d", "flat", "shaded", "retro", "simple", "cartoon")
@@ -102,31 +100,17 @@ class Sampler:
         self._p = weights / weights.sum()
         self._rng = rng
 
-    def batch(
-        self, preferences: NDArray[np.float32], *, p_empty: float
-    ) -> tuple[list[int], list[str]]:
+    def batch(self, n: int, *, p_empty: float) -> tuple[list[int], list[str]]:
         """n indices into the pictures, n captions; a share p_empty of the captions is "".
 
-        preferences (n, 6): of the drawings that fit a caption without a style, the one is taken
-        whose style is preferred most.
+        Every other caption names a style: what is drawn where none is named, `words` decides.
         """
         indices, texts = [], []
-        for k, wanted in zip(
-            self._rng.choice(len(self._concepts), len(preferences), p=self._p),
-            preferences,
-            strict=True,
-        ):
+        for k in self._rng.choice(len(self._concepts), n, p=self._p):
             concept = self._concepts[k]
-            pictures = concept.pictures
-            if self._rng.random() < p_empty:
-                index, _ = pictures[self._rng.integers(len(pictures))]
-                text = ""
-            elif self._rng.random() < P_STYLE:
-                index, style = pictures[self._rng.integers(len(pictures))]
-                text = caption(draw_name(concept, self._rng), style, self._rng)
-            else:
-                index, _ = max(pictures, key=lambda p: wanted[STYLES.index(p[1])])
-                text = caption(draw_name(concept, self._rng), None, self._rng)
+            index, style = concept.pictures[self._rng.integers(len(concept.pictures))]
+            empty = self._rng.random() < p_empty
+            name = draw_name(concept, self._rng)
             indices.append(index)
-            texts.append(text)
+            texts.append("" if empty else caption(name, style, self._rng))
         return indices, texts

@@ -2,9 +2,8 @@
 
 The noise schedule is Stable Diffusion's, rescaled to end in pure noise (Lin et al. 2024,
 algorithm 1): these pictures are mostly white, and a schedule that leaks the mean at its last step
-would draw them grey. At that last step everything comes from the text, so a third of all training
-is there; noise and drawing are paired (`coupling`), so that one drawing is meant and not a blur of
-several.
+would draw them grey. At that last step everything comes from the text, so half of all training is
+there; every caption names a style, so that one drawing is meant and not a blur of several.
 """
 
 import math
@@ -19,7 +18,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, U
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo_model import captions, checkpoint, coupling, device, text
+from demo_model import captions, checkpoint, device, text
 from demo_model.dataset import Concept
 from demo_model.replicas import Replicas
 
@@ -182,9 +181,9 @@ def few_step_loss(networks: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
     The model's own steps lead to x_t, from where its prediction of x0 must be the drawing that is
     meant. In four steps it meets its own errors, not noised pictures (backward simulation: Kohler
-    et al. 2024, Yin et al. 2024). Text and noise mean one drawing (`coupling`), so the target is
-    known, and a teacher's guidance, which strengthens the thing and blurs the style, is not needed.
-    The distance is pseudo-Huber (Song & Dhariwal 2023).
+    et al. 2024, Yin et al. 2024). A caption means one drawing, so that the target is known and no
+    teacher's guidance needed, which strengthens the thing and blurs the style. The distance is
+    pseudo-Huber (Song & Dhariwal 2023).
     """
     assert isinstance(networks, Networks)  # noqa: S101
     noise, ids, x0, taken, alphas = batch
@@ -311,8 +310,7 @@ def train(
 
     def new_batch() -> tuple[Tensor, ...]:
         noise = torch.randn((batch, *latents.shape[1:]), generator=random)
-        wanted = coupling.preferences(noise).numpy()
-        indices, texts = sampler.batch(wanted, p_empty=0.0 if few_step else P_EMPTY)
+        indices, texts = sampler.batch(batch, p_empty=0.0 if few_step else P_EMPTY)
         ids = text.tokenize(tokenizer, texts)
         if few_step:
             taken = torch.randint(FEW, (batch,), generator=random)

@@ -11,7 +11,6 @@ from demo_model import (
     autoencoder,
     captions,
     checkpoint,
-    coupling,
     diffusion,
     text,
     tokenizer,
@@ -253,13 +252,6 @@ def test_few_step_loss_is_the_distance_to_the_drawing_after_any_step() -> None:
 
     assert loss(0.0) == pytest.approx(0, abs=1e-4)
     assert loss(1.0) == pytest.approx((1 + 0.03**2) ** 0.5 - 0.03, rel=0.01)
-
-
-def test_noise_prefers_every_style_alike_and_stays_normal() -> None:
-    noise = torch.randn(6000, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    wanted = coupling.preferences(noise).argmax(1)
-    shares = torch.bincount(wanted, minlength=6) / len(wanted)
-    assert shares.numpy() == pytest.approx(np.full(6, 1 / 6), abs=0.02)
 
 
 def test_few_steps_start_from_weights_that_are_given(tmp_path: Path, tokens: CLIPTokenizer) -> None:
