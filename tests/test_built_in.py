@@ -13,7 +13,7 @@ from edgediff.spacing import Spacing
 from tests.golden import make_pictures
 
 # Of 40 concepts, somewhat below what was measured: rounding differs between processors.
-LEAST_CONCEPT, LEAST_STYLE = 0.75, 0.3
+LEAST_CONCEPT, LEAST_STYLE = 0.85, 0.8
 
 
 def test_it_is_small_enough_to_ship() -> None:
@@ -55,7 +55,7 @@ def test_samplers_draw_it_from_zero_terminal_snr(
         made = pipe.generate("a blue car", seed=1, **options).images[0]
     a, b = (np.asarray(picture).astype(float) for picture in (made, expected))
     assert abs(a.mean() - b.mean()) < 10
-    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.7
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.6
 
 
 def test_it_verifies() -> None:

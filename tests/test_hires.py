@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import edgediff
 from edgediff.errors import InputError
@@ -72,18 +71,6 @@ def test_defaults_are_filled_in(pipe: Pipeline) -> None:
         assert (settings.hires_steps, settings.hires_mode) == (own, "pixel")
         assert (settings.width, settings.height) == (64, 64)
         assert len(result.timings.steps) == steps + own // 4
-
-
-def test_defaults_keep_the_composition_of_the_built_in_model() -> None:
-    with edgediff.load(provider="cpu") as built_in:
-        for prompt in ("a blue car", "a red apple"):
-            first, larger = (
-                built_in.generate(prompt, seed=1, hires=hires).images[0] for hires in (None, 2)
-            )
-            assert larger.size == (256, 256)
-            enlarged = first.resize(larger.size, Image.Resampling.LANCZOS)
-            a, b = (np.asarray(picture).astype(float).ravel() for picture in (larger, enlarged))
-            assert np.corrcoef(a, b)[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(
