@@ -271,13 +271,15 @@ def _row(conditioning: Conditioning, k: int) -> _Row:
 
 
 def _frozen(row: _Row) -> _Row:
-    """The same values behind read-only arrays, as `UNet` describes."""
     states, extra = row
-    views = {name: value.view() for name, value in extra.items()}
-    states = states.view()
-    for array in (states, *views.values()):
-        array.flags.writeable = False
-    return states, views
+    return read_only(states), {name: read_only(value) for name, value in extra.items()}
+
+
+def read_only(array: Latents) -> Latents:
+    """The same values, which nothing changes from now on: see `UNet`."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _stack(uncond: _Row, cond: _Row) -> _Row:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from edgediff.bundle import GraphSpec, Manifest, TensorSpec
 from edgediff.conditioning import RunStage
 from edgediff.control import CONTROLLED_UNET, NETWORK, Control
-from edgediff.denoiser import UNet
+from edgediff.denoiser import UNet, read_only
 from edgediff.errors import BundleError
 from edgediff.plan import Plan
 from edgediff.samplers import Latents
@@ -139,7 +139,7 @@ class _Network:
         self._stage = stage
         self._run_stage = run_stage
         self._control = control
-        self._scale = _read_only(np.array(control.scale, np.float32))
+        self._scale = read_only(np.array(control.scale, np.float32))
         self._pixels: dict[tuple[int, ...], Array] = {}
 
     def __call__(
@@ -154,7 +154,7 @@ class _Network:
         height, width = (side * downscale for side in sides)
         if (rows, width, height) not in self._pixels:
             pixels = _rows(self._control.pixels(width, height), rows)
-            self._pixels[rows, width, height] = _read_only(pixels)
+            self._pixels[rows, width, height] = read_only(pixels)
         inputs: dict[str, npt.NDArray[Any]] = {
             "sample": latents,
             "timestep": _timestep(self.graph, timestep),
@@ -197,11 +197,4 @@ def _zeros(spec: TensorSpec, sample: tuple[int, ...]) -> Array:
     for k in _HALVINGS:
         suffix = "" if k == 1 else f"_{k}"
         sides |= {f"height{suffix}": -(-h // k), f"width{suffix}": -(-w // k)}
-    return _read_only(np.zeros([d if isinstance(d, int) else sides[d] for d in spec.shape], "f4"))
-
-
-def _read_only(array: Array) -> Array:
-    """The same values, which nothing changes from now on: see `denoiser.UNet`."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    return read_only(np.zeros([d if isinstance(d, int) else sides[d] for d in spec.shape], "f4"))

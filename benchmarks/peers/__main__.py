@@ -24,12 +24,13 @@ from typing import Any
 
 from benchmarks.measure import add_json, print_checks, print_table
 from benchmarks.models import add_work
-from benchmarks.peers import environments, results, table
+from benchmarks.peers import environments, table
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.conversion import Place
 from benchmarks.peers.environments import HERE, PeerError
 from benchmarks.peers.results import Measured, Result, Settings
 from benchmarks.peers.rounds import Entrant, Rounds
+from edgediff.bench.results import write
 
 PROMPT = "a lighthouse on a rocky coast, oil painting"
 REFERENCE = "diffusers float32"
@@ -124,7 +125,7 @@ def show(found: Result) -> None:
 
 def _write(path: Path | None, result: Result) -> None:
     if path is not None:
-        results.write(path, result)
+        write(path, result)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

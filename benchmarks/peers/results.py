@@ -3,15 +3,12 @@
 Written anew after every round, so that what stands is valid whenever the run ends.
 """
 
-import dataclasses
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgediff.bench.machine import Conditions, Machine
-from edgediff.errors import InputError
-from edgediff.schema import load_json, parse
+from edgediff.bench.results import read_as
 
 FORMAT_VERSION = 1
 
@@ -60,7 +57,7 @@ class Measured:
     name: str
     status: Literal["pending", "measured", "left out"] = "pending"
     reason: str = ""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     installed_bytes: int | None = None
     model_bytes: int | None = None
     peak_bytes: int | None = None
@@ -83,22 +80,9 @@ class Result:
     peers: tuple[Measured, ...]
 
 
-def write(path: Path, result: Result) -> None:
-    """Write the file whole or not at all."""
-    text = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
 def read(path: Path) -> Result:
-    """Read what `write` wrote. Raises InputError, naming the place and value."""
-    raw = load_json(path.read_text(encoding="utf-8"))
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}: measure again with"
-            " `python -m benchmarks.peers`"
-        )
-    result: Result = parse(Result, raw, path.name, InputError)
+    """Read what `edgediff.bench.results.write` wrote. Raises InputError, naming place and value."""
+    result: Result = read_as(
+        Result, path, version=FORMAT_VERSION, maker="`python -m benchmarks.peers`"
+    )
     return result

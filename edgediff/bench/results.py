@@ -9,12 +9,15 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgediff.bench.machine import Conditions, Machine
 from edgediff.compiled import Outcome
 from edgediff.errors import InputError
 from edgediff.schema import load_json, parse
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT_VERSION = 1
 
@@ -145,8 +148,10 @@ class Result:
     runs: tuple[Run, ...]
 
 
-def write(path: Path, result: Result) -> None:
-    """Write the file whole or not at all. Raises InputError where it cannot be written."""
+def write(path: Path, result: "DataclassInstance") -> None:
+    """Write a result, this or another benchmark's, whole or not at all.
+
+    Raises InputError where it cannot be written."""
     text = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -159,17 +164,24 @@ def write(path: Path, result: Result) -> None:
 
 def read(path: Path) -> Result:
     """Read what `write` wrote. Raises InputError, naming the place and value."""
+    result: Result = read_as(Result, path, version=FORMAT_VERSION, maker="`edgediff bench`")
+    return result
+
+
+def read_as(kind: type, path: Path, *, version: int, maker: str) -> Any:
+    """A file of that format version as the dataclass `kind`; `maker` is what writes such files.
+
+    Raises InputError, naming the place and value."""
     try:
         raw = load_json(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from e
     except ValueError as e:
-        raise InputError(f"{path}: not JSON ({e}): give a file that `edgediff bench` wrote") from e
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: not JSON ({e}): give a file that {maker} wrote") from e
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if found != version:
         raise InputError(
-            f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}: give a file that"
-            " `edgediff bench` of this version wrote"
+            f"{path}: format_version is {found!r}, expected {version}: give a file that {maker} of"
+            " this version wrote"
         )
-    result: Result = parse(Result, raw, str(path), InputError)
-    return result
+    return parse(kind, raw, str(path), InputError)

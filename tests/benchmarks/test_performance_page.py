@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks import performance_page as performance
 from benchmarks import record
-from benchmarks.peers import results
 from benchmarks.peers.results import Cold, Measured, Result, Settings, Warm
 from edgediff.bench.machine import Conditions, Machine
+from edgediff.bench.results import write
 
 MACHINE = Machine(
     cpu="Abacus(R) 9",
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     )
     where = tmp_path / "results"
     where.mkdir()
-    results.write(where / "peers-abacus.json", result)
+    write(where / "peers-abacus.json", result)
     stages = {
         "machine": {"cpu": "Abacus", "cores": 2},
         "size": [128, 128],

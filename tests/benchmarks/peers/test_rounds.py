@@ -10,6 +10,7 @@ import pytest
 from benchmarks.peers import results, table
 from benchmarks.peers.results import Measured, Result, Settings
 from benchmarks.peers.rounds import Entrant, Rounds
+from edgediff.bench.results import write
 from edgediff.errors import InputError
 
 FAKE = Path(__file__).parent / "fake_worker.py"
@@ -41,7 +42,7 @@ class Bench:
             entrants=peers,
             settings=SETTINGS,
             environment=dict(os.environ),
-            write=lambda result: results.write(self.out, result),
+            write=lambda result: write(self.out, result),
             tell=self.told.append,
             answer=30.0,
             **more,
