@@ -182,12 +182,14 @@ class Quantization:
     """The precision asked for and, graph by graph and weight by weight, what each became.
 
     averaged_attention: whether keys and values are averaged at the highest resolution.
-    direct: graph by graph, the weights of the int8 convolutions that write bytes."""
+    direct: graph by graph, the weights of the int8 convolutions that write bytes.
+    reduced_range: whether weights of int8 products have 7 bits, for x86 without VNNI."""
 
     precision: Precision
     tensors: dict[str, dict[str, str]] = field(default_factory=dict)
     averaged_attention: bool = False
     direct: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reduced_range: bool = False
     search: PlanSearch | None = None
 
 

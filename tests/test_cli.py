@@ -370,6 +370,7 @@ def test_info_tells_the_plan(tiny_bundle: Path, tmp_path: Path) -> None:
         "precision": "int8",
         "tensors": {"unet": {"a": "int8-weights", "b": "int8", "c": "int8"}},
         "averaged_attention": True,
+        "reduced_range": True,
         "search": {
             "min_psnr_db": 46.0,
             "max_bytes": 16_000_000,
@@ -383,6 +384,7 @@ def test_info_tells_the_plan(tiny_bundle: Path, tmp_path: Path) -> None:
     shown = run("info", bundle).stdout
     assert "2 in int8, 1 in int8-weights" in shown
     assert "averaged" in shown
+    assert "7 bits" in shown
     assert "46 dB, 16.0 MB; reached 46.2 dB on 8 unseen pictures" in shown
 
 

@@ -238,6 +238,8 @@ def _search(manifest: "Manifest") -> list[str]:
     """What a search for a plan found."""
     formats = Counter(f for plan in manifest.quantization.tensors.values() for f in plan.values())
     lines = [f"weights: {count_formats(formats)}"]
+    if manifest.quantization.reduced_range:
+        lines.append("weights of int8 products have 7 bits, for x86 without VNNI")
     if manifest.quantization.averaged_attention:
         lines.append("keys and values are averaged 2x2 at the highest resolution")
     search = manifest.quantization.search
@@ -274,6 +276,7 @@ def _as_json(exported: "Exported") -> str:
         "embeddings": [asdict(m) for m in manifest.provenance.embeddings],
         "providers": list(manifest.providers),
         "averaged_attention": manifest.quantization.averaged_attention,
+        "reduced_range": manifest.quantization.reduced_range,
         "search": None if search is None else asdict(search),
         "notes": list(exported.notes),
         "pictures": [

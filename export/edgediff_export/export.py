@@ -229,7 +229,7 @@ def _plan_lowering(
     search: PlanSearch | None = None
     if plan is not None:
         formats = plan.fitted(prepared)
-        prepared = {name: replace(p, kernels=plan.kernels(p, name)) for name, p in prepared.items()}
+        prepared = {name: plan.applied(p, name) for name, p in prepared.items()}
     elif options.budget.asked:
         calibration, unseen = trial_shots(shot, traced["unet"].parameters)
         formats, search = Trial(

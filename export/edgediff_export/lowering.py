@@ -145,6 +145,7 @@ class Lowering:
             direct={
                 stage: p.direct for stage, p in self.prepared.items() if p.direct and stage in int8
             },
+            reduced_range=any(p.reduced_range for k, p in self.prepared.items() if k in int8),
             search=self.search,
         )
 

@@ -86,4 +86,6 @@ def check_target(options: Options) -> Target:
         raise InputError(f"{asked[0]}: only goes with --precision int8 --target cpu")
     if options.plan is not None and options.budget.asked:
         raise InputError("--plan: says itself what each layer becomes; leave the budget out")
+    if options.plan is not None and options.profile != "auto":
+        raise InputError("--plan: brings the kernels of its own profile; leave --profile out")
     return target

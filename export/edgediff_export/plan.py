@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgediff.bundle import MANIFEST, parse_manifest
@@ -15,13 +15,15 @@ from edgediff_export.lower.dense import BLOCK, Format, Kernel
 @dataclass(frozen=True, kw_only=True)
 class SavedPlan:
     """A plan, `tensors[stage][weight]`, and the model that it was made for. direct: stage → the
-    weights whose kernel is "direct". averaged: whether keys and values are averaged."""
+    weights whose kernel is "direct". averaged: whether keys and values are averaged. reduced_range:
+    whether weights of int8 products have 7 bits."""
 
     path: Path
     model: str
     tensors: Mapping[str, Mapping[str, str]]
     direct: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     averaged: bool = False
+    reduced_range: bool = False
 
     def check_model(self, name: str) -> None:
         """Raise InputError unless the plan was made for the model called `name`."""
@@ -31,10 +33,13 @@ class SavedPlan:
                 f" give the plan of this one, or --name {self.model} if they are the same"
             )
 
-    def kernels(self, prepared: Prepared, stage: str) -> dict[str, Kernel]:
-        """Weight → kernel, as it was in the plan's bundle."""
+    def applied(self, prepared: Prepared, stage: str) -> Prepared:
+        """The stage with kernels and range as they were in the plan's bundle."""
         names = {layer.name for layer in prepared.layers}
-        return {name: "direct" for name in self.direct.get(stage, ()) if name in names}
+        kernels: dict[str, Kernel] = {
+            name: "direct" for name in self.direct.get(stage, ()) if name in names
+        }
+        return replace(prepared, kernels=kernels, reduced_range=self.reduced_range)
 
     def fitted(self, prepared: Mapping[str, Prepared]) -> dict[str, dict[str, Format]]:
         """The plan of each stage. Raises InputError where it is another model's."""
@@ -95,6 +100,7 @@ def read_plan(path: Path) -> SavedPlan:
         tensors=manifest.quantization.tensors,
         direct=manifest.quantization.direct,
         averaged=manifest.quantization.averaged_attention,
+        reduced_range=manifest.quantization.reduced_range,
     )
 
 

@@ -13,14 +13,18 @@ import onnx_ir as ir
 
 from edgediff_export.lower.graph import Builder, drop_unused_weights, initializer, replace
 
+EXACT = "session.x64quantprecision"
 SESSION_CONFIG = {
     # Fold DequantizeLinear of weights at load; else it runs at every step.
     "session.disable_quant_qdq": "1",
     # Processors without VNNI add pairs of products in 16 bits, which overflow; this avoids it.
-    "session.x64quantprecision": "1",
+    EXACT: "1",
 }
 SMALL = 4096
 """Weights of fewer elements stay float: they cost next to nothing."""
+FULL_RANGE = 127
+REDUCED_RANGE = 63
+"""The largest weight in 7 bits: two products of such weights and unsigned bytes fit 16 bits."""
 
 
 def settle(graph: ir.Graph, plan: dict[str, str]) -> None:
@@ -95,12 +99,12 @@ def array(value: ir.Value) -> npt.NDArray[np.float32]:
 
 
 def quantize_weight(
-    w: npt.NDArray[np.float32], axis: int
+    w: npt.NDArray[np.float32], axis: int, levels: int = FULL_RANGE
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """w → q int8 in [-127, 127], scale (channels along `axis`) float32, with w ≈ q · scale."""
+    """w → q int8 in [-levels, levels], scale (channels along `axis`) float32, with w ≈ q · scale."""
     others = tuple(i for i in range(w.ndim) if i != axis)
     largest = np.abs(w).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    scale = np.where(largest > 0, largest / np.float32(levels), np.float32(1)).astype(np.float32)
     q = np.rint(w / scale).astype(np.int8)
     return q, scale.reshape(-1)
 

@@ -66,6 +66,21 @@ def test_a_plan_fits_the_stage_it_was_written_from(prepared: Prepared) -> None:
     )
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_plan_brings_its_kernels_and_its_range(
+    reduced: bool, prepared: Prepared, bundle: Path
+) -> None:
+    manifest = parse_manifest((bundle / "bundle.json").read_text(encoding="utf-8"))
+    quantization = replace(
+        manifest.quantization, reduced_range=reduced, direct={"stage": ("first", "gone")}
+    )
+    write_manifest(bundle, replace(manifest, quantization=quantization))
+    applied = read_plan(bundle).applied(replace(prepared, reduced_range=not reduced), "stage")
+    assert applied.reduced_range is reduced
+    assert applied.kernels == {"first": "direct"}
+    assert replace(applied, kernels={}, reduced_range=prepared.reduced_range) == prepared
+
+
 def test_a_stage_that_stayed_float(prepared: Prepared) -> None:
     stored = prepared.write().plan
     assert not saved({"stage": stored}).keeps_float("stage")
@@ -119,6 +134,7 @@ def test_a_plan_is_read_from_a_bundle_or_its_manifest(bundle: Path) -> None:
     for path in (bundle, bundle / "bundle.json"):
         plan = read_plan(path)
         assert (plan.path, plan.tensors) == (path, {"unet": {"w": "int8"}})
+        assert not plan.reduced_range
     assert plan.model == json.loads(path.read_text(encoding="utf-8"))["name"]
 
 

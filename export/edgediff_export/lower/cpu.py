@@ -17,7 +17,14 @@ from edgediff_export.lower.smoothing import smooth
 from edgediff_export.lower.upsample import merge_upsampling
 from edgediff_export.lowered import Lowered
 from edgediff_export.observe import store
-from edgediff_export.quantize import SESSION_CONFIG, SMALL, quantize_embeddings
+from edgediff_export.quantize import (
+    EXACT,
+    FULL_RANGE,
+    REDUCED_RANGE,
+    SESSION_CONFIG,
+    SMALL,
+    quantize_embeddings,
+)
 
 FEW = 8
 """Channels; the layers that read the input and write the output have few weights, and are the most
@@ -43,6 +50,9 @@ class Prepared:
     layers: tuple[Layer, ...]
     seen: Mapping[str, Seen]
     kernels: Mapping[str, Kernel]
+    reduced_range: bool = False
+    """Weights of int8 products in 7 bits, whose sums are exact on x86 without VNNI too, by the
+    kernels that are fast there."""
 
     def write(self, plan: Mapping[str, Format] | None = None) -> Lowered:
         """The stage in a plan, weight → format; without one, in plain int8.
@@ -67,6 +77,7 @@ class Prepared:
                 formats=plan,
                 kernel=lambda layer: self.kernels.get(layer.name, "gather"),
                 ranges=ranges,
+                levels=REDUCED_RANGE if self.reduced_range else FULL_RANGE,
             ),
         )
         stored: dict[str, str] = {y.name: plan.get(y.name, "fp32") for y in self.layers}
@@ -76,11 +87,14 @@ class Prepared:
             y.weight.size * {"int8-weights": 3, "fp16": 2}.get(stored[y.name], 0)
             for y in self.layers
         )
+        config = dict(SESSION_CONFIG)
+        if self.reduced_range:
+            del config[EXACT]
         return Lowered(
             model=model,
             precision="int8",
             plan=stored,
-            session_config=dict(SESSION_CONFIG),
+            session_config=config,
             widened=widened,
         )
 
@@ -145,7 +159,14 @@ def prepare(
     if bears_direct(model):
         rows = {name: round(s.rows * scale) for name, s in seen.items()}
         kernels = choose_kernels(found, rows, profile)
-    return Prepared(model=model, source=source, layers=found, seen=seen, kernels=kernels)
+    return Prepared(
+        model=model,
+        source=source,
+        layers=found,
+        seen=seen,
+        kernels=kernels,
+        reduced_range=profile == "x86-avx2",
+    )
 
 
 def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:

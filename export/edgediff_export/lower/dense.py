@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from edgediff_export.lower.graph import Builder, constant_of, initializer
 from edgediff_export.lower.group_norm import Affine
-from edgediff_export.quantize import quantize_weight
+from edgediff_export.quantize import FULL_RANGE, quantize_weight
 
 Format = Literal["int8", "int8-weights", "int4", "fp16", "fp32"]
 """How a layer is stored and computed. "int8": bytes times bytes. "int8-weights", "int4" and "fp16"
@@ -105,9 +105,13 @@ MARGIN = 1.3
 class Writer:
     """Writes layers of one graph out; layers that read one value share its quantization."""
 
-    def __init__(self, graph: ir.Graph, ranges: Mapping[str, Range]) -> None:
+    def __init__(
+        self, graph: ir.Graph, ranges: Mapping[str, Range], levels: int = FULL_RANGE
+    ) -> None:
+        """levels: the largest weight of products of bytes."""
         self._graph = graph
         self._ranges = ranges
+        self._levels = levels
         self._quantized: dict[tuple[ir.Value, int | None], tuple[ir.Value, ir.Value, ir.Value]] = {}
         self.affine: dict[ir.Value, tuple[ir.Value, Affine]] = {}
         """Result of a direct layer → the same before its scale and shift, and these."""
@@ -128,7 +132,7 @@ class Writer:
         return initializer(self._graph, name, values) if found is None else found
 
     def _gather(self, builder: Builder, layer: Layer) -> ir.Value:
-        q, scale = quantize_weight(layer.matrix(), axis=1)
+        q, scale = quantize_weight(layer.matrix(), axis=1, levels=self._levels)
         x, x_scale, x_zero = self._quantize(builder, layer.x, None)
         if not layer.pointwise:
             x = gather_neighbourhoods(builder, x, x_zero, layer)
@@ -157,7 +161,7 @@ class Writer:
         weight = layer.weight
         if weight.ndim == 2:
             weight = np.ascontiguousarray(weight.T)[:, :, None, None]
-        q, scale = quantize_weight(weight, axis=0)
+        q, scale = quantize_weight(weight, axis=0, levels=self._levels)
         # What a step of the output stands for, by channel.
         step = np.maximum(seen.output * MARGIN / 127, np.float32(1e-12)).astype(np.float32)
         x, x_scale, x_zero = self._quantize(builder, layer.x, zero)

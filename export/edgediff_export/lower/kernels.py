@@ -17,7 +17,8 @@ from edgediff_export.lower.group_norm import DOMAIN
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
 """auto measures. The others say what a device has, for which a bundle is made elsewhere. A bundle
 made for one runs on all of them, and gives the same values there, but for "direct" convolutions
-on x86 without VNNI: made for x86-avx2, a bundle has none."""
+on x86 without VNNI, whose sums overflow in 16 bits: made there, a bundle has none; made for x86-avx2,
+its weights have 7 bits, so that nothing overflows."""
 _GATHERED = 100e6
 """Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
 _WORTH_TIMING = 1e8
@@ -35,15 +36,15 @@ def choose_kernels(
     """Weight → kernel, for the convolutions of more than one pixel.
 
     rows: pixels that a layer reads, at the size that the bundle is for. On AMX, a matrix product is
-    so fast that gathering pays while the copies are small; elsewhere "direct" wins, but for
-    processors that add up products of bytes in 16 bits: there its sums overflow."""
+    so fast that gathering pays while the copies are small; elsewhere "direct" wins, but for weights
+    of 8 bits where products of bytes are added up in 16: there its sums overflow."""
     measured: dict[_Shape, Kernel] = {}
     chosen: dict[str, Kernel] = {}
     for layer in layers:
         if layer.pointwise:
             continue
         pixels = max(rows.get(layer.name, 1), 1)
-        if profile == "x86-avx2" or (profile == "auto" and not multiplies_bytes()):
+        if profile == "auto" and not multiplies_bytes():
             chosen[layer.name] = "gather"
             continue
         if profile == "x86-amx":

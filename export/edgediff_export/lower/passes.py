@@ -12,16 +12,19 @@ from edgediff_export.lower.folding import absorb_padding, fold_constants, split_
 from edgediff_export.lower.graph import Builder, dims, replace, sweep
 from edgediff_export.lower.group_norm import DOMAIN, Affine, fuse_group_norms, write_group_norm
 from edgediff_export.lower.layout import attach_biases, channels_last
+from edgediff_export.quantize import FULL_RANGE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What becomes of each layer. `formats`: weight → format, "fp32" where it is not named;
-    `kernel`: which kernel an int8 layer takes; `ranges`: calibration, by weight."""
+    `kernel`: which kernel an int8 layer takes; `ranges`: calibration, by weight; `levels`: the
+    largest weight of products of bytes."""
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     kernel: Callable[[Layer], Kernel] = lambda _: "gather"
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    levels: int = FULL_RANGE
 
 
 def restructure(model: ir.Model) -> None:
@@ -46,7 +49,7 @@ def layers(model: ir.Model) -> list[Layer]:
 def write_out(model: ir.Model, choices: Choices) -> None:
     """Write every Dense and GroupNorm of a restructured graph out, in place."""
     graph = model.graph
-    writer = Writer(graph, choices.ranges)
+    writer = Writer(graph, choices.ranges, choices.levels)
     for node in list(graph):
         layer = read_layer(node)
         if layer is not None:

@@ -235,8 +235,29 @@ def test_a_profile_chooses_the_kernels(net: Any, tmp_path: Path, example: Any, o
     assert ops(small.model, "MatMulIntegerToFloat")
     large = prepare(path, cases, profile="x86-amx", scale=1e7)
     assert set(large.kernels.values()) == {"direct"}
-    overflowing = prepare(path, cases, profile="x86-avx2", scale=1e7)
-    assert set(overflowing.kernels.values()) == {"gather"}
+    assert not large.reduced_range
     measured = prepare(path, cases, profile="auto")
     assert set(measured.kernels.values()) <= {"direct", "gather"}
     assert measured.kernels.keys() == large.kernels.keys()
+
+
+def test_without_vnni_weights_have_seven_bits(
+    net: Any, tmp_path: Path, example: Any, run: Any, assert_close: Any
+) -> None:
+    path = tmp_path / "graph.onnx"
+    model = decoder(net)
+    ir.save(model, path)
+    cases = [Case(name="", inputs=example(model), outputs={})]
+    prepared = prepare(path, cases, profile="x86-avx2")
+    assert set(prepared.kernels.values()) == {"direct"}
+    lowered = prepared.write()
+    assert "session.x64quantprecision" not in lowered.session_config
+    bytes_ = [
+        np.abs(v.const_value.numpy().astype(int)).max()
+        for v in lowered.model.graph.initializers.values()
+        if v.dtype == ir.DataType.INT8 and v.const_value.numpy().ndim > 1
+    ]
+    assert bytes_ == [63] * len([f for f in lowered.plan.values() if f == "int8"])
+    assert_close(run(lowered.model, cases[0].inputs), run(loaded(path), cases[0].inputs), 0.1)
+    full = replace(prepared, reduced_range=False).write()
+    assert full.session_config["session.x64quantprecision"] == "1"

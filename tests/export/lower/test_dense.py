@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from edgediff_export.lower.dense import BLOCK, Range, quantize_blocks, quantize_weight
 from edgediff_export.lower.passes import Choices, layers, restructure, write_out
+from edgediff_export.quantize import REDUCED_RANGE
 
 Floats = npt.NDArray[np.float32]
 RNG = np.random.default_rng(0)
@@ -41,14 +43,21 @@ def only_layer(model: ir.Model) -> Any:
 
 
 def written(
-    model: ir.Model, form: Any, kernel: Any = "gather", seen: Range | None = None
+    model: ir.Model,
+    form: Any,
+    kernel: Any = "gather",
+    seen: Range | None = None,
+    **choices: Any,
 ) -> ir.Model:
     """A model's only layer in a format; the model itself stays as it is."""
     copy = model.clone()
     restructure(copy)
     (layer,) = layers(copy)
     found = {} if seen is None else {layer.name: seen}
-    write_out(copy, Choices(formats={layer.name: form}, kernel=lambda _: kernel, ranges=found))
+    write_out(
+        copy,
+        Choices(formats={layer.name: form}, kernel=lambda _: kernel, ranges=found, **choices),
+    )
     return copy
 
 
@@ -215,6 +224,25 @@ def test_layers_that_share_a_weight(form: Any, kernel: Any, net: Any, run: Any) 
         assert np.linalg.norm(y - e) <= 0.15 * np.linalg.norm(e)
 
 
+@pytest.mark.parametrize("kernel", ["gather", "direct"])
+def test_a_reduced_range_does_not_overflow(kernel: str, net: Any, run: Any) -> None:
+    """The largest of all sums, in a session that does not ask for exact ones: x86 without VNNI adds
+    up pairs of products in 16 bits."""
+    filters = net.constant(np.ones((8, 64, 3, 3), np.float32))
+    x = net.input("x", ("b", 64, "h", "w"))
+    model = net.model(net.op("Conv", x, filters, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+    values = {"x": np.ones((1, 64, 9, 9), np.float32)}
+    (expected,) = run(model, values)
+    seen = Range(low=-0.1, high=1.0, output=np.full(8, expected.max()))
+    reduced = written(model, "int8", kernel, seen, levels=REDUCED_RANGE)
+    session = ort.InferenceSession(
+        ir.to_proto(reduced).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, values)
+    # "direct" also rounds what it writes to a 127th of its range, which is 1.3 times as wide.
+    np.testing.assert_allclose(found, expected, rtol=0.012 if kernel == "direct" else 1e-5)
+
+
 def test_layers_of_one_input_share_its_quantization(net: Any, lower: Any, ops: Any) -> None:
     x = net.input("x", ("b", "s", 8))
     model = net.model(*(net.linear(x, 8, 8) for _ in range(3)))
@@ -224,15 +252,16 @@ def test_layers_of_one_input_share_its_quantization(net: Any, lower: Any, ops: A
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
-def test_weights_have_a_scale_for_each_channel(axis: int) -> None:
+@pytest.mark.parametrize("levels", [127, REDUCED_RANGE])
+def test_weights_have_a_scale_for_each_channel(axis: int, levels: int) -> None:
     w = RNG.standard_normal((5, 6, 3, 4), dtype=np.float32)
     w = np.moveaxis(np.moveaxis(w, axis, 0) * 10.0 ** RNG.integers(-3, 3, (1,)), 0, axis)
     w = w.astype(np.float32)
     np.moveaxis(w, axis, 0)[1] = 0
-    q, scale = quantize_weight(w, axis=axis)
+    q, scale = quantize_weight(w, axis=axis, levels=levels)
     by_channel = np.moveaxis(q, axis, 0).reshape(w.shape[axis], -1)
     assert (q.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, (w.shape[axis],))
-    assert np.abs(by_channel).max(axis=1).tolist() == [127, 0, *[127] * (w.shape[axis] - 2)]
+    assert np.abs(by_channel).max(axis=1).tolist() == [levels, 0, *[levels] * (w.shape[axis] - 2)]
     wide = scale.reshape([-1 if i == axis else 1 for i in range(4)])
     assert (np.abs(q * wide - w) <= wide / 2 * (1 + 1e-5)).all()
     assert (scale > 0).all()
