@@ -1,6 +1,6 @@
 """PSNR of int8 pictures against the float model's, and of TAESD's int8 decoder.
 
-    python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--pairs 64]
+    python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--pairs 64] [--profile auto]
                                  [--taesd DIR [--pictures DIR]] [--work DIR] [--json OUT]
 
 Without bundles, the built-in model, exported in float and in int8 from the weights beside its
@@ -65,8 +65,8 @@ def summary(psnrs: Sequence[float | None]) -> dict[str, float]:
     }
 
 
-def built_in_bundles(work: Path) -> tuple[Path, Path]:
-    """The built-in model in float and in int8."""
+def built_in_bundles(work: Path, profile: str = "auto") -> tuple[Path, Path]:
+    """The built-in model in float and in int8 for a profile."""
     script = str(models.ROOT / "export" / "demo_model" / "recover.py")
     source = models.once(work / "emoji-float", lambda out: models.run_python(script, str(out)))
     defaults = edgediff.load(provider="cpu", check_hashes=False).defaults
@@ -77,8 +77,15 @@ def built_in_bundles(work: Path) -> tuple[Path, Path]:
     )
     return (
         models.bundle(work, source, "fp32", *options),
-        models.bundle(work, source, "int8", *options),
+        _int8(work, source, f"{source.name}-int8", profile, *options),
     )
+
+
+def _int8(work: Path, source: Path, name: str, profile: str, *options: str) -> Path:
+    if profile == "auto":
+        return models.bundle(work, source, "int8", *options, name=name)
+    options = (*options, "--profile", profile)
+    return models.bundle(work, source, "int8", *options, name=f"{name}-{profile}")
 
 
 def compare_pictures(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[str, Any]:
@@ -124,13 +131,16 @@ def compare_pictures(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[
         }
 
 
-def compare_taesd(work: Path, folder: Path, pictures: Sequence[Path]) -> dict[str, Any]:
+def compare_taesd(
+    work: Path, folder: Path, pictures: Sequence[Path], profile: str = "auto"
+) -> dict[str, Any]:
     """TAESD's decoder in int8 against float, on the latents of real pictures."""
     vae = models.once(work / "taesd", lambda out: taesd.write_vae(folder, out))
     carrier = models.pipeline(work, "sd1")
     options = ("--vae", str(vae.resolve()))
     bundles = [
-        models.bundle(work, carrier, p, *options, name=f"taesd-{p}") for p in ("fp32", "int8")
+        models.bundle(work, carrier, "fp32", *options, name="taesd-fp32"),
+        _int8(work, carrier, "taesd-int8", profile, *options),
     ]
     measured = []
     f, q = (edgediff.load(b, provider="cpu") for b in bundles)
@@ -244,6 +254,7 @@ def main() -> None:
     parser.add_argument("--float", type=Path, metavar="BUNDLE", dest="float_bundle")
     parser.add_argument("--int8", type=Path, metavar="BUNDLE", dest="int8_bundle")
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="%(default)s")
+    parser.add_argument("--profile", default="auto", help="of `edgediff export`")
     parser.add_argument("--taesd", type=Path, metavar="DIR")
     parser.add_argument("--pictures", type=Path, metavar="DIR")
     models.add_work(parser)
@@ -253,7 +264,7 @@ def main() -> None:
         parser.error("give --float and --int8, or neither")
     bundles = (arguments.float_bundle, arguments.int8_bundle)
     if arguments.float_bundle is None:
-        bundles = built_in_bundles(arguments.work)
+        bundles = built_in_bundles(arguments.work, arguments.profile)
 
     found: dict[str, Any] = {"machine": machine(), "provider": "cpu"}
     print_machine(found["machine"])
@@ -277,7 +288,9 @@ def main() -> None:
     checks = _checks(name, psnrs, MEDIAN_BAR, MINIMUM_BAR)
     if arguments.taesd:
         pictures = find_pictures(arguments.pictures)
-        decoder = found["taesd"] = compare_taesd(arguments.work, arguments.taesd, pictures)
+        decoder = found["taesd"] = compare_taesd(
+            arguments.work, arguments.taesd, pictures, arguments.profile
+        )
         psnrs = [p["psnr_db"] for p in decoder["pictures"]]
         decoder["psnr_db"] = _plain(summary(psnrs))
         _print_psnrs(f"TAESD's decoder ({decoder['precision']})", psnrs)

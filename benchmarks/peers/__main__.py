@@ -79,6 +79,8 @@ def ready(name: str, peer: Peer, place: Place, settings: Settings) -> Entrant:
     """Install the peer and convert its model, where that is yet to do. Raises PeerError."""
     folder = place.environment(peer.environment)
     environments.install(folder, peer.environment)
+    if "provider" in peer.options:  # before an export that nothing here could run
+        environments.check_provider(folder, peer.options["provider"])
     model = peer.model(place)
     inputs: dict[str, Any] = {
         **peer.options,

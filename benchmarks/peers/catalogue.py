@@ -85,6 +85,12 @@ PEERS: dict[str, Peer] = {
         model=conversion.edgediff_int8,
         options={"provider": "cpu"},
     ),
+    "edgediff int8 x86-avx2": Peer(
+        environment="edgediff",
+        worker="with_edgediff",
+        model=conversion.edgediff_int8_avx2,
+        options={"provider": "cpu"},
+    ),
     "edgediff int8, OpenVINO": Peer(
         environment="edgediff-openvino",
         worker="with_edgediff",

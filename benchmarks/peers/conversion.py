@@ -49,6 +49,10 @@ def edgediff_int8(place: Place) -> Path:
     return _edgediff(place, "int8")
 
 
+def edgediff_int8_avx2(place: Place) -> Path:
+    return _edgediff(place, "int8", "--profile", "x86-avx2")
+
+
 def edgediff_int8_openvino(place: Place) -> Path:
     return _edgediff(place, "int8", "--target", "openvino")
 

@@ -77,6 +77,12 @@ def install(folder: Path, name: str) -> None:
     (folder / "requirements").write_text(requirements(name))
 
 
+def check_provider(folder: Path, name: str) -> None:
+    """Raise PeerError, saying why, unless the environment's edgediff can use the provider here."""
+    code = f"import sys; from edgediff.session import why_missing; sys.exit(why_missing({name!r}))"
+    run(python(folder), "-c", code)
+
+
 def requirements(name: str) -> str:
     """The lines of `requirements/NAME.txt`, those that it includes in their place."""
     lines = []

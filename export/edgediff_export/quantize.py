@@ -101,7 +101,7 @@ def array(value: ir.Value) -> npt.NDArray[np.float32]:
 def quantize_weight(
     w: npt.NDArray[np.float32], axis: int, levels: int = FULL_RANGE
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """w → q int8 in [-levels, levels], scale (channels along `axis`) float32, with w ≈ q · scale."""
+    """w → q int8 in [-levels, levels], scale (channels along `axis`) float32; w ≈ q · scale."""
     others = tuple(i for i in range(w.ndim) if i != axis)
     largest = np.abs(w).max(axis=others, keepdims=True)
     scale = np.where(largest > 0, largest / np.float32(levels), np.float32(1)).astype(np.float32)

@@ -115,7 +115,10 @@ INT8 = ["--precision", "int8"]
         ([*INT8, "--plan", "nowhere"], "nowhere: holds no plan"),
         ([*INT8, "--plan", "SOURCE"], "give the bundle.json of an export"),
         ([*INT8, "--plan", "BUNDLE", "--min-psnr", "30"], "--plan: says itself what each layer"),
-        ([*INT8, "--plan", "BUNDLE", "--profile", "arm-dot"], "--plan: brings the kernels of its own"),
+        (
+            [*INT8, "--plan", "BUNDLE", "--profile", "arm-dot"],
+            "--plan: brings the kernels of its own",
+        ),
         ([*INT8, "--plan", "BUNDLE", "--max-size", "3"], "--plan: says itself what each layer b"),
         ([*INT8, "--min-psnr", "0"], "0.0 is not in the range x>0"),
         ([*INT8, "--max-size", "-1"], "-1.0 is not in the range x>0"),

@@ -17,8 +17,8 @@ from edgediff_export.lower.group_norm import DOMAIN
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
 """auto measures. The others say what a device has, for which a bundle is made elsewhere. A bundle
 made for one runs on all of them, and gives the same values there, but for "direct" convolutions
-on x86 without VNNI, whose sums overflow in 16 bits: made there, a bundle has none; made for x86-avx2,
-its weights have 7 bits, so that nothing overflows."""
+on x86 without VNNI, whose sums overflow in 16 bits: made there, a bundle has none, and made for
+x86-avx2, its weights have 7 bits, with which nothing overflows."""
 _GATHERED = 100e6
 """Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
 _WORTH_TIMING = 1e8

@@ -1,5 +1,6 @@
 """What is in an environment, and what happens where one cannot be made."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_a_command_that_fails_says_its_last_line() -> None:
         environments.run(sys.executable, "-c", "import sys; sys.exit('no wheel for this machine')")
     with pytest.raises(PeerError, match="does not start"):
         environments.run("/no/such/pip")
+
+
+def test_a_provider_that_is_not_there_is_told_before_anything_is_made_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environments, "python", lambda _: Path(sys.executable))
+    monkeypatch.setattr(environments, "variables", lambda: dict(os.environ))
+    environments.check_provider(Path(), "cpu")
+    with pytest.raises(PeerError, match="was built without it"):
+        environments.check_provider(Path(), "coreml" if sys.platform != "darwin" else "cuda")
 
 
 def test_variables_that_set_threads_or_modules_are_taken_away(
