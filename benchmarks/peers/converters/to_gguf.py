@@ -1,4 +1,5 @@
-"""SOURCE OUT TYPE: a diffusers folder → OUT/model.gguf, by stable-diffusion.cpp's own converter."""
+"""SOURCE OUT TYPE: a diffusers folder or a GGUF file → OUT/model.gguf, by the converter of
+stable-diffusion.cpp."""
 
 import sys
 from pathlib import Path
