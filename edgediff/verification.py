@@ -45,6 +45,8 @@ class Verification:
     provider: str | None
     """None where a damaged file kept everything from running."""
     checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+    """As `Pipeline.load_notes`, of the stages in memory at the end."""
 
     @property
     def ok(self) -> bool:
@@ -82,7 +84,12 @@ def verify(
         for stage in bundle.manifest.fidelity.stages:
             checks.append(_check_stage(pipe, stage, fixtures))
         checks += _check_pictures(pipe, fixtures)
-        return Verification(model=pipe.name, provider=pipe.provider, checks=tuple(checks))
+        return Verification(
+            model=pipe.name,
+            provider=pipe.provider,
+            checks=tuple(checks),
+            notes=pipe.load_notes,
+        )
 
 
 def _check_hash(bundle: Bundle, name: str) -> Check:

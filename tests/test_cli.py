@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from edgediff import Pipeline, cli
 from edgediff.cli.flags import SECTIONS
 
 COMMAND = [sys.executable, "-m", "edgediff"]
@@ -449,3 +451,25 @@ def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert 'needs onnx_ir: pip install "edgediff[export]"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "a cat", "-m", "BUNDLE", "-o", "cat.png"],
+        ["generate", "-m", "BUNDLE", "--prompts", "list.txt", "--out-dir", "out"],
+        ["verify", "BUNDLE"],
+    ],
+)
+def test_what_loading_found_is_told_once(
+    arguments: list[str], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "unet.onnx: runs without a CUDA graph (no device)"
+    monkeypatch.setattr(Pipeline, "load_notes", property(lambda _: (note,)))
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("a cat\na dog\n")
+    words = [str(tiny_bundle) if word == "BUNDLE" else word for word in arguments]
+    done = CliRunner().invoke(cli.edgediff, words)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count(f"Note: {note}\n") == 1
+    assert note not in done.stdout

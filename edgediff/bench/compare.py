@@ -78,6 +78,13 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> Interval:
     return paired_ratio(a[:rounds], b[:rounds])
 
 
+def first_alike(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The first measured one of `runs` that drew the same with the same model, perhaps another
+    export of it; None where that is `run` itself."""
+    first = next(other for other in runs if other.warm and _key(other, _ALIKE) == _key(run, _ALIKE))
+    return None if first is run else first
+
+
 def compare(a: Result, b: Result, *, exports: bool = False) -> list[Comparison]:
     """Pair up the runs of two results. exports: bundles may differ, as two exports of one model.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgediff.cli.flags import file_of
-from edgediff.cli.report import duration, tell_inputs
+from edgediff.cli.report import duration, tell_inputs, tell_notes
 from edgediff.errors import InputError, Name
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def make_all(
             pipe = load()
             standing.start()
             for outcome in run_jobs(pipe, todo, on_step=lambda _: standing.show()):
-                standing.add(outcome)
+                standing.add(outcome, pipe.load_notes)
     except KeyboardInterrupt:
         standing.finish(interrupted=True)
         raise click.exceptions.Exit(130) from None
@@ -89,6 +89,7 @@ class _Standing:
         self._total = len(jobs)
         self._as_json = as_json
         self._outcomes: list[Outcome] = []
+        self._told: set[str] = set()
         self._started = self._latest = time.perf_counter()
         self._before = 0
         self._live = sys.stderr.isatty()
@@ -106,8 +107,11 @@ class _Standing:
         self._started = self._latest = time.perf_counter()
         self.show()
 
-    def add(self, outcome: "Outcome") -> None:
+    def add(self, outcome: "Outcome", notes: Sequence[str] = ()) -> None:
+        """notes: of what is loaded by now; each is told once."""
         self._clear()
+        tell_notes(note for note in notes if note not in self._told)
+        self._told.update(notes)
         self._outcomes.append(outcome)
         self._latest = time.perf_counter()
         if not self._as_json:

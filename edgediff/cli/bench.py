@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgediff.cli.flags import json_flag, parse_size
-from edgediff.cli.report import megabytes, steps_of, table
+from edgediff.cli.report import megabytes, steps_of, table, tell_notes
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -136,8 +136,7 @@ def run(
             operators=operators,
         ).run()
     click.echo(_table(result))
-    for line in (*result.missing, *_notes(result)):
-        click.echo(f"Note: {line}", err=True)
+    tell_notes((*result.missing, *_notes(result)))
     if any(r.status == "failed" for r in result.runs):
         raise click.exceptions.Exit(1)
 
@@ -161,7 +160,7 @@ class _progress:  # noqa: N801 (used as a context manager's name)
 
 
 def _table(result: "Result") -> str:
-    from edgediff.bench.compare import BUSY, against, stages
+    from edgediff.bench.compare import BUSY, against, first_alike, stages
     from edgediff.bench.intervals import median_interval
     from edgediff.bench.page import quality
 
@@ -177,23 +176,23 @@ def _table(result: "Result") -> str:
             f"Other processes took {conditions.others:.0%} of the machine meanwhile: read ratios,"
             " not seconds."
         )
-    several = len(result.runs) > 1
+    firsts = [first_alike(r, result.runs) if r.warm else None for r in result.runs]
+    compared = any(firsts)
     gpu = any(r.gpu_peak_bytes is not None for r in result.runs)
     header = (
         *("configuration", "picture", "95 % within", "a minute", "text", "step", "decode"),
         *("from start", "peak memory", *(("of the GPU",) if gpu else ()), "on disk", "quality"),
-        *(("against the first",) if several else ()),
+        *(("against the first alike",) if compared else ()),
     )
     rows: list[tuple[str, ...]] = [header]
-    first = next((r for r in result.runs if r.warm), None)
-    for r in result.runs:
+    for r, first in zip(result.runs, firsts, strict=True):
         if not r.warm:
             rows.append((r.config.label, r.status, *[""] * (len(header) - 2)))
             continue
         found = {name: median_interval(v) for name, v in stages(r.warm).items() if v}
         starts = [c.first_picture for c in r.cold]
         ratio = ""
-        if several and first is not None and r is not first:
+        if first is not None:
             ratio = _ratio(against(first, r, interleaved=result.interleaved).ratios["picture"])
         rows.append(
             (
@@ -209,7 +208,7 @@ def _table(result: "Result") -> str:
                 *((megabytes(r.gpu_peak_bytes or 0),) if gpu else ()),
                 megabytes(r.config.model.bytes),
                 quality(r),
-                *((ratio,) if several else ()),
+                *((ratio,) if compared else ()),
             )
         )
     return "\n".join([*lines, table(rows), *_operator_lines(result)])

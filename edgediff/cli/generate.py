@@ -27,7 +27,7 @@ from edgediff.cli.flags import (
     parse_size,
     provider_flags,
 )
-from edgediff.cli.report import steps_of, tell_inputs
+from edgediff.cli.report import steps_of, tell_inputs, tell_notes
 
 MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
@@ -413,8 +413,7 @@ def generate(
     plans = make_plans(bundle.manifest.schedule, settings)
     with _progress(sum(len(plan.steps) for plan in plans)) as on_step:
         result = pipe.generate(prompt, on_step=on_step, **options)
-    for note in pipe.load_notes:
-        click.echo(f"Note: {note}", err=True)
+    tell_notes(pipe.load_notes)
     paths = [result.save_grid(output)] if grid else result.save(output)
     tell_inputs(result)
     _report(result, paths, loaded, grid=grid, as_json=as_json)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from edgediff.cli.flags import SpellingCommand, json_flag, provider_flags
-from edgediff.cli.report import count_formats, decibels, megabytes, merged, steps_of, table
+from edgediff.cli.report import (
+    count_formats,
+    decibels,
+    megabytes,
+    merged,
+    steps_of,
+    table,
+    tell_notes,
+)
 
 if TYPE_CHECKING:
     from edgediff.bundle import Bundle, Quantization
@@ -127,6 +135,7 @@ def verify(
         provider_options=provider_options,
         max_memory=max_memory,
     )
+    tell_notes(outcome.notes)
     if as_json:
         answer = {"ok": outcome.ok, **dataclasses.asdict(outcome)}
         click.echo(json.dumps(answer, indent=2))

@@ -1,6 +1,6 @@
 """How figures, tables and warnings look on a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -43,6 +43,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def tell_notes(notes: Iterable[str]) -> None:
+    """Say on stderr what one might not expect."""
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
+
+
 def tell_inputs(result: "Result", where: str = "") -> None:
     """Say on stderr what was cut off the prompts, into how many chunks one went, and what was done
     to pictures that were given.
@@ -67,8 +73,7 @@ def tell_inputs(result: "Result", where: str = "") -> None:
             f" {report.limit}",
             err=True,
         )
-    for note in result.notes:
-        click.echo(f"Note: {where}{note}", err=True)
+    tell_notes(f"{where}{note}" for note in result.notes)
 
 
 def _shorten(text: str) -> str:

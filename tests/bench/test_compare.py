@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from edgediff.bench.compare import against, compare, differences
+from edgediff.bench.compare import against, compare, differences, first_alike
 from edgediff.bench.machine import Conditions
 from edgediff.bench.results import Result, Run
+from edgediff.cli.bench import _table
 from edgediff.errors import InputError
 
 Measured = Callable[..., Run]
@@ -36,6 +37,14 @@ def test_interleaved_runs_of_one_file_are_compared_round_by_round(measured: Meas
     pair = against(a, b, interleaved=True)
     assert not pair.within_noise
     assert pair.ratios["picture"].median == pytest.approx(1.02)
+
+
+def test_runs_of_one_file_are_held_against_the_first_that_drew_the_same(measured: Measured) -> None:
+    first, larger = measured(SECONDS), measured(SECONDS, width=256)
+    unmeasured = measured([])
+    threads, larger_too = measured(SECONDS, threads=1), measured(SECONDS, width=256, threads=1)
+    runs = [unmeasured, first, larger, threads, larger_too]
+    assert [first_alike(r, runs) for r in runs[1:]] == [None, None, first, larger]
 
 
 @pytest.mark.parametrize(
@@ -102,3 +111,19 @@ def test_a_machine_that_was_busy_or_hot_is_told(measured: Measured, result: Made
     ]
     silent = Conditions(frequency_mhz=None, throttled=None, others=None)
     assert differences(calm, result(measured(SECONDS), conditions=silent)) == []
+
+
+def test_only_runs_of_the_same_picture_are_held_against_each_other(
+    measured: Measured, result: Made
+) -> None:
+    seconds = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98]
+    runs = [
+        measured(seconds, label="here"),
+        measured(seconds, label="larger", width=256),
+        measured([s / 2 for s in seconds], label="threads", threads=1),
+    ]
+    header, here, larger, threads = _table(result(*runs)).splitlines()[1:]
+    assert header.endswith("against the first alike")
+    column = header.index("against the first alike")
+    assert [line[column:].strip() for line in (here, larger)] == ["", ""]
+    assert threads[column:].startswith("0.5 (")
