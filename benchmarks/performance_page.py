@@ -147,11 +147,11 @@ def _peers(found: Result) -> list[str]:
         f"A pipeline of Stable Diffusion 1.5's shape (random weights), {s.width}×{s.height},"
         f" {s.steps} steps by the Euler method, without guidance, one picture, on"
         f" {found.machine.cores} cores of {found.machine.cpu}"
-        f" ({_kernels(found.machine.cpu_flags)}), by edgediff and by others: medians of {s.rounds}"
-        " rounds in which each starts anew (`python -m benchmarks.peers`). Cold is from the start"
-        " of the process to the PNG; the ratio is of warm pictures to the fastest of the others,"
-        " and PSNR to the picture that diffusers draws in float32, where noise and tokens are the"
-        " same:",
+        f" ({_kernels(found.machine.cpu_flags)}), by edgediff and by others: medians of"
+        f" {_rounds(found)} in which each starts anew (`python -m benchmarks.peers`). Cold is from"
+        " the start of the process to the PNG; the ratio is of warm pictures to the fastest of the"
+        " others, and PSNR to the picture that diffusers draws in float32, where noise and tokens"
+        " are the same:",
         "",
         *_table(table.HEADER, table.rows(found)),
         "",
@@ -163,6 +163,13 @@ def _peers(found: Result) -> list[str]:
         )
     lines += [f"* Left out: {line}." for line in table.left_out(found)]
     return [*lines, ""]
+
+
+def _rounds(found: Result) -> str:
+    """How many there were; an interrupted run has fewer than it was to have."""
+    rounds = max((len(p.cold) for p in found.peers), default=0)
+    text = f"{rounds} round{'' if rounds == 1 else 's'}"
+    return f"{text} (of one alone where a peer is clearly slower)" if rounds > 1 else text
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -17,7 +17,8 @@ FORMAT_VERSION = 1
 class Settings:
     """What every peer was asked for. Sampler: Euler, without guidance. shape: of the model.
 
-    rounds: in each, every peer draws one cold picture and then `warm` more in that process."""
+    rounds: in each, every peer draws one cold picture and then `warm` more in that process. clear:
+    peers that took more than so many times the fastest's time draw in the first round alone."""
 
     shape: str
     prompt: str
@@ -27,6 +28,7 @@ class Settings:
     steps: int
     rounds: int
     warm: int
+    clear: float
 
 
 @dataclass(frozen=True, kw_only=True)

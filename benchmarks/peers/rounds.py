@@ -3,6 +3,7 @@ ones, and ends, so that none holds memory or cores while another draws."""
 
 import base64
 import io
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -65,10 +66,23 @@ class Rounds:
                 if entrant.compiles:
                     self._attempt(entrant, "fills its cache", count=False)
             for n in range(self.settings.rounds):
+                slow = self._clearly_slow()
                 for entrant in self.entrants:
-                    self._attempt(entrant, f"round {n + 1} of {self.settings.rounds}", count=True)
+                    if entrant.known.name not in slow:
+                        what = f"round {n + 1} of {self.settings.rounds}"
+                        self._attempt(entrant, what, count=True)
                 self._write(complete=False)
             return self._write(complete=True)
+
+    def _clearly_slow(self) -> set[str]:
+        """Of those measured so far, whom further rounds would tell nothing about."""
+        warm = {
+            name: statistics.median(w.total for w in found.warm)
+            for name, found in self._found.items()
+            if found.warm
+        }
+        fastest = min(warm.values(), default=0.0)
+        return {name for name, took in warm.items() if took > self.settings.clear * fastest}
 
     def _attempt(self, entrant: Entrant, what: str, *, count: bool) -> None:
         name = entrant.known.name

@@ -10,7 +10,7 @@ from benchmarks.peers.results import Measured, Result
 from edgediff.bench.intervals import Interval, paired_ratio
 
 HEADER = (
-    *("peer", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
+    *("peer", "pictures", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
     *("peak memory", "model", "installed", "PSNR"),
 )
 NONE = "–"
@@ -73,12 +73,18 @@ def fastest(peers: Sequence[Measured]) -> Measured:
 
 def warm_ratio(a: Measured, b: Measured) -> Interval:
     """a / b, round by round."""
-    return paired_ratio([w.total for w in a.warm], [w.total for w in b.warm])
+    return _in_turns([w.total for w in a.warm], [w.total for w in b.warm])
 
 
 def cold_ratio(a: Measured, b: Measured) -> Interval:
     """a / b, round by round."""
-    return paired_ratio([c.first_picture for c in a.cold], [c.first_picture for c in b.cold])
+    return _in_turns([c.first_picture for c in a.cold], [c.first_picture for c in b.cold])
+
+
+def _in_turns(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """a / b over the rounds in which both drew, which are the first."""
+    both = min(len(a), len(b))
+    return paired_ratio(a[:both], b[:both])
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
@@ -93,6 +99,7 @@ def _row(peer: Measured, against: Measured) -> tuple[str, ...]:
     ratio = "1" if peer is against else f"{warm_ratio(peer, against).median:.2f}"
     return (
         peer.name,
+        str(len(peer.cold) + len(peer.warm)),
         seconds(found.cold),
         seconds(found.warm),
         ratio,

@@ -43,7 +43,15 @@ def folder(tmp_path: Path) -> Path:
         started="2026-01-01T00:00:00+00:00",
         complete=True,
         settings=Settings(
-            shape="sd15", prompt="a fox", seed=0, width=512, height=512, steps=4, rounds=3, warm=1
+            shape="sd15",
+            prompt="a fox",
+            seed=0,
+            width=512,
+            height=512,
+            steps=4,
+            rounds=3,
+            warm=1,
+            clear=3.0,
         ),
         machine=MACHINE,
         conditions=Conditions(frequency_mhz=None, throttled=None, others=0.01),
@@ -84,7 +92,7 @@ def test_the_section_is_what_the_script_makes() -> None:
 
 def test_tables_say_what_was_measured(folder: Path) -> None:
     page = performance.page(folder)
-    assert "| edgediff int8 | 13.0 s | 4.10 s | 0.51 | – | 1.00 s | – | 4.00 GB |" in page
+    assert "| edgediff int8 | 6 | 13.0 s | 4.10 s | 0.51 | – | 1.00 s | – | 4.00 GB |" in page
     assert "| slow | 61.0 s | 20.1 s | 2.48 |" in page
     assert "edgediff int8: warm, of fast's: 0.51; at most 0.85 is wanted: met" in page
     assert "* Left out: absent: no wheel." in page

@@ -14,7 +14,15 @@ from benchmarks.peers.environments import HERE, PeerError
 from benchmarks.peers.results import Settings
 
 SETTINGS = Settings(
-    shape="sd1", prompt="a fox", seed=0, width=64, height=64, steps=1, rounds=1, warm=1
+    shape="sd1",
+    prompt="a fox",
+    seed=0,
+    width=64,
+    height=64,
+    steps=1,
+    rounds=1,
+    warm=1,
+    clear=3.0,
 )
 
 

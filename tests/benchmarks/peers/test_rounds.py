@@ -15,7 +15,15 @@ from edgediff.errors import InputError
 
 FAKE = Path(__file__).parent / "fake_worker.py"
 SETTINGS = Settings(
-    shape="sd1", prompt="a fox", seed=0, width=4, height=2, steps=2, rounds=2, warm=1
+    shape="sd1",
+    prompt="a fox",
+    seed=0,
+    width=4,
+    height=2,
+    steps=2,
+    rounds=2,
+    warm=1,
+    clear=3.0,
 )
 
 
@@ -71,6 +79,16 @@ def test_they_take_turns_and_a_cache_is_filled_before(bench: Bench) -> None:
     assert results.read(bench.out) == result
 
 
+def test_one_that_is_clearly_slower_draws_once(bench: Bench) -> None:
+    result = bench.run(
+        bench.peer("A", 1.0), bench.peer("B", 3.1), bench.peer("edgediff", 2.9), reference="A"
+    )
+    assert bench.starts == ["A", "B", "edgediff", "A", "edgediff"]
+    rows = [dict(zip(table.HEADER, row, strict=True)) for row in table.rows(result)]
+    assert [r["pictures"] for r in rows] == ["4", "2", "4"]
+    assert [r["warm ratio"] for r in rows] == ["1", "3.10", "2.90"]
+
+
 def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
     result = bench.run(bench.peer("A", 1.0, "crash", 2), bench.peer("B", 2.0))
     assert bench.starts == ["A", "B", "A", "B"]
@@ -111,13 +129,13 @@ def test_pictures_are_held_against_the_reference(bench: Bench) -> None:
 
 def test_the_table_has_ratios_to_the_fastest_of_the_others(bench: Bench) -> None:
     result = bench.run(
-        bench.peer("torch", 4.0),
+        bench.peer("torch", 3.0),
         bench.peer("fast", 2.0, "coy"),
         bench.peer("edgediff int8", 1.0),
     )
     torch, fast, ours = (dict(zip(table.HEADER, row, strict=True)) for row in table.rows(result))
-    assert [r["warm ratio"] for r in (torch, fast, ours)] == ["2.00", "1", "0.50"]
-    assert torch["UNet step"] == "1.60 s"
+    assert [r["warm ratio"] for r in (torch, fast, ours)] == ["1.50", "1", "0.50"]
+    assert torch["UNet step"] == "1.20 s"
     assert torch["peak memory"] == "2 MB"
     assert (fast["UNet step"], fast["peak memory"]) == ("–", "–")
     assert (ours["model"], ours["installed"]) == ("0 MB", "0 MB")
