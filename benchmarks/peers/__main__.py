@@ -31,6 +31,7 @@ from benchmarks.peers.conversion import Place
 from benchmarks.peers.environments import HERE, PeerError
 from benchmarks.peers.results import Measured, Result, Settings
 from benchmarks.peers.rounds import Entrant, Rounds
+from edgediff.bench import machine
 from edgediff.bench.results import write
 
 PROMPT = "a lighthouse on a rocky coast, oil painting"
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def ready(name: str, peer: Peer, place: Place, settings: Settings) -> Entrant:
     """Install the peer and convert its model, where that is yet to do. Raises PeerError."""
+    flags = machine.describe().cpu_flags
+    if peer.needs and flags and not set(peer.needs) & set(flags):
+        raise PeerError(peer.lacks)
     folder = place.environment(peer.environment)
     environments.install(folder, peer.environment)
     if "provider" in peer.options:  # before an export that nothing here could run

@@ -15,7 +15,8 @@ class Peer:
 
     model: makes what the worker loads, where it is missing. options: told to the worker. compiles:
     it keeps compiled models, in a folder that is full before anything is timed. differs: why its
-    picture is another one, and is not held against that of diffusers."""
+    picture is another one, and is not held against that of diffusers. needs: flags of a processor,
+    one of which it cannot do without; `lacks` says what a picture is like there."""
 
     environment: str
     worker: str
@@ -23,6 +24,8 @@ class Peer:
     options: dict[str, Any] = field(default_factory=dict)
     compiles: bool = False
     differs: str = ""
+    needs: tuple[str, ...] = ()
+    lacks: str = ""
 
 
 _NOISE = "it draws other noise from a seed"
@@ -40,6 +43,9 @@ PEERS: dict[str, Peer] = {
         worker="with_diffusers",
         model=conversion.source,
         options={"dtype": "bfloat16"},
+        needs=("avx512f", "bf16"),
+        lacks="torch has no kernels in bfloat16 for this processor, and its fallback is far slower"
+        " than float32",
     ),
     "optimum-onnx float32": Peer(
         environment="optimum-onnx", worker="with_optimum", model=conversion.optimum_fp32

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.conversion import Place
 from benchmarks.peers.environments import HERE, PeerError
 from benchmarks.peers.results import Settings
+from edgediff.bench import machine
 
 SETTINGS = Settings(
     shape="sd1",
@@ -60,6 +62,18 @@ def test_a_provider_that_is_not_there_is_told_before_anything_is_made_for_it(
     environments.check_provider(Path(), "cpu")
     with pytest.raises(PeerError, match="was built without it"):
         environments.check_provider(Path(), "coreml" if sys.platform != "darwin" else "cuda")
+
+
+@pytest.mark.parametrize(("flags", "told"), [(("avx2",), True), (("avx2", "avx512f"), False)])
+def test_a_processor_that_a_peer_cannot_do_with(
+    flags: tuple[str, ...], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(machine.describe(), cpu_flags=flags)
+    monkeypatch.setattr(machine, "describe", lambda: here)
+    monkeypatch.setattr(environments, "install", lambda *_: sys.exit("installs"))
+    name = "diffusers bfloat16"
+    with pytest.raises(PeerError if told else SystemExit, match="bfloat16" if told else "installs"):
+        ready(name, PEERS[name], Place(work=tmp_path, shape="sd1"), SETTINGS)
 
 
 def test_variables_that_set_threads_or_modules_are_taken_away(
