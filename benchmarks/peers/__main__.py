@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers [run|install|convert] [--work DIR] [--peer NAME]... [--json OUT]
                                [--size 512] [--steps 4] [--rounds 6] [--warm 1] [--clear 3]
-                               [--shape sd15]
+                               [--shape sd15] [--resume]
 
 `run`, the default, does it all: a virtual environment for each peer (`install` does that alone),
 the model in the form that each loads (`convert`), and the pictures. It takes 30 GB of disk, and
@@ -20,6 +20,7 @@ the picture to that of diffusers in float32, where the two start from the same n
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from benchmarks.peers import environments, table
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.conversion import Place
 from benchmarks.peers.environments import HERE, PeerError
-from benchmarks.peers.results import Measured, Result, Settings
+from benchmarks.peers.results import Measured, Result, Settings, read
 from benchmarks.peers.rounds import Entrant, Rounds
 from edgediff.bench import machine
 from edgediff.bench.results import write
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm=given.warm,
         clear=given.clear,
     )
+    before = _earlier(given.json, settings) if given.resume else None
     entrants: list[Entrant] = []
     left_out: list[Measured] = []
     for name in given.peer or PEERS:
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell=lambda line: print(line, file=sys.stderr),
         reference=REFERENCE,
         left_out=left_out,
+        before=before,
     ).run()
     show(found)
 
@@ -133,6 +136,16 @@ def show(found: Result) -> None:
     print_checks(table.checks(found))
 
 
+def _earlier(path: Path | None, settings: Settings) -> Result | None:
+    """The result that is to go on, None where there is none yet."""
+    if path is None or not path.exists():
+        return None
+    found = read(path)
+    if replace(found.settings, rounds=settings.rounds, clear=settings.clear) != settings:
+        sys.exit(f"{path}: holds a run of other settings: give another file, or leave --resume out")
+    return found
+
+
 def _write(path: Path | None, result: Result) -> None:
     if path is not None:
         write(path, result)
@@ -160,7 +173,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--clear",
         type=float,
         default=3.0,
-        help="peers slower than so many times the fastest draw in the first round alone",
+        help="those slower than so many times the fastest peer draw in the first round alone",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what --json holds, up to --rounds"
     )
     add_json(parser)
     given = parser.parse_args(arguments)

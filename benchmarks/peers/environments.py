@@ -29,9 +29,9 @@ def variables() -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
-def run(*command: object, ours: bool = False) -> None:
-    """Run a command so that it imports nothing of this checkout, unless it is `ours`.
-    Raises PeerError with the last line that it wrote."""
+def run(*command: object, ours: bool = False) -> str:
+    """Run a command so that it imports nothing of this checkout, unless it is `ours`; returns what
+    it wrote. Raises PeerError with the last line of that."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
@@ -49,6 +49,7 @@ def run(*command: object, ours: bool = False) -> None:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         said = f": {lines[-1][:300]}" if lines else ""
         raise PeerError(f"{Path(words[0]).name} ended with status {done.returncode}{said}")
+    return done.stdout
 
 
 def python(folder: Path) -> Path:
@@ -79,8 +80,9 @@ def install(folder: Path, name: str) -> None:
 
 def check_provider(folder: Path, name: str) -> None:
     """Raise PeerError, saying why, unless the environment's edgediff can use the provider here."""
-    code = f"import sys; from edgediff.session import why_missing; sys.exit(why_missing({name!r}))"
-    run(python(folder), "-c", code)
+    code = f"from edgediff.session import why_missing; print(why_missing({name!r}) or '')"
+    if missing := run(python(folder), "-c", code).strip():
+        raise PeerError(missing)
 
 
 def requirements(name: str) -> str:

@@ -18,7 +18,7 @@ class Settings:
     """What every peer was asked for. Sampler: Euler, without guidance. shape: of the model.
 
     rounds: in each, every peer draws one cold picture and then `warm` more in that process. clear:
-    peers that took more than so many times the fastest's time draw in the first round alone."""
+    those that take more than so many times the fastest peer's time draw once alone."""
 
     shape: str
     prompt: str
@@ -33,8 +33,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """Seconds from the start of a process to its first picture as PNG, and parts of that."""
+    """Seconds from the start of a process to its first picture as PNG, and parts of that. round:
+    in which it was drawn, from 1."""
 
+    round: int
     first_picture: float
     imports: float
     load: float
@@ -42,8 +44,9 @@ class Cold:
 
 @dataclass(frozen=True, kw_only=True)
 class Warm:
-    """Seconds of a later picture; None or empty what the peer does not show."""
+    """Seconds of a later picture; None or empty what the peer does not show. round: as in Cold."""
 
+    round: int
     total: float
     text_encoder: float | None = None
     steps: tuple[float, ...] = ()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.peers.catalogue import OURS
 from benchmarks.peers.environments import files
 from benchmarks.peers.results import Cold, Measured, Result, Settings, Warm
 from edgediff.bench import machine
@@ -43,7 +44,8 @@ class Entrant:
 class Rounds:
     """A run that is under way. answer: seconds to wait for a line before a worker counts as hung.
 
-    reference: name of the peer whose picture the others' are held against."""
+    reference: name of the peer whose picture the others' are held against. before: an earlier run
+    of the same settings, which goes on; what it knows of a peer counts while that is the same."""
 
     entrants: Sequence[Entrant]
     settings: Settings
@@ -52,6 +54,7 @@ class Rounds:
     tell: Callable[[str], None]
     reference: str = ""
     left_out: Sequence[Measured] = ()
+    before: Result | None = None
     answer: float = 1800.0
     pictures: dict[str, Pixels] = field(default_factory=dict)
 
@@ -59,32 +62,44 @@ class Rounds:
         """Measure all. A peer that fails is left out from then on, and its reason is kept."""
         self._utc = datetime.now(UTC).isoformat(timespec="seconds")
         self._found = {e.known.name: e.known for e in self.entrants}
+        done = 0
+        if self.before is not None:
+            self._utc = self.before.started
+            done = max((c.round for p in self.before.peers for c in p.cold), default=0)
+            self._found |= {
+                p.name: p
+                for p in self.before.peers
+                if p.status == "measured" and _same(p, self._found.get(p.name))
+            }
         with machine.Watch() as watch:
             self._watch = watch
             self._write(complete=False)
             for entrant in self.entrants:
                 if entrant.compiles:
-                    self._attempt(entrant, "fills its cache", count=False)
-            for n in range(self.settings.rounds):
+                    self._attempt(entrant, "fills its cache", count=0)
+            for n in range(done + 1, self.settings.rounds + 1):
                 slow = self._clearly_slow()
                 for entrant in self.entrants:
                     if entrant.known.name not in slow:
-                        what = f"round {n + 1} of {self.settings.rounds}"
-                        self._attempt(entrant, what, count=True)
+                        what = f"round {n} of {self.settings.rounds}"
+                        self._attempt(entrant, what, count=n)
                 self._write(complete=False)
             return self._write(complete=True)
 
     def _clearly_slow(self) -> set[str]:
-        """Of those measured so far, whom further rounds would tell nothing about."""
+        """Of those measured so far, whom further rounds would tell nothing about. The fastest peer
+        is what edgediff is held against, so that all near it are worth a look."""
         warm = {
             name: statistics.median(w.total for w in found.warm)
             for name, found in self._found.items()
             if found.warm
         }
-        fastest = min(warm.values(), default=0.0)
+        others = [took for name, took in warm.items() if not name.startswith(OURS)]
+        fastest = min(others or warm.values(), default=0.0)
         return {name for name, took in warm.items() if took > self.settings.clear * fastest}
 
-    def _attempt(self, entrant: Entrant, what: str, *, count: bool) -> None:
+    def _attempt(self, entrant: Entrant, what: str, *, count: int) -> None:
+        """count: the round, or 0 where it is none."""
         name = entrant.known.name
         if self._found[name].status == "left out":
             return
@@ -95,7 +110,7 @@ class Rounds:
             self.tell(f"{name}: left out: {e}")
             self._found[name] = replace(self._found[name], status="left out", reason=str(e))
 
-    def _draw(self, entrant: Entrant, *, count: bool) -> None:
+    def _draw(self, entrant: Entrant, *, count: int) -> None:
         for path in entrant.reads:
             _read_through(path)
         with Worker(
@@ -112,6 +127,7 @@ class Rounds:
             if not count:
                 return
             cold = Cold(
+                round=count,
                 first_picture=shown["at"] - worker.started,
                 imports=loaded["imports"],
                 load=loaded["load"],
@@ -119,7 +135,7 @@ class Rounds:
             warm = []
             for _ in range(self.settings.warm):
                 picture = worker.ask("picture", "picture")
-                warm.append(_warm(picture))
+                warm.append(_warm(picture, count))
         name = entrant.known.name
         if not entrant.differs:
             self.pictures[name] = pixels
@@ -154,8 +170,17 @@ class Rounds:
         return replace(measured, psnr_db=decibels, equal=decibels is None)
 
 
-def _warm(picture: dict[str, Any]) -> Warm:
+def _same(earlier: Measured, now: Measured | None) -> bool:
+    """Whether a peer is what it was: its packages, and its model's size."""
+    return now is not None and (earlier.versions, earlier.model_bytes) == (
+        now.versions,
+        now.model_bytes,
+    )
+
+
+def _warm(picture: dict[str, Any], count: int) -> Warm:
     return Warm(
+        round=count,
         total=picture["total"],
         text_encoder=picture.get("text_encoder"),
         steps=tuple(picture.get("steps", ())),

@@ -3,17 +3,19 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from benchmarks.measure import Check
 from benchmarks.peers.catalogue import LEAN, OURS
-from benchmarks.peers.results import Measured, Result
-from edgediff.bench.intervals import Interval, paired_ratio
+from benchmarks.peers.results import Cold, Measured, Result, Warm
+from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
 
 HEADER = (
     *("peer", "pictures", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
     *("peak memory", "model", "installed", "PSNR"),
 )
 NONE = "–"
+_Drawn = TypeVar("_Drawn", Cold, Warm)
 
 WARM_BAR = 0.85
 COLD_BAR = 0.5
@@ -73,18 +75,30 @@ def fastest(peers: Sequence[Measured]) -> Measured:
 
 def warm_ratio(a: Measured, b: Measured) -> Interval:
     """a / b, round by round."""
-    return _in_turns([w.total for w in a.warm], [w.total for w in b.warm])
+    return _in_turns(a.warm, b.warm, lambda w: w.total)
 
 
 def cold_ratio(a: Measured, b: Measured) -> Interval:
     """a / b, round by round."""
-    return _in_turns([c.first_picture for c in a.cold], [c.first_picture for c in b.cold])
+    return _in_turns(a.cold, b.cold, lambda c: c.first_picture)
 
 
-def _in_turns(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """a / b over the rounds in which both drew, which are the first."""
-    both = min(len(a), len(b))
-    return paired_ratio(a[:both], b[:both])
+def _in_turns(
+    a: Sequence[_Drawn], b: Sequence[_Drawn], seconds: Callable[[_Drawn], float]
+) -> Interval:
+    """a / b over the rounds in which both drew; of all pictures where there is none."""
+    pairs = [
+        pair
+        for n in sorted({x.round for x in a} & {y.round for y in b})
+        for pair in zip(
+            (seconds(x) for x in a if x.round == n),
+            (seconds(y) for y in b if y.round == n),
+            strict=True,
+        )
+    ]
+    if not pairs:
+        return unpaired_ratio([seconds(x) for x in a], [seconds(y) for y in b])
+    return paired_ratio(*zip(*pairs, strict=True))
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:

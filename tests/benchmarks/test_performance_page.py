@@ -31,8 +31,13 @@ def peer(name: str, seconds: float) -> Measured:
         installed_bytes=round(seconds * 100e6),
         model_bytes=1_234_000_000,
         peak_bytes=round(seconds * 1e9),
-        cold=tuple(Cold(first_picture=3 * seconds + k, imports=1.0, load=1.0) for k in range(3)),
-        warm=tuple(Warm(total=seconds + 0.1 * k, steps=(0.25 * seconds,)) for k in range(3)),
+        cold=tuple(
+            Cold(round=k + 1, first_picture=3 * seconds + k, imports=1.0, load=1.0)
+            for k in range(3)
+        ),
+        warm=tuple(
+            Warm(round=k + 1, total=seconds + 0.1 * k, steps=(0.25 * seconds,)) for k in range(3)
+        ),
     )
 
 

@@ -20,7 +20,10 @@ def drawing(pipe: Any, config: dict[str, Any]) -> Draw:
     import torch
     from diffusers import EulerDiscreteScheduler
 
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    # Said, since exporters write what diffusers leaves out, and then it is PNDM's.
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="linspace"
+    )
     pipe.set_progress_bar_config(disable=True)
     watch = Stopwatch()
     pipe.text_encoder.forward = watch.around("text_encoder", pipe.text_encoder.forward)

@@ -60,7 +60,7 @@ def test_a_provider_that_is_not_there_is_told_before_anything_is_made_for_it(
     monkeypatch.setattr(environments, "python", lambda _: Path(sys.executable))
     monkeypatch.setattr(environments, "variables", lambda: dict(os.environ))
     environments.check_provider(Path(), "cpu")
-    with pytest.raises(PeerError, match="was built without it"):
+    with pytest.raises(PeerError, match=r"^this onnxruntime .* was built without it"):
         environments.check_provider(Path(), "coreml" if sys.platform != "darwin" else "cuda")
 
 

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.peers import results, table
+from benchmarks.peers.__main__ import _earlier
 from benchmarks.peers.results import Measured, Result, Settings
 from benchmarks.peers.rounds import Entrant, Rounds
 from edgediff.bench.results import write
@@ -48,7 +50,7 @@ class Bench:
     def run(self, *peers: Entrant, **more: Any) -> Result:
         return Rounds(
             entrants=peers,
-            settings=SETTINGS,
+            settings=more.pop("settings", SETTINGS),
             environment=dict(os.environ),
             write=lambda result: write(self.out, result),
             tell=self.told.append,
@@ -87,6 +89,34 @@ def test_one_that_is_clearly_slower_draws_once(bench: Bench) -> None:
     rows = [dict(zip(table.HEADER, row, strict=True)) for row in table.rows(result)]
     assert [r["pictures"] for r in rows] == ["4", "2", "4"]
     assert [r["warm ratio"] for r in rows] == ["1", "3.10", "2.90"]
+
+
+def test_edgediff_is_not_what_makes_others_slow(bench: Bench) -> None:
+    bench.run(bench.peer("A", 4.0), bench.peer("edgediff", 1.0))
+    assert bench.starts == ["A", "edgediff", "A", "edgediff"]
+
+
+def test_an_earlier_run_goes_on(bench: Bench) -> None:
+    """Round by round, as one run would; a peer that is another now starts anew."""
+    first = bench.run(bench.peer("A", 1.0), bench.peer("B", 3.0), reference="A")
+    changed = bench.peer("B", 2.0)
+    changed = replace(changed, known=replace(changed.known, versions={"fake": "2"}))
+    settings = replace(SETTINGS, rounds=3)
+    again = bench.run(bench.peer("A", 1.0), changed, settings=settings, before=first)
+    assert bench.starts == ["A", "B", "A", "B", "A", "B"]
+    a, b = again.peers
+    assert [c.round for c in a.cold] == [w.round for w in a.warm] == [1, 2, 3]
+    assert [(w.round, w.total) for w in b.warm] == [(3, 2.0)]
+    assert again.started == first.started
+    assert [row[table.HEADER.index("warm ratio")] for row in table.rows(again)] == ["1", "2.00"]
+
+
+def test_an_earlier_run_of_other_settings_is_refused(bench: Bench) -> None:
+    bench.run(bench.peer("A", 1.0))
+    assert _earlier(bench.out, replace(SETTINGS, rounds=9, clear=2.0)) is not None
+    assert _earlier(bench.out.with_name("none"), SETTINGS) is None
+    with pytest.raises(SystemExit, match="holds a run of other settings"):
+        _earlier(bench.out, replace(SETTINGS, steps=8))
 
 
 def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
