@@ -172,7 +172,7 @@ def test_the_table_has_ratios_to_the_fastest_of_the_others(bench: Bench) -> None
     checks = table.checks(result)
     assert [c.what.split(": ")[1] for c in checks] == [
         "warm, of fast's",
-        f"cold, of {min((torch, fast), key=lambda r: r['cold'])['peer']}'s",
+        f"cold, of {min(result.peers[:2], key=lambda p: table.figures(p).cold).name}'s",
         "peak memory, of torch's",
         "installed size, of fast's",
     ]
