@@ -168,8 +168,7 @@ def _peers(found: Result) -> list[str]:
 def _rounds(found: Result) -> str:
     """How many there were; an interrupted run has fewer than it was to have."""
     rounds = max((len(p.cold) for p in found.peers), default=0)
-    text = f"{rounds} round{'' if rounds == 1 else 's'}"
-    return f"{text} (of one alone where a peer is clearly slower)" if rounds > 1 else text
+    return "one round" if rounds == 1 else f"up to {rounds} rounds (one for the clearly slower)"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

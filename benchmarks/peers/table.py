@@ -141,21 +141,18 @@ def checks(result: Result) -> list[Check]:
     peer = fastest(others(result))
     cold = min(others(result), key=lambda p: figures(p).cold)
     found = [
-        Check(
-            what=f"{best.name}: warm, of {peer.name}'s",
-            value=warm_ratio(best, peer).median,
-            bar=WARM_BAR,
-        ),
-        Check(
-            what=f"{best.name}: cold, of {cold.name}'s",
-            value=cold_ratio(best, cold).median,
-            bar=COLD_BAR,
-        ),
+        _ratio(f"{best.name}: warm, of {peer.name}'s", warm_ratio(best, peer), WARM_BAR),
+        _ratio(f"{best.name}: cold, of {cold.name}'s", cold_ratio(best, cold), COLD_BAR),
     ]
     found += _least(best, others(result), "peak memory", PEAK_BAR, lambda p: p.peak_bytes)
     larger = [p for p in others(result) if not p.name.startswith(LEAN)]
     found += _least(best, larger, "installed size", 1.0, lambda p: p.installed_bytes)
     return found
+
+
+def _ratio(what: str, found: Interval, bar: float) -> Check:
+    bounds = f" ({found.low:.2f} to {found.high:.2f} in {found.count} pairs)"
+    return Check(what=what + bounds * (found.count > 1), value=found.median, bar=bar)
 
 
 def _least(

@@ -170,7 +170,8 @@ def test_the_table_has_ratios_to_the_fastest_of_the_others(bench: Bench) -> None
     assert (fast["UNet step"], fast["peak memory"]) == ("–", "–")
     assert (ours["model"], ours["installed"]) == ("0 MB", "0 MB")
     checks = table.checks(result)
-    assert [c.what.split(": ")[1] for c in checks] == [
+    assert "(0.50 to 0.50 in 2 pairs)" in checks[0].what
+    assert [c.what.split(": ")[1].split(" (")[0] for c in checks] == [
         "warm, of fast's",
         f"cold, of {min(result.peers[:2], key=lambda p: table.figures(p).cold).name}'s",
         "peak memory, of torch's",
