@@ -148,12 +148,14 @@ def _peers(found: Result) -> list[str]:
         f" {s.steps} steps by the Euler method, without guidance, one picture, on"
         f" {found.machine.cores} cores of {found.machine.cpu}"
         f" ({_kernels(found.machine.cpu_flags)}), by edgediff and by others: medians of"
-        f" {_rounds(found)} in which each starts anew (`python -m benchmarks.peers`). Cold is from"
-        " the start of the process to the PNG; the ratio is of warm pictures to the fastest of the"
-        " others, and PSNR to the picture that diffusers draws in float32, where noise and tokens"
-        " are the same:",
+        f" {_rounds(found)} in which each starts anew (`python -m benchmarks.peers --clear"
+        f" {s.clear:g}`). Cold is from the start of the process to the PNG; the ratio is of warm"
+        " pictures to the fastest of the others, in rounds in which both drew, and PSNR to the"
+        " picture that diffusers draws in float32, where noise and tokens are the same:",
         "",
         *_table(table.HEADER, table.rows(found)),
+        "",
+        "What edgediff is to reach there, and whether it did:",
         "",
     ]
     for check in table.checks(found):
@@ -168,7 +170,11 @@ def _peers(found: Result) -> list[str]:
 def _rounds(found: Result) -> str:
     """How many there were; an interrupted run has fewer than it was to have."""
     rounds = max((len(p.cold) for p in found.peers), default=0)
-    return "one round" if rounds == 1 else f"up to {rounds} rounds (one for the clearly slower)"
+    if rounds == 1:
+        return "one round"
+    return (
+        f"up to {rounds} rounds (one for who takes over {found.settings.clear:g} times the fastest)"
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

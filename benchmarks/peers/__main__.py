@@ -143,6 +143,9 @@ def _earlier(path: Path | None, settings: Settings) -> Result | None:
     found = read(path)
     if replace(found.settings, rounds=settings.rounds, clear=settings.clear) != settings:
         sys.exit(f"{path}: holds a run of other settings: give another file, or leave --resume out")
+    here = machine.describe()
+    if (found.machine.cpu, found.machine.cores) != (here.cpu, here.cores):
+        sys.exit(f"{path}: holds a run of another machine, {found.machine.cpu}: give another file")
     return found
 
 
@@ -176,7 +179,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="those slower than so many times the fastest peer draw in the first round alone",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what --json holds, up to --rounds"
+        "--resume",
+        action="store_true",
+        help="go on with what --json holds, up to --rounds; after a change of edgediff, start anew",
     )
     add_json(parser)
     given = parser.parse_args(arguments)

@@ -16,6 +16,8 @@ _OURS = "edgediff"
 """Environments whose name begins so get this checkout as well."""
 _OF_VENV = ("pip", "setuptools", "wheel")
 """What a virtual environment has before anything is installed."""
+_MISSING = "missing:"
+"""What tells this line from others, such as warnings."""
 _LIMITS = ("OMP_", "OPENBLAS_", "MKL_", "PYTHON")
 
 
@@ -80,9 +82,11 @@ def install(folder: Path, name: str) -> None:
 
 def check_provider(folder: Path, name: str) -> None:
     """Raise PeerError, saying why, unless the environment's edgediff can use the provider here."""
-    code = f"from edgediff.session import why_missing; print(why_missing({name!r}) or '')"
-    if missing := run(python(folder), "-c", code).strip():
-        raise PeerError(missing)
+    code = f"from edgediff.session import why_missing; print('{_MISSING}', why_missing({name!r}))"
+    said = run(python(folder), "-c", code).splitlines()
+    missing = next(line.removeprefix(_MISSING) for line in said if line.startswith(_MISSING))
+    if missing.strip() != "None":
+        raise PeerError(missing.strip())
 
 
 def requirements(name: str) -> str:

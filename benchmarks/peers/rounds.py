@@ -18,6 +18,7 @@ from benchmarks.peers.catalogue import OURS
 from benchmarks.peers.environments import files
 from benchmarks.peers.results import Cold, Measured, Result, Settings, Warm
 from edgediff.bench import machine
+from edgediff.bench.machine import Conditions
 from edgediff.bench.runner import Worker, WorkerError
 from edgediff.image import psnr
 
@@ -45,7 +46,8 @@ class Rounds:
     """A run that is under way. answer: seconds to wait for a line before a worker counts as hung.
 
     reference: name of the peer whose picture the others' are held against. before: an earlier run
-    of the same settings, which goes on; what it knows of a peer counts while that is the same."""
+    of the same settings and machine, which goes on. What it knows of a peer counts while that is
+    the same, or is not asked for now; one that it does not know gets a round at least."""
 
     entrants: Sequence[Entrant]
     settings: Settings
@@ -66,22 +68,27 @@ class Rounds:
         if self.before is not None:
             self._utc = self.before.started
             done = max((c.round for p in self.before.peers for c in p.cold), default=0)
+            out = {p.name for p in self.left_out}
             self._found |= {
                 p.name: p
                 for p in self.before.peers
-                if p.status == "measured" and _same(p, self._found.get(p.name))
+                if p.status == "measured"
+                and p.name not in out
+                and _same(p, self._found.get(p.name, p))
             }
+        new = any(found.status == "pending" for found in self._found.values())
+        last = max(self.settings.rounds, done + new)
         with machine.Watch() as watch:
             self._watch = watch
             self._write(complete=False)
             for entrant in self.entrants:
                 if entrant.compiles:
                     self._attempt(entrant, "fills its cache", count=0)
-            for n in range(done + 1, self.settings.rounds + 1):
+            for n in range(done + 1, last + 1):
                 slow = self._clearly_slow()
                 for entrant in self.entrants:
                     if entrant.known.name not in slow:
-                        what = f"round {n} of {self.settings.rounds}"
+                        what = f"round {n} of {last}"
                         self._attempt(entrant, what, count=n)
                 self._write(complete=False)
             return self._write(complete=True)
@@ -155,11 +162,18 @@ class Rounds:
             complete=complete,
             settings=self.settings,
             machine=machine.describe(),
-            conditions=self._watch.conditions(),
+            conditions=self._conditions(),
             peers=(*(self._compared(m) for m in self._found.values()), *self.left_out),
         )
         self.write(result)
         return result
+
+    def _conditions(self) -> Conditions:
+        """Those of this run; of an earlier one, what other processes took if that was more."""
+        now = self._watch.conditions()
+        if self.before is None or self.before.conditions.others is None:
+            return now
+        return replace(now, others=max(now.others or 0.0, self.before.conditions.others))
 
     def _compared(self, measured: Measured) -> Measured:
         """With how far its picture is from the reference's."""
@@ -170,12 +184,9 @@ class Rounds:
         return replace(measured, psnr_db=decibels, equal=decibels is None)
 
 
-def _same(earlier: Measured, now: Measured | None) -> bool:
-    """Whether a peer is what it was: its packages, and its model's size."""
-    return now is not None and (earlier.versions, earlier.model_bytes) == (
-        now.versions,
-        now.model_bytes,
-    )
+def _same(earlier: Measured, now: Measured) -> bool:
+    """Whether a peer is what it was: its packages' versions, and its model's size."""
+    return (earlier.versions, earlier.model_bytes) == (now.versions, now.model_bytes)
 
 
 def _warm(picture: dict[str, Any], count: int) -> Warm:

@@ -151,7 +151,9 @@ def checks(result: Result) -> list[Check]:
 
 
 def _ratio(what: str, found: Interval, bar: float) -> Check:
-    bounds = f" ({found.low:.2f} to {found.high:.2f} in {found.count} pairs)"
+    bounds = (
+        f" ({found.low:.2f} to {found.high:.2f} with {found.confidence:.0%}, {found.count} pairs)"
+    )
     return Check(what=what + bounds * (found.count > 1), value=found.median, bar=bar)
 
 

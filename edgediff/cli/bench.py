@@ -182,7 +182,7 @@ def _table(result: "Result") -> str:
     header = (
         *("configuration", "picture", "95 % within", "a minute", "text", "step", "decode"),
         *("from start", "peak memory", *(("of the GPU",) if gpu else ()), "on disk", "quality"),
-        *(("against the first alike",) if compared else ()),
+        *(("time against the first alike",) if compared else ()),
     )
     rows: list[tuple[str, ...]] = [header]
     for r, first in zip(result.runs, firsts, strict=True):

@@ -123,7 +123,7 @@ def test_only_runs_of_the_same_picture_are_held_against_each_other(
         measured([s / 2 for s in seconds], label="threads", threads=1),
     ]
     header, here, larger, threads = _table(result(*runs)).splitlines()[1:]
-    assert header.endswith("against the first alike")
-    column = header.index("against the first alike")
+    assert header.endswith("time against the first alike")
+    column = header.index("time against the first alike")
     assert [line[column:].strip() for line in (here, larger)] == ["", ""]
     assert threads[column:].startswith("0.5 (")

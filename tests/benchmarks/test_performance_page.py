@@ -99,7 +99,10 @@ def test_tables_say_what_was_measured(folder: Path) -> None:
     page = performance.page(folder)
     assert "| edgediff int8 | 6 | 13.0 s | 4.10 s | 0.51 | – | 1.00 s | – | 4.00 GB |" in page
     assert "| slow | 6 | 61.0 s | 20.1 s | 2.48 |" in page
-    assert "edgediff int8: warm, of fast's (0.50 to 0.51 in 3 pairs): 0.51; at most 0.85 is" in page
+    assert (
+        "edgediff int8: warm, of fast's (0.50 to 0.51 with 75%, 3 pairs): 0.51; at most 0.85 is"
+        in page
+    )
     assert "* Left out: absent: no wheel." in page
     assert "| one UNet step | 7 ms |" in page
     assert "| first picture, from the start of the process | 0.83 s |" in page

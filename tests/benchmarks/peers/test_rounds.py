@@ -111,12 +111,24 @@ def test_an_earlier_run_goes_on(bench: Bench) -> None:
     assert [row[table.HEADER.index("warm ratio")] for row in table.rows(again)] == ["1", "2.00"]
 
 
+def test_peers_that_are_not_asked_for_stay_and_new_ones_get_a_round(bench: Bench) -> None:
+    first = bench.run(bench.peer("A", 1.0), bench.peer("B", 2.0))
+    again = bench.run(bench.peer("C", 1.5), before=first)
+    assert bench.starts == ["A", "B", "A", "B", "C"]
+    assert {p.name: len(p.cold) for p in again.peers} == {"A": 2, "B": 2, "C": 1}
+    assert {p.status for p in again.peers} == {"measured"}
+
+
 def test_an_earlier_run_of_other_settings_is_refused(bench: Bench) -> None:
     bench.run(bench.peer("A", 1.0))
     assert _earlier(bench.out, replace(SETTINGS, rounds=9, clear=2.0)) is not None
     assert _earlier(bench.out.with_name("none"), SETTINGS) is None
     with pytest.raises(SystemExit, match="holds a run of other settings"):
         _earlier(bench.out, replace(SETTINGS, steps=8))
+    found = results.read(bench.out)
+    write(bench.out, replace(found, machine=replace(found.machine, cpu="Abacus")))
+    with pytest.raises(SystemExit, match="of another machine, Abacus"):
+        _earlier(bench.out, SETTINGS)
 
 
 def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
@@ -170,7 +182,7 @@ def test_the_table_has_ratios_to_the_fastest_of_the_others(bench: Bench) -> None
     assert (fast["UNet step"], fast["peak memory"]) == ("–", "–")
     assert (ours["model"], ours["installed"]) == ("0 MB", "0 MB")
     checks = table.checks(result)
-    assert "(0.50 to 0.50 in 2 pairs)" in checks[0].what
+    assert "(0.50 to 0.50 with 50%, 2 pairs)" in checks[0].what
     assert [c.what.split(": ")[1].split(" (")[0] for c in checks] == [
         "warm, of fast's",
         f"cold, of {min(result.peers[:2], key=lambda p: table.figures(p).cold).name}'s",
