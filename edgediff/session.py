@@ -276,7 +276,7 @@ def _graph_run(number: int | None) -> ort.RunOptions:
     return options
 
 
-_PRECISE = "session.x64quantprecision"
+PRECISE = "session.x64quantprecision"
 """Where x86 has no instruction that adds up products of bytes in 32 bits, products of pairs are
 added up in 16, which overflow; onnxruntime then turns signed weights unsigned, which is slower."""
 
@@ -368,7 +368,7 @@ def _session_options(
         # A memory pattern is a second work space beside that of the first run, and no faster here.
         session_options.enable_mem_pattern = False
     for key, value in spec.session_config.items():
-        if key == _PRECISE and multiplies_bytes():
+        if key == PRECISE and multiplies_bytes():
             continue
         session_options.add_session_config_entry(key, value)
     for name, size in dimensions.items():

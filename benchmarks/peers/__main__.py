@@ -83,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def ready(name: str, peer: Peer, place: Place, settings: Settings) -> Entrant:
     """Install the peer and convert its model, where that is yet to do. Raises PeerError."""
-    flags = machine.describe().cpu_flags
-    if peer.needs and flags and not set(peer.needs) & set(flags):
-        raise PeerError(peer.lacks)
+    if peer.needs:
+        flags = machine.describe().cpu_flags
+        if flags and not set(peer.needs) & set(flags):  # none: the system does not tell
+            raise PeerError(peer.lacks)
     folder = place.environment(peer.environment)
     environments.install(folder, peer.environment)
     if "provider" in peer.options:  # before an export that nothing here could run

@@ -64,18 +64,7 @@ class Rounds:
         """Measure all. A peer that fails is left out from then on, and its reason is kept."""
         self._utc = datetime.now(UTC).isoformat(timespec="seconds")
         self._found = {e.known.name: e.known for e in self.entrants}
-        done = 0
-        if self.before is not None:
-            self._utc = self.before.started
-            done = max((c.round for p in self.before.peers for c in p.cold), default=0)
-            out = {p.name for p in self.left_out}
-            self._found |= {
-                p.name: p
-                for p in self.before.peers
-                if p.status == "measured"
-                and p.name not in out
-                and _same(p, self._found.get(p.name, p))
-            }
+        done = 0 if self.before is None else self._recall(self.before)
         new = any(found.status == "pending" for found in self._found.values())
         last = max(self.settings.rounds, done + new)
         with machine.Watch() as watch:
@@ -83,15 +72,26 @@ class Rounds:
             self._write(complete=False)
             for entrant in self.entrants:
                 if entrant.compiles:
-                    self._attempt(entrant, "fills its cache", count=0)
+                    self._attempt(entrant, "fills its cache", number=0)
             for n in range(done + 1, last + 1):
                 slow = self._clearly_slow()
                 for entrant in self.entrants:
                     if entrant.known.name not in slow:
                         what = f"round {n} of {last}"
-                        self._attempt(entrant, what, count=n)
+                        self._attempt(entrant, what, number=n)
                 self._write(complete=False)
             return self._write(complete=True)
+
+    def _recall(self, before: Result) -> int:
+        """Take over what an earlier run knows; returns the number of its rounds."""
+        self._utc = before.started
+        out = {p.name for p in self.left_out}
+        self._found |= {
+            p.name: p
+            for p in before.peers
+            if p.status == "measured" and p.name not in out and _same(p, self._found.get(p.name, p))
+        }
+        return max((c.round for p in before.peers for c in p.cold), default=0)
 
     def _clearly_slow(self) -> set[str]:
         """Of those measured so far, whom further rounds would tell nothing about. The fastest peer
@@ -105,19 +105,19 @@ class Rounds:
         fastest = min(others or warm.values(), default=0.0)
         return {name for name, took in warm.items() if took > self.settings.clear * fastest}
 
-    def _attempt(self, entrant: Entrant, what: str, *, count: int) -> None:
-        """count: the round, or 0 where it is none."""
+    def _attempt(self, entrant: Entrant, what: str, *, number: int) -> None:
+        """number: the round, or 0 where it is none."""
         name = entrant.known.name
         if self._found[name].status == "left out":
             return
         self.tell(f"{name}: {what}")
         try:
-            self._draw(entrant, count=count)
+            self._draw(entrant, number=number)
         except WorkerError as e:
             self.tell(f"{name}: left out: {e}")
             self._found[name] = replace(self._found[name], status="left out", reason=str(e))
 
-    def _draw(self, entrant: Entrant, *, count: int) -> None:
+    def _draw(self, entrant: Entrant, *, number: int) -> None:
         for path in entrant.reads:
             _read_through(path)
         with Worker(
@@ -131,10 +131,10 @@ class Rounds:
             expected = (self.settings.height, self.settings.width, 3)
             if pixels.shape != expected:
                 raise WorkerError(f"drew {pixels.shape} pixels, expected {expected}")
-            if not count:
+            if not number:
                 return
             cold = Cold(
-                round=count,
+                round=number,
                 first_picture=shown["at"] - worker.started,
                 imports=loaded["imports"],
                 load=loaded["load"],
@@ -142,7 +142,7 @@ class Rounds:
             warm = []
             for _ in range(self.settings.warm):
                 picture = worker.ask("picture", "picture")
-                warm.append(_warm(picture, count))
+                warm.append(_warm(picture, number))
         name = entrant.known.name
         if not entrant.differs:
             self.pictures[name] = pixels
@@ -189,9 +189,9 @@ def _same(earlier: Measured, now: Measured) -> bool:
     return (earlier.versions, earlier.model_bytes) == (now.versions, now.model_bytes)
 
 
-def _warm(picture: dict[str, Any], count: int) -> Warm:
+def _warm(picture: dict[str, Any], number: int) -> Warm:
     return Warm(
-        round=count,
+        round=number,
         total=picture["total"],
         text_encoder=picture.get("text_encoder"),
         steps=tuple(picture.get("steps", ())),

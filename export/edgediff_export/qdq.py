@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from edgediff.session import PRECISE
 from edgediff_export import observe
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.graph import initializer
@@ -39,7 +40,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 # The CPU provider is what runs these bundles where the one they are made for does not. Without
 # VNNI it adds pairs of products in 16 bits, which overflow; this avoids it.
-SESSION_CONFIG = {"session.x64quantprecision": "1"}
+SESSION_CONFIG = {PRECISE: "1"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgediff.session import PRECISE
 from edgediff_export.lower.graph import Builder, drop_unused_weights, initializer, replace
 
-EXACT = "session.x64quantprecision"
 SESSION_CONFIG = {
     # Fold DequantizeLinear of weights at load; else it runs at every step.
     "session.disable_quant_qdq": "1",
     # Processors without VNNI add pairs of products in 16 bits, which overflow; this avoids it.
-    EXACT: "1",
+    PRECISE: "1",
 }
 SMALL = 4096
 """Weights of fewer elements stay float: they cost next to nothing."""

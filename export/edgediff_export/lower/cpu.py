@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgediff.errors import ExportError
+from edgediff.session import PRECISE
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.averaged import average_keys_and_values
 from edgediff_export.lower.calibration import Seen, calibrate
@@ -18,7 +19,6 @@ from edgediff_export.lower.upsample import merge_upsampling
 from edgediff_export.lowered import Lowered
 from edgediff_export.observe import store
 from edgediff_export.quantize import (
-    EXACT,
     FULL_RANGE,
     REDUCED_RANGE,
     SESSION_CONFIG,
@@ -89,7 +89,7 @@ class Prepared:
         )
         config = dict(SESSION_CONFIG)
         if self.reduced_range:
-            del config[EXACT]
+            del config[PRECISE]
         return Lowered(
             model=model,
             precision="int8",
