@@ -48,9 +48,9 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
         timings = pipe.generate("a red apple", **arguments).timings
         pictures.append(
             {
-                "text_encoder": timings.text_encoder,
+                "text_encoder": timings.stages["text_encoder"],
                 "step": statistics.median(timings.steps),
-                "vae_decoder": timings.vae_decoder,
+                "vae_decoder": timings.stages["decoder"],
                 "picture": timings.total,
                 "in_sessions": TimedSession.total,
                 "overhead": timings.total / TimedSession.total - 1,

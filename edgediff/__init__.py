@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from edgediff.control import Control
     from edgediff.errors import (
         BundleError,
+        Cancelled,
+        DeadlineExceeded,
         EdgediffError,
         ExportError,
         InputError,
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from edgediff.pipeline import Pipeline, load
     from edgediff.prompt import PromptReport
     from edgediff.record import Recorded, recorded
-    from edgediff.result import Result, Timings
+    from edgediff.request import Request
+    from edgediff.result import Progress, Result, Timings
+    from edgediff.run import Run
     from edgediff.samplers import Step
     from edgediff.settings import Options
     from edgediff.verification import verify
@@ -32,7 +36,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BundleError": "errors",
+    "Cancelled": "errors",
     "Control": "control",
+    "DeadlineExceeded": "errors",
     "EdgediffError": "errors",
     "ExportError": "errors",
     "InputError": "errors",
@@ -40,10 +46,13 @@ _HOMES = {
     "Options": "settings",
     "Outcome": "batch",
     "Pipeline": "pipeline",
+    "Progress": "result",
     "PromptReport": "prompt",
     "ProviderError": "errors",
     "Recorded": "record",
+    "Request": "request",
     "Result": "result",
+    "Run": "run",
     "Step": "samplers",
     "Timings": "result",
     "edges": "maps",
@@ -57,7 +66,9 @@ _HOMES = {
 
 __all__ = [
     "BundleError",
+    "Cancelled",
     "Control",
+    "DeadlineExceeded",
     "EdgediffError",
     "ExportError",
     "InputError",
@@ -65,10 +76,13 @@ __all__ = [
     "Options",
     "Outcome",
     "Pipeline",
+    "Progress",
     "PromptReport",
     "ProviderError",
     "Recorded",
+    "Request",
     "Result",
+    "Run",
     "Step",
     "Timings",
     "__version__",

@@ -19,19 +19,24 @@ from PIL.PngImagePlugin import PngImageFile
 
 from edgediff import __version__
 from edgediff.bundle import Bundle
-from edgediff.errors import EdgediffError, InputError, Name, Value, first_line
+from edgediff.errors import Cancelled, EdgediffError, InputError, Name, Value, first_line
 from edgediff.image import check_output, save_png
 from edgediff.pipeline import Pipeline
 from edgediff.record import read_record, without_defaults
+from edgediff.request import Request, check_text, resolve, resolve_seeds
 from edgediff.result import Result, output_paths
+from edgediff.run import Run
 from edgediff.samplers import Step
 from edgediff.schema import describe
-from edgediff.settings import Options, check_text, resolve, resolve_seeds
+from edgediff.settings import Options
 from edgediff.sheet import MAX_SIDE, contact_sheet
 
 _SHOWN = 10
 """Where no line can be used, as many are named."""
 _NO_JSON = "is no JSON"
+_KEPT_PIXELS = 30_000_000
+"""Of the images that jobs are given, as many pixels stay in memory between checking and running;
+the images of further jobs are read again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class Job:
     output: the PNG of its picture; of several seeds, see `paths`.
     inherited: which of its options it does not have itself, but from the defaults of all lines.
     error: why the line cannot be used: it counts as failed.
+    request: the call, as `prepare_jobs` resolved it for its bundle.
     """
 
     line: int
@@ -51,6 +57,7 @@ class Job:
     file: Path | None = field(default=None, compare=False)
     inherited: frozenset[str] = field(default=frozenset(), compare=False)
     error: InputError | None = field(default=None, compare=False)
+    request: Request | None = field(default=None, compare=False, repr=False)
 
     @property
     def where(self) -> str:
@@ -60,7 +67,8 @@ class Job:
     @property
     def paths(self) -> list[Path]:
         """Where its pictures go: `output`, or NAME-SEED.png for each of several seeds."""
-        return output_paths(self.output, resolve_seeds(self.options.get("seed")))
+        seed = self.options.get("seed")
+        return [self.output] if seed is None else output_paths(self.output, resolve_seeds(seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +137,7 @@ def prepare_jobs(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
 
     Raises InputError where that is so of all, before any folder is made, and where the folder
     cannot be made."""
-    checked = _some_usable(
-        [_checked(job, lambda j: resolve(bundle, j.prompt, j.options)) for job in jobs]
-    )
+    checked = _some_usable(_resolved(jobs, bundle))
     for folder in dict.fromkeys(job.output.parent for job in checked if job.error is None):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +154,10 @@ def kept(job: Job, bundle: Bundle) -> Outcome | None:
     done with this bundle."""
     if job.error is not None:
         return None
-    seeds = resolve_seeds(job.options.get("seed"))
+    request = _request(job, bundle)
+    seeds = list(request.seeds)
     drawn = job.options.get("seed") is None
-    wanted = _comparable(json.loads(json.dumps(asdict(resolve(bundle, job.prompt, job.options)))))
+    wanted = _comparable(json.loads(json.dumps(asdict(request.settings))))
     paths = job.paths
     for k, path in enumerate(paths):
         if not path.is_file():
@@ -170,23 +177,35 @@ def kept(job: Job, bundle: Bundle) -> Outcome | None:
 
 
 def run_jobs(
-    pipe: Pipeline, jobs: Sequence[Job], *, on_step: Callable[[Step], None] | None = None
+    pipe: Pipeline,
+    jobs: Sequence[Job],
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    deadline: float | None = None,
+    finish: Callable[[Run], Result] | None = None,
 ) -> Iterator[Outcome]:
-    """Do jobs in order, those alone whose pictures are not there, and yield what became of each.
+    """Do jobs in order, except those whose images are there already, and yield each outcome.
 
-    One that fails does not stop the others. Pictures are written whole or not at all: who stops
-    half-way goes on by running the same jobs again. on_step: as in `Pipeline.generate`."""
+    A job that fails does not stop the others. Images are written whole or not at all: to go on
+    after an interruption, run the same jobs again. on_step: as in `Pipeline.generate`.
+    deadline: seconds for each job, which fails after that. finish: from a job's run to its result,
+    in place of `Run.result`, to be able to cancel it.
+
+    Raises Cancelled."""
     for job in jobs:
         try:
             if job.error is not None:
                 raise job.error
             done = kept(job, pipe.bundle)
             if done is None:
-                result = pipe.generate(job.prompt, on_step=on_step, **job.options)
+                run = pipe.run(_request(job, pipe.bundle), deadline=deadline)
+                result = run.result(on_step) if finish is None else finish(run)
                 paths = result.save(job.output)
                 done = Outcome(
                     job=job, status="made", paths=paths, seeds=result.seeds, result=result
                 )
+        except Cancelled:
+            raise
         except EdgediffError as e:
             done = Outcome(job=job, status="failed", paths=[], seeds=[], error=str(e))
         yield done
@@ -307,7 +326,7 @@ def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
         output=job.output.with_name(output),
         inherited=frozenset({*defaults} - {*own}),
     )
-    return _checked(filled, lambda j: resolve_seeds(j.options.get("seed")))
+    return _checked(filled, lambda j: j.paths)  # which need valid seeds
 
 
 def _checked(job: Job, check: Callable[[Job], object]) -> Job:
@@ -318,6 +337,31 @@ def _checked(job: Job, check: Callable[[Job], object]) -> Job:
         except InputError as e:
             return _refused(job, e)
     return job
+
+
+def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
+    """The jobs with their requests, or with the error that resolving them raised."""
+    found, spare = [], _KEPT_PIXELS
+    for job in jobs:
+        if job.error is None:
+            try:
+                request = resolve(bundle, job.prompt, job.options)
+            except InputError as e:
+                job = _refused(job, e)
+            else:
+                spare -= request.pixels
+                job = dataclasses.replace(
+                    job, request=request if spare >= 0 or not request.pixels else None
+                )
+        found.append(job)
+    return found
+
+
+def _request(job: Job, bundle: Bundle) -> Request:
+    """The job's call, resolved for a bundle. Raises InputError."""
+    if job.request is not None and job.request.settings.bundle == bundle.id:
+        return job.request
+    return resolve(bundle, job.prompt, job.options)
 
 
 def _check_paths(job: Job) -> None:

@@ -21,8 +21,7 @@ class Binding:
 
     session: an onnxruntime.InferenceSession. values: onnxruntime.OrtValue, which makes buffers.
     inputs: arrays of the shapes and dtypes to come. outputs: the names of those wanted.
-    first_run, further_runs: RunOptions. In the first run, which may not be recorded, onnxruntime
-    gives the outputs their buffers, since it alone knows their shapes."""
+    captures: the number of the CUDA graph that these buffers are captured in; None = none."""
 
     def __init__(
         self,
@@ -32,11 +31,10 @@ class Binding:
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
         *,
-        first_run: Any,
-        further_runs: Any,
+        captures: int | None = None,
     ) -> None:
         self._session = session
-        self._first_run, self._further_runs = first_run, further_runs
+        self._captures = captures
         self._binding = session.io_binding()
         self._inputs: dict[str, Any] = {}
         self._unchanging: dict[str, Array] = {}
@@ -49,8 +47,14 @@ class Binding:
         for name in self._output_names:
             self._binding.bind_output(name, *device)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Copy the inputs in, run, and copy the outputs out.
+    @property
+    def graph(self) -> int | None:
+        """The CUDA graph that the next run captures or replays. None for the first: in it
+        onnxruntime, which alone knows the outputs' shapes, allocates their buffers."""
+        return self._captures if self._outputs else None
+
+    def run(self, inputs: Mapping[str, Array], options: Any) -> dict[str, Array]:
+        """Copy the inputs in, run, and copy the outputs out. options: RunOptions.
 
         A read-only array that was given the last time stays where it is: what holds for a whole
         picture crosses to the device once."""
@@ -61,9 +65,7 @@ class Binding:
             self._inputs[name].update_inplace(array)
             if not array.flags.writeable:
                 self._unchanging[name] = array
-        self._session.run_with_iobinding(
-            self._binding, self._further_runs if self._outputs else self._first_run
-        )
+        self._session.run_with_iobinding(self._binding, options)
         if not self._outputs:
             self._outputs = self._binding.get_outputs()
             for name, buffer in zip(self._output_names, self._outputs, strict=True):

@@ -1,6 +1,6 @@
 """Prompts to what the network is conditioned on, through the bundle's text encoders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,7 @@ from edgediff.emphasis import apply_weights
 from edgediff.errors import BundleError
 from edgediff.prompt import EncodedPrompt, PromptReport, Tokenizer
 from edgediff.settings import Settings, states_output
-
-RunStage = Callable[[str, dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
-"""(stage, inputs by name) → outputs by name."""
+from edgediff.stages import RunStage
 
 TEXT_ENCODER = "text_encoder"
 """The text encoder that every bundle has; others follow it in bundle.json."""
@@ -25,21 +23,20 @@ TIME_IDS = "time_ids"
 class TextConditioner:
     """A bundle's tokenizers and text encoders. Keeps no state between calls.
 
-    run_stage: runs a graph of the bundle. Raises BundleError where a tokenizer is damaged."""
+    Raises BundleError if a tokenizer is damaged."""
 
-    def __init__(self, bundle: Bundle, run_stage: RunStage) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self._manifest = bundle.manifest
-        self._run_stage = run_stage
         self._tokenizers = {
             encoder: Tokenizer(bundle.path(spec.file), spec)
             for encoder, spec in bundle.manifest.tokenizers.items()
         }
 
     def __call__(
-        self, settings: Settings
+        self, settings: Settings, run_stage: RunStage
     ) -> tuple[PromptReport, Conditioning, Conditioning | None]:
         """What became of the prompts, and the conditioning of the prompt and of the negative one,
-        None where guidance does not need it."""
+        None if guidance does not need it. run_stage: runs a graph of the bundle."""
         prompt = self._tokenize(settings.prompt, settings)
         guided = needs_negative(settings.guidance_scale, self.guidance_embedding_dim())
         zeros = settings.negative_prompt is None and self._manifest.zeros_for_no_negative
@@ -48,12 +45,14 @@ class TextConditioner:
             chunks = _chunks(prompt)
         else:
             chunks = max(_chunks(prompt), _chunks(against))
-        conditioning = self._encode(prompt, chunks, settings, settings.clip_skip)
+        conditioning = self._encode(prompt, chunks, settings, settings.clip_skip, run_stage)
         negative = None
         if against is not None:
             # diffusers leaves out no layer for the negative prompt.
             negative = (
-                _zeros(conditioning) if zeros else self._encode(against, chunks, settings, None)
+                _zeros(conditioning)
+                if zeros
+                else self._encode(against, chunks, settings, None, run_stage)
             )
         first = prompt[TEXT_ENCODER]
         report = PromptReport(
@@ -92,6 +91,7 @@ class TextConditioner:
         chunks: int,
         settings: Settings,
         clip_skip: int | None,
+        run_stage: RunStage,
     ) -> Conditioning:
         """A prompt → its hidden states (1, chunks · tokens, width) float32, chunk after chunk, each
         token's of one text encoder after the other's; and what else the UNet takes of it."""
@@ -99,7 +99,7 @@ class TextConditioner:
         states = []
         extra: dict[str, NDArray[np.float32]] = {}
         for encoder, encoded in prompt.items():
-            outputs = [self._run_encoder(encoder, ids) for ids in encoded.ids]
+            outputs = [self._run_encoder(encoder, ids, run_stage) for ids in encoded.ids]
             name = states_output(self._manifest.graphs[encoder], clip_skip)
             chunked = [
                 apply_weights(o[name], weights)
@@ -108,7 +108,7 @@ class TextConditioner:
             missing = chunks - len(chunked)
             if missing:  # empty ones make up for what it has fewer
                 empty = self._tokenizers[encoder].encode("").ids[0]
-                chunked += [self._run_encoder(encoder, empty)[name]] * missing
+                chunked += [self._run_encoder(encoder, empty, run_stage)[name]] * missing
             states.append(np.concatenate(chunked, axis=1))
             if POOLED in outputs[0] and unet.input(POOLED) is not None:
                 extra[POOLED] = outputs[0][POOLED]
@@ -116,11 +116,13 @@ class TextConditioner:
             extra[TIME_IDS] = time_ids(settings.width, settings.height)
         return Conditioning(encoder_hidden_states=np.concatenate(states, axis=2), extra=extra)
 
-    def _run_encoder(self, encoder: str, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _run_encoder(
+        self, encoder: str, ids: NDArray[np.int64], run_stage: RunStage
+    ) -> dict[str, NDArray[Any]]:
         """ids (tokens) → what a text encoder gives for them, in a batch of one."""
         graph = self._manifest.graphs[encoder]
         ids = ids[None].astype(np.dtype(graph.inputs[0].dtype))
-        return self._run_stage(encoder, {graph.inputs[0].name: ids})
+        return run_stage(encoder, {graph.inputs[0].name: ids})
 
 
 def time_ids(width: int, height: int) -> NDArray[np.float32]:

@@ -107,21 +107,20 @@ def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) ->
     return {name: _opened(name, controls[name]) for name in known if name in controls}
 
 
-def resolve_controls(
-    manifest: Manifest, controls: Mapping[str, Control] | None, steps: int
-) -> tuple[ControlSettings, ...] | None:
-    """Check controls for a run of `steps` steps, and make a record of them; None of none.
-
-    Raises InputError as `open_controls` does, and where a network would not run at any step."""
-    opened = open_controls(manifest, controls)
-    for name, control in opened.items():
+def check_controls(controls: Mapping[str, Control], steps: int) -> None:
+    """Raise InputError if one of the opened controls acts on none of so many steps."""
+    for name, control in controls.items():
         if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
             raise InputError(
                 Name("control"),
                 f" {name!r}: from {control.start} to {control.end} of {steps} steps there is no"
                 " whole one: give a wider part, or more steps",
             )
-    return tuple(_record(name, control) for name, control in opened.items()) or None
+
+
+def control_records(controls: Mapping[str, Control]) -> tuple[ControlSettings, ...] | None:
+    """Opened controls, as an image's record keeps them; None of none."""
+    return tuple(_record(name, control) for name, control in controls.items()) or None
 
 
 def control_notes(controls: Mapping[str, Control], width: int, height: int) -> tuple[str, ...]:

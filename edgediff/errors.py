@@ -4,6 +4,8 @@
     ├── BundleError      the bundle on disk is missing, damaged, or not what it says it is
     ├── InputError       an argument of a call is out of range (also a ValueError)
     ├── ProviderError    an execution provider that was asked for cannot run
+    ├── Cancelled        the run was cancelled from another thread, or by Ctrl-C
+    ├── DeadlineExceeded the run took longer than its deadline (also a TimeoutError)
     └── ExportError      a pipeline cannot be exported
 
 Each message names the value, what was expected, and the remedy. Options are named as in Python; a
@@ -68,6 +70,14 @@ class InputError(EdgediffError, ValueError):
 
 class ProviderError(EdgediffError):
     """An execution provider is not installed, or refused the model."""
+
+
+class Cancelled(EdgediffError):  # noqa: N818 - an outcome that was asked for
+    """A run was stopped by `Run.cancel`."""
+
+
+class DeadlineExceeded(EdgediffError, TimeoutError):  # noqa: N818 - likewise
+    """A run did not finish within its deadline."""
 
 
 class ExportError(EdgediffError):

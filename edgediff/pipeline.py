@@ -1,7 +1,7 @@
 """Load a bundle and make pictures: the only place that knows the order of the stages."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -13,27 +13,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff.bundle import Bundle, Defaults, Manifest
+from edgediff.cancellation import CancelToken
 from edgediff.compiled import default_cache_dir
 from edgediff.conditioning import TextConditioner
-from edgediff.control import control_names, control_notes, for_control, open_controls
-from edgediff.errors import BundleError, ProviderError
-from edgediff.hires import rounding
-from edgediff.inputs import ENCODER, open_inputs
+from edgediff.control import control_names, for_control
+from edgediff.errors import BundleError, InputError, ProviderError
+from edgediff.inputs import ENCODER
 from edgediff.providers import PROVIDERS, check_provider_name
-from edgediff.result import Result
+from edgediff.request import Request, resolve
+from edgediff.result import Progress, Result
 from edgediff.run import Run
 from edgediff.samplers import Step
 from edgediff.session import (
     Observe,
     SessionOptions,
-    free_dimensions,
     is_installed,
     why_missing,
 )
-from edgediff.settings import Options, resolve, resolve_seeds
-from edgediff.stages import Stages, memory_limit
-from edgediff.unet import choose_unet
-from edgediff.vae import Vae, check_tile
+from edgediff.settings import Options
+from edgediff.stages import RunStage, Stages, memory_limit
+from edgediff.vae import Vae, check_tile, decoder_input
 
 BUILT_IN = "emoji"
 
@@ -156,13 +155,12 @@ class Pipeline:
         self.provider = options.provider
         self.passed_over: tuple[str, ...] = ()
         self._stages = Stages(bundle, options, max_memory, tile)
+        self._tile = tile
         manifest = bundle.manifest
-        # By a closure, so that who replaces `run_stage` sees every stage that runs.
-        self._vae = Vae(manifest, lambda s, i: self.run_stage(s, i), options.provider, tile=tile)
         with ThreadPoolExecutor(max_workers=1) as pool:
             hashes = pool.submit(_check_hashes, bundle) if check_hashes else None
             try:
-                self._text = TextConditioner(bundle, lambda s, i: self.run_stage(s, i))
+                self._text = TextConditioner(bundle)
                 missing = why_missing(options.provider)
                 if missing is not None:
                     raise ProviderError(f"provider {options.provider!r}: {missing}")
@@ -219,83 +217,110 @@ class Pipeline:
         """Free the sessions; the next call loads them again."""
         self._stages.close()
 
+    def resolve(self, prompt: str, **options: Unpack[Options]) -> Request:
+        """Check a call's options and fill in the bundle's defaults, without running anything.
+
+        options: see `edgediff.Options`; those left out or None take the bundle's defaults.
+        Raises InputError, and TypeError for an unknown option."""
+        return resolve(self.bundle, prompt, options)
+
+    def run(
+        self,
+        request: Request,
+        *,
+        deadline: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        wrap: Callable[[RunStage], RunStage] | None = None,
+    ) -> Run:
+        """A run of a resolved call: iterate over it for the steps, ask its `result` for the images.
+
+        deadline: seconds from now after which the run ends with DeadlineExceeded, also inside a
+            step. None = no limit.
+        on_progress: called when a phase begins and after each step, by the thread that iterates;
+            an exception from it ends the run and reaches the caller.
+        wrap: from the function that runs a stage for this run to one to use in its place; for
+            measurements.
+
+        Raises InputError for a request that was resolved for another bundle."""
+        return self._run(request, deadline, on_progress, wrap)
+
     def generate(
         self,
         prompt: str,
         *,
         on_step: Callable[[Step], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        deadline: float | None = None,
         **options: Unpack[Options],
     ) -> Result:
-        """Make one picture for each seed.
+        """Make one image for each seed.
 
         options: see `edgediff.Options`; those left out or None take the bundle's defaults.
-        on_step: called after each step; what it raises ends the run and reaches the caller.
+        on_step: called after each step; an exception from it ends the run and reaches the caller.
+        on_progress, deadline: as in `run`.
 
-        Raises InputError, ProviderError, and TypeError for an option that there is not."""
+        Raises InputError, ProviderError, DeadlineExceeded, and TypeError for an unknown option."""
         started = time.perf_counter()
-        run = self._start(prompt, options)
-        for step in run:
-            if on_step is not None:
-                on_step(step)
-        denoised = time.perf_counter()
-        pictures = run.finish(step.latents)
-        ended = time.perf_counter()
-        return Result(
-            images=pictures,
-            seeds=run.seeds,
-            timings=run.timings(vae_decoder=ended - denoised, total=ended - started),
-            prompt=run.report,
-            settings=run.settings,
-            notes=run.notes,
-        )
+        request = resolve(self.bundle, prompt, options)
+        return self._run(request, deadline, on_progress, started=started).result(on_step)
 
-    def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
-        """Yield each denoising step; may be abandoned at any of them. Options as in `generate`.
+    def stream(
+        self,
+        prompt: str,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        deadline: float | None = None,
+        **options: Unpack[Options],
+    ) -> Run:
+        """A run that yields each denoising step; it may be abandoned at any of them, or cancelled.
 
-        The last step's latents are the result, and `decode` turns any step's latents or x0 into
-        pictures. Under `hires` the steps of the second pass follow, their latents larger. Options
-        are checked at the call, before the first step is asked for."""
-        return iter(self._start(prompt, options))
+        The last step's latents are the result: `Run.result` makes images of them, and `decode` of
+        any step's latents or x0. Options as in `generate`, checked now; nothing is computed before
+        the first step is asked for."""
+        return self._run(resolve(self.bundle, prompt, options), deadline, on_progress)
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
-        """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where the
-        provider gives values that are not finite."""
-        return self._vae.decode(latents)
+        """latents (n, c, h/8, w/8) float32 → n RGB images. Raises ProviderError if the provider
+        gives values that are not finite."""
+        manifest = self.bundle.manifest
+        return Vae(manifest, self.run_stage, self.provider, tile=self._tile).decode(latents)
 
     def decoder_input(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latents as the UNet has them → as the VAE has them, of the same shape and dtype."""
-        return self._vae.decoder_input(latents)
+        """Latents in the form of the denoiser → of the decoder, of the same shape and dtype."""
+        return decoder_input(self.bundle.manifest.latent, latents)
 
     def run_stage(self, stage: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        dimensions: dict[str, int] = {}
-        if PROVIDERS[self.provider].static_shapes:
-            specs = {i.name: i for i in self.bundle.manifest.graphs[stage].inputs}
-            for name, array in inputs.items():
-                dimensions |= free_dimensions(specs[name], array.shape)
-        return self._stages.session(stage, dimensions).run(**inputs)
+        """Run one graph of the bundle: inputs by name → outputs by name.
 
-    def _start(self, prompt: str, options: Options) -> Run:
-        """Check the options, and encode what they give; no step is taken yet."""
-        manifest = self.bundle.manifest
-        controls = open_controls(manifest, options.get("control"))
-        options = {**options, "control": controls}  # read once
-        inputs = open_inputs(options.get("init_image"), options.get("mask"))
-        settings = resolve(self.bundle, prompt, options, provider=self.provider, inputs=inputs)
-        size = (settings.width, settings.height)
-        notes = (
-            *inputs.notes(*size, asked=options.get("size") is not None),
-            *control_notes(controls, *size),
-            *rounding(size, settings.hires, manifest.latent.downscale),
-        )
+        Raises InputError for a wrong name, dtype or shape, ProviderError if the run fails."""
+        return self._stages.runner()(stage, inputs)
+
+    def _run(
+        self,
+        request: Request,
+        deadline: float | None,
+        on_progress: Callable[[Progress], None] | None,
+        wrap: Callable[[RunStage], RunStage] | None = None,
+        started: float | None = None,
+    ) -> Run:
+        if request.settings.bundle != self.bundle.id:
+            raise InputError(
+                f"the request was resolved for {request.settings.model}"
+                f" ({request.settings.bundle[:12]}), this pipeline runs {self.name}"
+                f" ({self.bundle.id[:12]}): resolve it again with this pipeline"
+            )
+        token = CancelToken(deadline)
+        run_stage = self._stages.runner(token)
         return Run(
-            manifest,
-            settings,
-            inputs,
-            resolve_seeds(options.get("seed")),
-            text=self._text,
-            unet=choose_unet(manifest, lambda s, i: self.run_stage(s, i), controls),
-            vae=self._vae,
-            notes=notes,
+            request,
+            self.bundle.manifest,
+            run_stage if wrap is None else wrap(run_stage),
+            self._text,
+            provider=self.provider,
+            tile=self._tile,
+            token=token,
+            on_progress=on_progress,
+            started=started,
         )
 
 

@@ -1,9 +1,10 @@
 """What a call gives back: pictures, how they came about, and the files that they become."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -12,18 +13,35 @@ from edgediff.prompt import PromptReport
 from edgediff.settings import Settings
 from edgediff.sheet import contact_sheet
 
+Phase = Literal["text_encoder", "encoder", "denoiser", "upscale", "decoder"]
+"""A part of a run: the role of the network that works in it, or "upscale", which makes the first
+pass's result larger between two passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: `phase` begins, or step `step` of `steps` is done.
+
+    step: finished denoising steps; steps: of all passes.
+    seconds_left: for the steps that remain, at the pace of those done; None before the first."""
+
+    phase: Phase
+    step: int
+    steps: int
+    seconds_left: float | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Wall-clock seconds: text encoding, each denoising step of all passes, decoding, all of it;
-    the encoding of a picture that was given; and between two passes, what makes it larger."""
+    """Wall-clock seconds of a run.
 
-    text_encoder: float
+    stages: phase (see `Phase`) → how long it took; a phase that did not run is missing.
+    steps: of each denoising step, over all passes.
+    total: from the call to the last image."""
+
+    stages: Mapping[Phase, float]
     steps: tuple[float, ...]
-    vae_decoder: float
     total: float
-    vae_encoder: float = 0.0
-    upscale: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,107 +1,171 @@
-"""A call under way: its prompts encoded, its passes one after the other, and what each took."""
+"""A call under way: the networks of a bundle applied in order, which can be stopped at any time."""
 
+import contextlib
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from edgediff.bundle import Manifest
+from edgediff.cancellation import CancelToken
 from edgediff.conditioning import TextConditioner, at_size
-from edgediff.denoiser import Denoiser, UNet
+from edgediff.denoiser import Conditioning, Denoiser
 from edgediff.hires import larger, resized
-from edgediff.inputs import Inputs
 from edgediff.noise import TorchGenerator, VariedGenerator
 from edgediff.plan import Plan
-from edgediff.result import Timings
+from edgediff.prompt import PromptReport
+from edgediff.request import Request
+from edgediff.result import Phase, Progress, Result, Timings
 from edgediff.samplers import Latents, Noise, Step, sample
-from edgediff.settings import Settings, make_plans
+from edgediff.settings import Settings
+from edgediff.stages import RunStage
 from edgediff.start import Start, from_latents, repaint, start
+from edgediff.unet import choose_unet
 from edgediff.vae import Vae, to_sample
 
 
-class Run:
-    """One call of `generate` or `stream`: encodes the prompts, and the picture if one is given, and
-    iterates over the steps, once.
+class Run(Iterator[Step]):
+    """One call of `generate`, `stream` or `run`: an iterator over the denoising steps, of which
+    `result` makes images. Nothing is computed before it is asked for.
 
-    settings: what was asked for; inputs: its pictures; seeds: one for each picture to make.
-    notes: what one might not expect to have been done to pictures that were given, or to sizes.
-    unet: plan → the network.
-    report: what became of the prompts."""
+        run = pipe.stream("a fox")
+        threading.Timer(1, run.cancel).start()
+        result = run.result()
+
+    It may be abandoned at any step. One thread iterates; any thread may call `cancel`. Of a bundle
+    with `hires`, the steps of the second pass follow, their latents larger.
+
+    request: the call. settings: its settings, with the provider that runs it.
+    seeds: one for each image."""
 
     def __init__(
         self,
+        request: Request,
         manifest: Manifest,
-        settings: Settings,
-        inputs: Inputs,
-        seeds: Sequence[int],
-        *,
+        run_stage: RunStage,
         text: TextConditioner,
-        unet: Callable[[Plan], UNet],
-        vae: Vae,
-        notes: tuple[str, ...] = (),
+        *,
+        provider: str,
+        tile: int | None,
+        token: CancelToken,
+        on_progress: Callable[[Progress], None] | None = None,
+        started: float | None = None,
     ) -> None:
+        """run_stage: runs the stages of this run; `token` stops it. started: when the call began,
+        as `time.perf_counter` has it; None = now."""
+        self.request = request
+        self.settings = dataclasses.replace(request.settings, provider=provider)
+        self.seeds = list(request.seeds)
         self._manifest = manifest
+        self._run_stage = run_stage
         self._text = text
-        self._unet = unet
-        self._vae = vae
-        self.settings = settings
-        self.inputs = inputs
-        self.seeds = list(seeds)
-        self.notes = notes
-        self._sources = [_source(settings, seed) for seed in seeds]
-        self._plans = make_plans(manifest.schedule, settings)
-        self._step_times: list[float] = []
-        self._upscale = 0.0
-        before = time.perf_counter()
-        self.report, self._prompt, self._negative = text(settings)
-        encoded = time.perf_counter()
-        self._text_encoder = encoded - before
-        self._noise = self._noise_at(settings.width, settings.height)
-        self._begin = start(manifest, settings, inputs, self._plans[0], vae, self._noise)
-        given = inputs.init_image is not None
-        self._vae_encoder = time.perf_counter() - encoded if given else 0.0
+        self._vae = Vae(manifest, run_stage, provider, tile=tile)
+        self._network = choose_unet(manifest, run_stage, request.controls)
+        self._token = token
+        self._on_progress = on_progress
+        self._started = time.perf_counter() if started is None else started
+        self._sources = [_source(self.settings, seed) for seed in request.seeds]
+        self._stage_seconds: dict[Phase, float] = {}
+        self._step_seconds: list[float] = []
+        self._steps = self._denoise()
+        self._drawn: tuple[Latents, PromptReport]  # once all steps are taken
+        self._error: BaseException | None = None
+        self._result: Result | None = None
 
-    def __iter__(self) -> Iterator[Step]:
-        """The steps of the first pass; under `hires`, those of the second over its result."""
-        latents = yield from self._pass(self._plans[0], self._begin, self._noise)
-        for plan in self._plans[1:]:
-            before = time.perf_counter()
-            width, height = self._larger_size()
-            self._prompt = at_size(self._prompt, width, height)
-            self._negative = self._negative and at_size(self._negative, width, height)
-            noise = self._noise_at(width, height)
-            begin = from_latents(self._enlarged(latents, width, height, noise), noise, plan)
-            self._upscale = time.perf_counter() - before
-            latents = yield from self._pass(plan, begin, noise)
+    def cancel(self) -> None:
+        """End the run, from any thread: whoever iterates gets Cancelled, as soon as the operator
+        that is being computed ends. Does nothing once the run has finished."""
+        self._token.cancel()
 
-    def finish(self, latents: Latents) -> list[Image.Image]:
-        """The last step's latents → the pictures, with what was to be kept of the one given."""
-        pictures = self._vae.decode(latents)
-        if self.settings.keep_unmasked:
-            pictures = [self.inputs.restored(picture) for picture in pictures]
-        return pictures
+    def __iter__(self) -> Self:
+        return self
 
-    def timings(self, *, vae_decoder: float, total: float) -> Timings:
-        """What the steps taken so far took, with what the caller measured; all in seconds."""
-        return Timings(
-            text_encoder=self._text_encoder,
-            vae_encoder=self._vae_encoder,
-            steps=tuple(self._step_times),
-            upscale=self._upscale,
-            vae_decoder=vae_decoder,
-            total=total,
+    def __next__(self) -> Step:
+        """The next denoising step. The first also encodes the prompt, and the image to change.
+
+        Raises InputError, BundleError, ProviderError, Cancelled, DeadlineExceeded."""
+        try:
+            return next(self._steps)
+        except StopIteration:
+            raise
+        except BaseException as e:
+            self._error = e  # a generator that raised only stops when it is asked again
+            raise
+
+    def result(self, on_step: Callable[[Step], None] | None = None) -> Result:
+        """Take the steps that are left, decode the last one's latents, and return the images.
+
+        on_step: called after each step; an exception from it ends the run and reaches the caller.
+        Raises as iterating does; a run that failed before raises the same error again."""
+        for step in self:
+            if on_step is not None:
+                on_step(step)
+        if self._error is not None:
+            raise self._error
+        if self._result is None:
+            self._result = self._decode(*self._drawn)
+        return self._result
+
+    def _decode(self, latents: Latents, report: PromptReport) -> Result:
+        with self._phase("decoder"):
+            images = self._vae.decode(latents)
+            if self.settings.keep_unmasked:
+                images = [self.request.inputs.restored(image) for image in images]
+        timings = Timings(
+            stages=self._stage_seconds,
+            steps=tuple(self._step_seconds),
+            total=time.perf_counter() - self._started,
+        )
+        return Result(
+            images=images,
+            seeds=self.seeds,
+            timings=timings,
+            prompt=report,
+            settings=self.settings,
+            notes=self.request.notes,
         )
 
-    def _pass(self, plan: Plan, begin: Start, noise: Noise) -> Generator[Step, None, Latents]:
+    def _denoise(self) -> Generator[Step]:
+        """The steps of the first pass; under `hires`, those of the second over its result."""
+        first, *further = self.request.plans
+        with self._phase("text_encoder"):
+            report, prompt, negative = self._text(self.settings, self._run_stage)
+        noise = self._noise_at(self.settings.width, self.settings.height)
+        given = self.request.inputs.init_image is not None
+        with self._phase("encoder") if given else contextlib.nullcontext():
+            begin = start(
+                self._manifest, self.settings, self.request.inputs, first, self._vae, noise
+            )
+        latents = yield from self._pass(first, begin, noise, prompt, negative)
+        for plan in further:
+            with self._phase("upscale"):
+                width, height = self._larger_size()
+                prompt = at_size(prompt, width, height)
+                negative = negative and at_size(negative, width, height)
+                noise = self._noise_at(width, height)
+                begin = from_latents(self._enlarged(latents, width, height, noise), noise, plan)
+            latents = yield from self._pass(plan, begin, noise, prompt, negative)
+        self._drawn = latents, report
+
+    def _pass(
+        self,
+        plan: Plan,
+        begin: Start,
+        noise: Noise,
+        prompt: Conditioning,
+        negative: Conditioning | None,
+    ) -> Generator[Step, None, Latents]:
         """Yields the steps, counted on from those before; returns the last one's latents."""
         denoise = Denoiser(
-            self._unet(plan),
+            self._network(plan),
             plan=plan,
             prediction_type=self._manifest.schedule.prediction_type,
-            prompt=self._prompt,
-            negative=self._negative,
+            prompt=prompt,
+            negative=negative,
             guidance_scale=self.settings.guidance_scale,
             guidance_embedding_dim=self._text.guidance_embedding_dim(),
             guidance_rescale=self.settings.guidance_rescale,
@@ -111,17 +175,37 @@ class Run:
         trajectory = sample(denoise, begin.latents, plan, noise)
         kept = begin.kept
         latents = begin.latents
+        self._report_progress("denoiser")
         before = time.perf_counter()
         for step in trajectory if kept is None else repaint(trajectory, kept, plan):
-            index = len(self._step_times)
-            self._step_times.append(time.perf_counter() - before)
+            index = len(self._step_seconds)
+            self._step_seconds.append(time.perf_counter() - before)
+            self._stage_seconds["denoiser"] = sum(self._step_seconds)
             latents = step.latents
+            self._report_progress("denoiser")
             yield dataclasses.replace(step, index=index)
+            self._token.check()
             before = time.perf_counter()
         return latents
 
+    @contextlib.contextmanager
+    def _phase(self, phase: Phase) -> Iterator[None]:
+        """Report that a phase begins, and note how long it takes."""
+        self._token.check()
+        self._report_progress(phase)
+        before = time.perf_counter()
+        yield
+        self._stage_seconds[phase] = time.perf_counter() - before
+
+    def _report_progress(self, phase: Phase) -> None:
+        if self._on_progress is None:
+            return
+        done, steps = len(self._step_seconds), self.request.steps
+        left = (steps - done) * statistics.median(self._step_seconds) if done else None
+        self._on_progress(Progress(phase=phase, step=done, steps=steps, seconds_left=left))
+
     def _noise_at(self, width: int, height: int) -> Noise:
-        """A source of N(0, 1) noise for latents of a picture of this size in pixels: (n, c, h, w)
+        """A source of N(0, 1) noise for latents of an image of this size in pixels: (n, c, h, w)
         float32, each row from its own seed."""
         space = self._manifest.latent
         shape = (1, space.channels, height // space.downscale, width // space.downscale)
@@ -137,15 +221,15 @@ class Run:
         return larger(size, self.settings.hires or 1.0, self._manifest.latent.downscale)
 
     def _enlarged(self, latents: Latents, width: int, height: int, noise: Noise) -> Latents:
-        """The first pass's latents, for a picture of this size in pixels."""
+        """The first pass's latents, for an image of this size in pixels."""
         downscale = self._manifest.latent.downscale
         if self.settings.hires_mode == "latent":
             return resized(latents, height // downscale, width // downscale)
-        pictures = [
-            np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
-            for picture in self._vae.decode(latents)
+        images = [
+            np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+            for image in self._vae.decode(latents)
         ]
-        samples = np.concatenate([to_sample(pixels) for pixels in pictures])
+        samples = np.concatenate([to_sample(pixels) for pixels in images])
         return self._vae.encode(samples).sample(noise)
 
 

@@ -22,8 +22,16 @@ import numpy as np
 
 from edgediff.binding import Binding, Device
 from edgediff.bundle import GraphSpec, TensorSpec
+from edgediff.cancellation import CancelToken
 from edgediff.compiled import Cache, Outcome
-from edgediff.errors import BundleError, InputError, Name, ProviderError, first_line
+from edgediff.errors import (
+    BundleError,
+    EdgediffError,
+    InputError,
+    Name,
+    ProviderError,
+    first_line,
+)
 from edgediff.providers import PROVIDERS, Provider, check_provider_name, default_options
 
 # Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
@@ -115,6 +123,8 @@ def _version(package: str) -> str:
         return f"{name} (of unknown version)"
 
 
+_POLL = 0.02
+"""Seconds between two looks at whether a run was cancelled that waits for another."""
 _MOST_SHAPES = 8
 """Sets of shapes that a session keeps buffers for. A recorded CUDA graph is never given up, so that
 further ones run unrecorded."""
@@ -159,11 +169,6 @@ class Session:
         self._lock = threading.Lock()
         self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
         self._recorded = 0
-        self._run_options = ort.RunOptions()
-        if options.provider == "cpu" and options.frugal:
-            # Between runs a stage then keeps its weights alone; else each keeps its largest run's
-            # work space while the others run.
-            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         found = {i.name for i in self._session.get_inputs()}
         if found != set(self._inputs):
             raise BundleError(
@@ -171,17 +176,26 @@ class Session:
                 " the files of two bundles were mixed: copy or export the bundle again"
             )
 
-    def run(self, **inputs: Array) -> dict[str, Array]:
+    def run(self, token: CancelToken | None = None, /, **inputs: Array) -> dict[str, Array]:
         """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only
         array must hold what it held when it was last given.
 
-        Raises InputError for a wrong name, dtype or shape, ProviderError where the run fails."""
+        token: stops the run before its next operator.
+
+        Raises InputError for a wrong name, dtype or shape, ProviderError if the run fails, and
+        Cancelled or DeadlineExceeded if the token stops it."""
         self._check(inputs)
+        token = token or CancelToken()
         try:
             if self._provider.device is not None:
-                return self._run_bound(inputs)
-            outputs = self._session.run(self._output_names, inputs, self._run_options)
+                return self._run_bound(inputs, token)
+            options = self._run_options()
+            with token.terminates(options):
+                outputs = self._session.run(self._output_names, inputs, options)
+        except EdgediffError:
+            raise
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
+            token.check()  # a run that was told to stop fails, too
             option = self._provider.graph_option
             remedy = f": try the provider option {option}=0" if self._records else ""
             raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}{remedy}") from e
@@ -212,25 +226,42 @@ class Session:
         asked = self._options.provider_options.get(self._provider.graph_option or "")
         return None if asked is None else asked.lower() in ("1", "true")
 
-    def _run_bound(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run_options(self, graph: int | None = None) -> ort.RunOptions:
+        """Options of one run: of its own, so that stopping it stops no other.
+
+        graph: the number of the CUDA graph to capture or replay; None = neither."""
+        options = ort.RunOptions()
+        if self._options.provider == "cpu" and self._options.frugal:
+            # Between runs a stage then keeps only its weights; otherwise each keeps the work space
+            # of its largest run while the others run.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        if self._records:
+            options.add_run_config_entry("gpu_graph_id", "-1" if graph is None else str(graph))
+        return options
+
+    def _run_bound(self, inputs: Mapping[str, Array], token: CancelToken) -> dict[str, Array]:
         shapes = tuple(inputs[name].shape for name in self._inputs)
-        with self._lock:  # the buffers are shared
+        while not self._lock.acquire(timeout=_POLL):  # the buffers are shared
+            token.check()
+        try:
             # Put back when it has run: one that failed is not used again.
             binding = self._bindings.pop(shapes, None) or self._bind(inputs)
-            found = binding.run(inputs)
+            options = self._run_options(binding.graph)
+            with token.terminates(options):
+                found = binding.run(inputs, options)
             self._bindings[shapes] = binding
             if len(self._bindings) > _MOST_SHAPES:
                 del self._bindings[next(iter(self._bindings))]
+        finally:
+            self._lock.release()
         return found
 
     def _bind(self, inputs: Mapping[str, Array]) -> Binding:
         """Buffers for these shapes, which get a CUDA graph of their own."""
-        first_run, further_runs = self._run_options, self._run_options
-        if self._records:
-            first_run, further_runs = _graph_run(None), _graph_run(None)
-            if self._recorded < _MOST_SHAPES:
-                self._recorded += 1
-                further_runs = _graph_run(self._recorded)
+        graph = None
+        if self._records and self._recorded < _MOST_SHAPES:
+            self._recorded += 1
+            graph = self._recorded
         index = int(self._options.provider_options.get("device_id", "0"))
         return Binding(
             self._session,
@@ -238,8 +269,7 @@ class Session:
             Device(self._provider.device or "cpu", index),
             inputs,
             self._output_names,
-            first_run=first_run,
-            further_runs=further_runs,
+            captures=graph,
         )
 
     def placement(self) -> dict[str, tuple[int, int]]:
@@ -267,13 +297,6 @@ class Session:
                     f"{self.spec.file}: {name} is {array.dtype} {array.shape},"
                     f" expected {expected.dtype} {expected.shape}"
                 )
-
-
-def _graph_run(number: int | None) -> ort.RunOptions:
-    """Options of a run that is recorded as this CUDA graph, or replays it; None: neither."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1" if number is None else str(number))
-    return options
 
 
 PRECISE = "session.x64quantprecision"

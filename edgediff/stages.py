@@ -11,11 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgediff.bundle import Bundle, GraphSpec, Manifest
+from edgediff.cancellation import CancelToken
 from edgediff.compiled import Outcome
 from edgediff.control import for_control
 from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError, Name
-from edgediff.session import Session, SessionOptions
+from edgediff.providers import PROVIDERS
+from edgediff.session import Array, Session, SessionOptions, free_dimensions
+
+RunStage = Callable[[str, dict[str, Array]], dict[str, Array]]
+"""(stage, inputs by name) → outputs by name."""
 
 UNITS = {
     "": 1,
@@ -147,6 +152,23 @@ class Stages:
         """The stages that are in memory now, least recently used first."""
         with self._lock:
             return tuple(dict.fromkeys(stage for stage, _ in self._sessions))
+
+    def runner(self, token: CancelToken | None = None) -> RunStage:
+        """The function by which one run runs its stages, each stopped by `token`. It raises
+        BundleError, ProviderError, InputError, and Cancelled or DeadlineExceeded."""
+        static = PROVIDERS[self._options.provider].static_shapes
+
+        def run_stage(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
+            if token is not None:
+                token.check()  # before a session is loaded
+            dimensions: dict[str, int] = {}
+            if static:
+                specs = {i.name: i for i in self._bundle.manifest.graphs[stage].inputs}
+                for name, array in inputs.items():
+                    dimensions |= free_dimensions(specs[name], array.shape)
+            return self.session(stage, dimensions).run(token, **inputs)
+
+        return run_stage
 
     def session(self, stage: str, dimensions: Mapping[str, int]) -> Session:
         """The stage's session, loaded where it is not. Raises BundleError, ProviderError."""

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.bundle import GraphSpec, Manifest, TensorSpec
-from edgediff.conditioning import RunStage
 from edgediff.control import CONTROLLED_UNET, NETWORK, Control
 from edgediff.denoiser import UNet, read_only
 from edgediff.errors import BundleError
 from edgediff.plan import Plan
 from edgediff.samplers import Latents
+from edgediff.stages import RunStage
 
 Array = npt.NDArray[np.float32]
 Residuals = dict[str, Array]

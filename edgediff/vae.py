@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff import image
-from edgediff.bundle import Manifest
-from edgediff.conditioning import RunStage
+from edgediff.bundle import LatentSpec, Manifest
 from edgediff.errors import InputError, Name, ProviderError
 from edgediff.inputs import ENCODER, require_encoder
 from edgediff.samplers import Latents, Noise
+from edgediff.stages import RunStage
 from edgediff.tiling import OVERLAP, tiled
 
 _Map = NDArray[np.float32]
@@ -60,14 +60,9 @@ class Vae:
         # One by one: a picture of a batch is bit for bit what it would be alone.
         return [
             picture
-            for one in self.decoder_input(latents)[:, None]
+            for one in decoder_input(self._manifest.latent, latents)[:, None]
             for picture in image.to_pictures(self._decode(one))
         ]
-
-    def decoder_input(self, latents: _Map) -> _Map:
-        """Latents as the UNet has them → as the VAE has them, of the same shape and dtype."""
-        space = self._manifest.latent
-        return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
 
     def encode(self, sample: _Map) -> Encoded:
         """sample (n, 3, h, w) float32 in [-1, 1], see `to_sample` → its latents.
@@ -110,6 +105,11 @@ class Vae:
             return values
 
         return run(x) if self._tile is None else tiled(run, x, self._tile, down=down, up=up)
+
+
+def decoder_input(space: LatentSpec, latents: _Map) -> _Map:
+    """Latents in the form of the denoiser → of the decoder, of the same shape and dtype."""
+    return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
 
 
 def to_sample(pixels: NDArray[np.uint8]) -> _Map:

@@ -300,16 +300,16 @@ def test_another_bundles_picture_is_not_kept(pipe: edgediff.Pipeline, tmp_path: 
 def test_one_failure_does_not_stop_the_rest(
     pipe: edgediff.Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = pipe.generate
+    run = pipe.run
 
-    def sometimes(prompt: str, **options: Any) -> edgediff.Result:
-        if prompt == "b":
+    def sometimes(request: edgediff.Request, **options: Any) -> edgediff.Run:
+        if request.settings.prompt == "b":
             raise ProviderError("out of memory")
-        return generate(prompt, **options)
+        return run(request, **options)
 
     jobs = jobs_of(tmp_path, '"a"', '"b"', '"c"', steps=1)
     prepare_jobs(jobs, pipe.bundle)
-    monkeypatch.setattr(pipe, "generate", sometimes)
+    monkeypatch.setattr(pipe, "run", sometimes)
     outcomes = list(run_jobs(pipe, jobs))
     assert [o.status for o in outcomes] == ["made", "failed", "made"]
     assert (outcomes[1].error, outcomes[1].paths) == ("out of memory", [])

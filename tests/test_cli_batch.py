@@ -52,12 +52,12 @@ def test_a_failure_is_told_at_the_end_and_by_the_status(tiny_bundle: Path, tmp_p
     failing = (
         "import edgediff.pipeline, edgediff.cli\n"
         "from edgediff.errors import ProviderError\n"
-        "generate = edgediff.pipeline.Pipeline.generate\n"
-        "def sometimes(self, prompt, **options):\n"
-        "    if prompt == 'b':\n"
+        "run = edgediff.pipeline.Pipeline.run\n"
+        "def sometimes(self, request, **options):\n"
+        "    if request.settings.prompt == 'b':\n"
         "        raise ProviderError('out of memory')\n"
-        "    return generate(self, prompt, **options)\n"
-        "edgediff.pipeline.Pipeline.generate = sometimes\n"
+        "    return run(self, request, **options)\n"
+        "edgediff.pipeline.Pipeline.run = sometimes\n"
         "edgediff.cli.main()\n"
     )
     (tmp_path / "p.txt").write_text("a\nb\nc\n")

@@ -17,7 +17,6 @@ from edgediff.denoiser import Conditioning
 from edgediff.errors import InputError
 from edgediff.pipeline import Pipeline
 from edgediff.prompt import PromptReport
-from edgediff.settings import resolve
 
 LONG = ", ".join(f"a {colour} thing" for colour in ("red", "green", "blue", "grey") * 15)
 
@@ -32,8 +31,8 @@ def pipe(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Pipeline
 def condition(
     pipe: Pipeline, prompt: str, **options: Any
 ) -> tuple[PromptReport, Conditioning, Conditioning | None]:
-    settings = resolve(pipe.bundle, prompt, {"guidance_scale": 5, **options})
-    return TextConditioner(pipe.bundle, pipe.run_stage)(settings)
+    settings = pipe.resolve(prompt, **{"guidance_scale": 5, **options}).settings
+    return TextConditioner(pipe.bundle)(settings, pipe.run_stage)
 
 
 def states(pipe: Pipeline, prompt: str, **options: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from edgediff.errors import InputError
 from edgediff.maps import edges, invert
 from edgediff.picture import open_picture
 from edgediff.pipeline import Pipeline
-from edgediff.stages import estimate
+from edgediff.stages import RunStage, estimate
 from edgediff.verification import verify
 
 
@@ -51,17 +51,17 @@ def latents(pipe: Pipeline, **options: Any) -> np.ndarray:
 def stages_run(pipe: Pipeline, **options: Any) -> list[list[str]]:
     """The stages that each step ran."""
     seen: list[list[str]] = []
-    run_stage = pipe.run_stage
 
-    def recorded(stage: str, inputs: dict[str, Any]) -> Any:
-        seen[-1].append(stage)
-        return run_stage(stage, inputs)
+    def recording(run_stage: RunStage) -> RunStage:
+        def recorded(stage: str, inputs: dict[str, Any]) -> Any:
+            seen[-1].append(stage)
+            return run_stage(stage, inputs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipe, "run_stage", recorded)
+        return recorded
+
+    seen.append([])
+    for _ in pipe.run(pipe.resolve("a fox", seed=0, **options), wrap=recording):
         seen.append([])
-        for _ in pipe.stream("a fox", seed=0, **options):
-            seen.append([])
     return seen[:-1]
 
 

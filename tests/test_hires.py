@@ -57,8 +57,8 @@ def test_two_passes(pipe: Pipeline, mode: str, sampler: str) -> None:
     result = pipe.generate("a fox", **options, **larger)
     assert [p.size for p in result.images] == [(96, 96)] * 2
     assert len(result.timings.steps) == 5
-    assert result.timings.upscale > 0
-    assert result.timings.total >= sum(result.timings.steps) + result.timings.upscale
+    assert result.timings.stages["upscale"] > 0
+    assert result.timings.total >= sum(result.timings.steps) + result.timings.stages["upscale"]
     single = pipe.generate("a fox", **(options | {"seed": 5}), **larger)
     assert (np.asarray(single.images[0]) == np.asarray(result.images[1])).all()
 

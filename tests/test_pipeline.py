@@ -20,6 +20,8 @@ from edgediff.bundle import MANIFEST, Bundle
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.pipeline import Pipeline
 from edgediff.samplers import SAMPLERS
+from edgediff.stages import RunStage
+from edgediff.vae import Vae
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +85,18 @@ def test_zero_is_a_value_not_unset(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(("guidance", "evaluations"), [(0, 1), (1, 1), (1.01, 2), (7.5, 2)])
-def test_no_guidance_costs_nothing(
-    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, guidance: float, evaluations: int
-) -> None:
+def test_no_guidance_costs_nothing(pipe: Pipeline, guidance: float, evaluations: int) -> None:
     rows: dict[str, list[int]] = {"unet": [], "text_encoder": [], "vae_decoder": []}
-    run_stage = pipe.run_stage
 
-    def count(stage: str, inputs: dict[str, Any]) -> Any:
-        rows[stage].append(len(next(iter(inputs.values()))))
-        return run_stage(stage, inputs)
+    def counting(run_stage: RunStage) -> RunStage:
+        def count(stage: str, inputs: dict[str, Any]) -> Any:
+            rows[stage].append(len(next(iter(inputs.values()))))
+            return run_stage(stage, inputs)
 
-    monkeypatch.setattr(pipe, "run_stage", count)
-    pipe.generate("a fox", seed=0, guidance_scale=guidance, steps=2)
+        return count
+
+    request = pipe.resolve("a fox", seed=0, guidance_scale=guidance, steps=2)
+    pipe.run(request, wrap=counting).result()
     assert rows["unet"] == [evaluations] * 2
     assert len(rows["text_encoder"]) == evaluations
 
@@ -121,17 +123,15 @@ def test_stream_yields_each_step_and_ends_where_generate_does(pipe: Pipeline) ->
         assert (pixels(mine) == pixels(theirs)).all()
 
 
-def test_stream_can_be_abandoned_and_costs_nothing_then(
-    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_can_be_abandoned_and_costs_nothing_then(pipe: Pipeline) -> None:
     runs: list[str] = []
-    run_stage = pipe.run_stage
-    monkeypatch.setattr(
-        pipe, "run_stage", lambda stage, inputs: (runs.append(stage), run_stage(stage, inputs))[1]
-    )
-    stream = pipe.stream("a fox", seed=0, steps=50, guidance_scale=1)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
+
+    def noting(run_stage: RunStage) -> RunStage:
+        return lambda stage, inputs: (runs.append(stage), run_stage(stage, inputs))[1]
+
+    run = pipe.run(pipe.resolve("a fox", seed=0, steps=50, guidance_scale=1), wrap=noting)
+    next(run)
+    del run
     assert runs.count("unet") == 1
 
 
@@ -398,14 +398,13 @@ def test_files_of_two_bundles_swapped(damaged: Path) -> None:
         edgediff.load(damaged)
 
 
-def test_values_that_are_not_finite_are_an_error_not_a_black_picture(
-    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        pipe, "run_stage", lambda *_: {"sample": np.full((1, 3, 64, 64), np.nan, np.float32)}
-    )
+def test_values_that_are_not_finite_are_an_error_not_a_black_picture(pipe: Pipeline) -> None:
+    def run_stage(*_: Any) -> dict[str, np.ndarray]:
+        return {"sample": np.full((1, 3, 64, 64), np.nan, np.float32)}
+
+    vae = Vae(pipe.bundle.manifest, run_stage, pipe.provider)
     with pytest.raises(ProviderError, match="not finite"):
-        pipe.decode(np.zeros((1, 4, 8, 8), np.float32))
+        vae.decode(np.zeros((1, 4, 8, 8), np.float32))
 
 
 def set_providers(bundle: Path, providers: list[str]) -> None:

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 import edgediff
 from edgediff.errors import InputError
 from edgediff.record import describe_given, recorded
-from edgediff.settings import Settings, resolve
+from edgediff.settings import Settings
 
 RECORD: dict[str, Any] = {
     "edgediff": edgediff.__version__,
@@ -111,7 +111,8 @@ def test_a_picture_that_the_call_was_given_has_to_be_given_again(
     again = pipe.generate(made.prompt, **made.options, control=control)
     assert again.images[0].tobytes() == first.images[0].tobytes()
     assert made.differences(again.settings) == []
-    settings = resolve(pipe.bundle, made.prompt, {**made.options, "control": other}, provider="cpu")
+    request = pipe.resolve(made.prompt, **{**made.options, "control": other})
+    settings = dataclasses.replace(request.settings, provider="cpu")
     assert made.differences(settings) == ["what is given is not map.png, which it was made from"]
 
     unnamed = {"canny": edgediff.Control(Image.new("L", (64, 64)))}
@@ -121,7 +122,7 @@ def test_a_picture_that_the_call_was_given_has_to_be_given_again(
 
 
 def test_what_may_differ_is_said(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
-    settings = resolve(pipe.bundle, "a fox", {}, provider="cpu")
+    settings = dataclasses.replace(pipe.resolve("a fox").settings, provider="cpu")
     same = {"bundle": pipe.bundle.id}
     assert recorded(written(tmp_path, **same)).differences(settings) == []
     for changes, message in (

@@ -17,8 +17,8 @@ from edgediff.bundle import Bundle, PictureFidelity
 from edgediff.errors import InputError
 from edgediff.pipeline import find_bundle
 from edgediff.providers import PROVIDERS, check_provider_name
+from edgediff.request import resolve
 from edgediff.session import version
-from edgediff.settings import resolve
 
 PROMPT = "a red apple"
 
@@ -67,7 +67,7 @@ def _job(
         raise InputError(f"threads is {threads}: expected a whole number from 1 up")
     if batch < 1:
         raise InputError(f"batch is {batch}: expected a whole number from 1 up")
-    settings = resolve(bundle, PROMPT, {"size": size, "steps": steps})
+    settings = resolve(bundle, PROMPT, {"size": size, "steps": steps}).settings
     wanted = (settings.steps, settings.width, settings.height)
     shown = _fixture(bundle, wanted)
     config = Config(

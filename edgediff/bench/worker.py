@@ -90,9 +90,9 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
                 out,
                 "picture",
                 total=timings.total,
-                text_encoder=timings.text_encoder,
+                text_encoder=timings.stages["text_encoder"],
                 steps=list(timings.steps),
-                vae_decoder=timings.vae_decoder,
+                vae_decoder=timings.stages["decoder"],
                 stages=pipe.stages.load_seconds,
                 peak_bytes=peak_memory(),
             )

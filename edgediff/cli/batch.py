@@ -12,6 +12,7 @@ import click
 
 from edgediff.cli.flags import file_of
 from edgediff.cli.report import duration, tell_inputs, tell_notes
+from edgediff.cli.running import finish
 from edgediff.errors import InputError, Name
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ def make_all(
     bundle: "Bundle",
     load: Callable[[], "Pipeline"],
     spell: "Callable[[Name | Value], str]",
+    deadline: float | None,
     grid: bool,
     as_json: bool,
 ) -> None:
     """Make the pictures that are not there yet. Exit status 1 where a line failed, 130 where it
     was interrupted.
 
-    load: called where there is anything to make. spell: how options are typed. grid: write a sheet
+    load: called where there is anything to make. spell: how options are typed.
+    deadline: seconds for each line. grid: write a sheet
     of all as well."""
     from edgediff.batch import Outcome, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
 
@@ -67,7 +70,12 @@ def make_all(
         if todo:
             pipe = load()
             standing.start()
-            for outcome in run_jobs(pipe, todo, on_step=lambda _: standing.show()):
+            for outcome in run_jobs(
+                pipe,
+                todo,
+                deadline=deadline,
+                finish=lambda run: finish(run, lambda _: standing.show()),
+            ):
                 standing.add(outcome, pipe.load_notes)
     except KeyboardInterrupt:
         standing.finish(interrupted=True)

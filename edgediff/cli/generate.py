@@ -1,12 +1,10 @@
 """`edgediff generate`."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,15 +26,16 @@ from edgediff.cli.flags import (
     provider_flags,
 )
 from edgediff.cli.report import steps_of, tell_inputs, tell_notes
+from edgediff.cli.running import finish, progress_bar
 
 MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
+    from edgediff.bundle import Bundle
     from edgediff.pipeline import Pipeline
     from edgediff.record import Recorded
     from edgediff.result import Result
-    from edgediff.samplers import Step
     from edgediff.settings import Options
 
 
@@ -216,7 +215,7 @@ def _options(context: click.Context) -> "Options":
 def _count_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
     """`count` consecutive seeds from the one that was given, or a drawn one, on; 0 follows the
     last that there is."""
-    from edgediff.settings import resolve_seeds
+    from edgediff.request import resolve_seeds
 
     first, *others = resolve_seeds(seeds)
     if others:
@@ -308,6 +307,14 @@ def _start_from(
 )
 @flag("Where it runs", "--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
 @flag(
+    "Where it runs",
+    "--deadline",
+    type=float,
+    metavar="SECONDS",
+    help="Stop with an error if the image (each of --prompts) is not finished by then; loading does"
+    " not count.",
+)
+@flag(
     "Output",
     "-o",
     "--output",
@@ -334,17 +341,17 @@ def generate(
     tile: int | None,
     cache_dir: Path | None,
     no_cache: bool,
+    deadline: float | None,
     as_json: bool,
     **_: Any,  # PICTURE_FLAGS
 ) -> None:
-    """Make a picture of PROMPT, or several.
+    """Make an image of PROMPT, or several.
 
     What is left unset comes from the bundle: `edgediff info` shows its defaults.
     """
     from edgediff.bundle import Bundle
-    from edgediff.image import check_output
+    from edgediff.cancellation import check_deadline
     from edgediff.pipeline import find_bundle, load
-    from edgediff.settings import make_plans, resolve
 
     def open_pipeline() -> "Pipeline":
         started = time.perf_counter()
@@ -363,24 +370,23 @@ def generate(
         click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
         return pipe
 
+    if deadline is not None:
+        check_deadline(deadline)
     options = _options(context)
     if prompts is not None or out_dir is not None:
-        if prompts is None or out_dir is None:
-            raise click.UsageError("--prompts FILE and --out-dir FOLDER belong together")
-        for name, value in {"PROMPT": prompt, "--from": source, "--output": output}.items():
-            if value is not None:
-                raise click.UsageError(f"{name} is for one picture: leave it out with --prompts")
+        _check_many(prompts, out_dir, {"PROMPT": prompt, "--from": source, "--output": output})
         if count is not None:
             if "seed" not in options:
                 raise click.UsageError("--count with --prompts needs the first --seed")
             options["seed"] = _count_seeds(options["seed"], count)
         make_all(
-            prompts,
-            out_dir,
+            cast(Path, prompts),
+            cast(Path, out_dir),
             options,
             bundle=Bundle.open(find_bundle(model)),
             load=open_pipeline,
             spell=cast(SpellingCommand, context.command).spell,
+            deadline=deadline,
             grid=grid,
             as_json=as_json,
         )
@@ -398,35 +404,51 @@ def generate(
         raise click.UsageError("give the PNG to write: -o picture.png")
     if count is not None:
         options["seed"] = _count_seeds(options.get("seed"), count)
+    bundle = Bundle.open(find_bundle(model))
+    _make_one(bundle, prompt, options, output, made, open_pipeline, deadline, grid, as_json)
+
+
+def _check_many(prompts: Path | None, out_dir: Path | None, for_one: dict[str, object]) -> None:
+    """Raise UsageError unless --prompts and --out-dir go together, without arguments for one."""
+    if prompts is None or out_dir is None:
+        raise click.UsageError("--prompts FILE and --out-dir FOLDER belong together")
+    for name, value in for_one.items():
+        if value is not None:
+            raise click.UsageError(f"{name} is for one picture: leave it out with --prompts")
+
+
+def _make_one(
+    bundle: "Bundle",
+    prompt: str,
+    options: "Options",
+    output: Path,
+    made: "Recorded | None",
+    open_pipeline: Callable[[], "Pipeline"],
+    deadline: float | None,
+    grid: bool,
+    as_json: bool,
+) -> None:
+    """One call: its images to files, its report to the terminal. made: the image to make again."""
+    from edgediff.image import check_output
+    from edgediff.request import resolve
+
     with file_of("output"):
         check_output(output)
-    # What is wrong with the request is said before the model loads.
-    bundle = Bundle.open(find_bundle(model))
-    settings = resolve(bundle, prompt, options)
+    # A wrong request is refused before the model loads.
+    request = resolve(bundle, prompt, options)
     started = time.perf_counter()
     pipe = open_pipeline()
     loaded = time.perf_counter() - started
-    if made is not None:
-        settings = dataclasses.replace(settings, provider=pipe.provider)
-        for difference in made.differences(settings):
-            click.echo(f"Warning: the picture may differ: {difference}", err=True)
-    plans = make_plans(bundle.manifest.schedule, settings)
-    with _progress(sum(len(plan.steps) for plan in plans)) as on_step:
-        result = pipe.generate(prompt, on_step=on_step, **options)
+    with progress_bar(request.steps) as on_progress:
+        run = pipe.run(request, deadline=deadline, on_progress=on_progress)
+        if made is not None:
+            for difference in made.differences(run.settings):
+                click.echo(f"Warning: the picture may differ: {difference}", err=True)
+        result = finish(run)
     tell_notes(pipe.load_notes)
     paths = [result.save_grid(output)] if grid else result.save(output)
     tell_inputs(result)
     _report(result, paths, loaded, grid=grid, as_json=as_json)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[["Step"], None]]:
-    """A progress bar on stderr, for a person at a terminal; yields what to call after a step."""
-    # hidden: elsewhere a bar is only noise.
-    with click.progressbar(
-        length=total, label="denoising", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        yield lambda _: bar.update(1)
 
 
 def _report(
@@ -439,12 +461,17 @@ def _report(
             if grid
             else [{"path": str(p), "seed": s} for p, s in zip(paths, result.seeds, strict=True)]
         )
-        answer = {
+        answer: dict[str, Any] = {
             "images": images,
             "settings": dataclasses.asdict(settings),
             "prompt": dataclasses.asdict(result.prompt),
             "notes": list(result.notes),
-            "seconds": {"load": loaded, **dataclasses.asdict(timings)},
+            "seconds": {
+                "load": loaded,
+                **timings.stages,
+                "steps": timings.steps,
+                "total": timings.total,
+            },
         }
         click.echo(json.dumps(answer, indent=2))
         return

@@ -1,11 +1,11 @@
 """What an export costs: each stage against torch on fixed inputs, and whole pictures against the
 float model's."""
 
-import contextlib
+import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,14 @@ from edgediff.bundle import Bundle, GraphSpec, PictureFidelity, Precision, Stage
 from edgediff.errors import ExportError
 from edgediff.image import psnr, to_pictures
 from edgediff.session import Session, SessionOptions
-from edgediff.stages import estimate
+from edgediff.stages import RunStage, estimate
 from edgediff.verification import relative_error
 from edgediff_export.halves import in_float32
 from edgediff_export.stages import Stage
 
 if TYPE_CHECKING:
     from edgediff.pipeline import Pipeline
-    from edgediff.samplers import Step
+    from edgediff.run import Run
 
 Array = npt.NDArray[Any]
 Named = Mapping[str, Array]
@@ -154,8 +154,7 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
     with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
         for s in shots:
             seen: dict[str, list[Case]] = {}
-            with intercepted(pipe, _recorder(pipe.run_stage, seen)):
-                *_, last = trajectory(pipe, s)
+            *_, last = trajectory(pipe, s, functools.partial(_recorder, seen=seen))
             inputs = {"latent_sample": pipe.decoder_input(last.latents)}
             outputs = pipe.run_stage("vae_decoder", inputs)
             pixels = np.asarray(to_pictures(outputs["sample"])[0])
@@ -172,9 +171,11 @@ def _memory_limit(bundle: Path) -> int | None:
     return max(stage.peak for stage in stages) if together > _MUCH else None
 
 
-def trajectory(pipe: "Pipeline", shot: Shot) -> Iterator["Step"]:
-    """The denoising steps of a shot."""
-    return pipe.stream(
+def trajectory(
+    pipe: "Pipeline", shot: Shot, wrap: Callable[[RunStage], RunStage] | None = None
+) -> "Run":
+    """A run over the denoising steps of a shot. wrap: as in `Pipeline.run`."""
+    request = pipe.resolve(
         shot.prompt,
         seed=shot.seed,
         steps=shot.steps,
@@ -184,19 +185,7 @@ def trajectory(pipe: "Pipeline", shot: Shot) -> Iterator["Step"]:
         init_image=shot.init,
         mask=shot.mask,
     )
-
-
-RunStage = Callable[[str, dict[str, Array]], dict[str, Array]]
-
-
-@contextlib.contextmanager
-def intercepted(pipe: "Pipeline", run_stage: RunStage) -> Iterator[None]:
-    """Let `pipe` run its stages through another function."""
-    pipe.run_stage = run_stage  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del pipe.run_stage  # the class's own shows again
+    return pipe.run(request, wrap=wrap)
 
 
 def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:

@@ -122,19 +122,19 @@ class Trial:
         shots = [replace(s, steps=min(s.steps, 4)) for s in self.calibration[:2]]
         costs: dict[str, float] = {}
         work = {(s, y.name): p.work(y) for s, p in self.prepared.items() for y in p.layers}
-        with (
-            edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe,
-            fidelity.intercepted(pipe, lambda stage, inputs: probes[stage].run(inputs)),
-        ):
+
+        def probed(stage: str, inputs: dict[str, fidelity.Array]) -> dict[str, fidelity.Array]:
+            return probes[stage].run(inputs)
+
+        with edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe:
 
             def latents() -> list[fidelity.Array]:
-                return [list(fidelity.trajectory(pipe, s))[-1].latents for s in shots]
+                runs = [fidelity.trajectory(pipe, s, lambda _: probed) for s in shots]
+                return [list(run)[-1].latents for run in runs]
 
             def pixels(of: list[fidelity.Array]) -> list[fidelity.Array]:
                 return [
-                    pipe.run_stage("vae_decoder", {"latent_sample": pipe.decoder_input(x)})[
-                        "sample"
-                    ]
+                    probed("vae_decoder", {"latent_sample": pipe.decoder_input(x)})["sample"]
                     for x in of
                 ]
 

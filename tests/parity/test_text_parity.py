@@ -15,7 +15,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import edgediff
 from edgediff.conditioning import TextConditioner
 from edgediff.errors import InputError
-from edgediff.settings import resolve
 
 pytestmark = [  # of diffusers itself
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -77,8 +76,8 @@ def encode(both: Both, fragments: list[tuple[str, float]]) -> torch.Tensor:
 
 def ours(both: Both, prompt: str, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Our hidden states of the prompt and of the negative one."""
-    settings = resolve(both.ours.bundle, prompt, {"guidance_scale": 5.0, **options})
-    _, positive, negative = TextConditioner(both.ours.bundle, both.ours.run_stage)(settings)
+    settings = both.ours.resolve(prompt, **{"guidance_scale": 5.0, **options}).settings
+    _, positive, negative = TextConditioner(both.ours.bundle)(settings, both.ours.run_stage)
     assert negative is not None
     return positive.encoder_hidden_states, negative.encoder_hidden_states
 

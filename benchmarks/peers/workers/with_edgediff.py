@@ -23,9 +23,9 @@ def load(config: dict[str, Any]) -> Draw:
         )
         timings = made.timings
         return made.images[0], {
-            "text_encoder": timings.text_encoder,
+            "text_encoder": timings.stages["text_encoder"],
             "steps": list(timings.steps),
-            "vae_decoder": timings.vae_decoder,
+            "vae_decoder": timings.stages["decoder"],
         }
 
     return draw

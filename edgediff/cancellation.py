@@ -1,0 +1,82 @@
+"""Stopping a run: from another thread, or at its deadline."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from edgediff.checks import check_number
+from edgediff.errors import Cancelled, DeadlineExceeded, InputError, Name
+
+
+class Terminable(Protocol):
+    """onnxruntime's RunOptions: a run stops before its next operator once `terminate` is set."""
+
+    terminate: bool
+
+
+class CancelToken:
+    """Belongs to one run, and ends it when `cancel` is called or the deadline has passed.
+
+    deadline: seconds from now; None = no limit. Raises InputError unless it is positive."""
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self._seconds = None if deadline is None else check_deadline(deadline)
+        self._end = None if self._seconds is None else time.monotonic() + self._seconds
+        self._cancelled = self._expired = False
+        self._lock = threading.Lock()
+        self._running: list[Terminable] = []
+
+    def cancel(self) -> None:
+        """End the run from any thread. The operator that is being computed finishes first."""
+        self._cancelled = True
+        self._terminate()
+
+    def check(self) -> None:
+        """Raise Cancelled or DeadlineExceeded if the run has to end."""
+        if self._cancelled:
+            raise Cancelled("the run was cancelled")
+        if self._expired or (self._end is not None and time.monotonic() >= self._end):
+            raise DeadlineExceeded(
+                f"the run did not finish within its deadline of {self._seconds:g} s: give more"
+                " time, fewer steps or a smaller size"
+            )
+
+    @contextlib.contextmanager
+    def terminates(self, options: Terminable) -> Iterator[None]:
+        """While the block runs, let this token stop the onnxruntime run with these RunOptions."""
+        timer: threading.Timer | None = None
+        with self._lock:
+            self._running.append(options)
+        try:
+            self.check()  # after `append`: a cancel from here on reaches the options
+            if self._end is not None:
+                timer = threading.Timer(self._end - time.monotonic(), self._expire)
+                timer.daemon = True
+                timer.start()
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+            with self._lock:
+                self._running.remove(options)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._terminate()
+
+    def _terminate(self) -> None:
+        with self._lock:
+            for options in self._running:
+                options.terminate = True
+
+
+def check_deadline(deadline: float) -> float:
+    """Raise InputError unless it is a positive number of seconds."""
+    seconds = check_number("deadline", deadline)
+    if not 0 < seconds <= threading.TIMEOUT_MAX:  # nan too
+        raise InputError(
+            Name("deadline"), f" is {deadline!r}: expected a positive number of seconds"
+        )
+    return seconds
