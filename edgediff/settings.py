@@ -13,9 +13,9 @@ import numpy as np
 from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.control import Control, ControlSettings, resolve_controls
-from edgediff.denoiser import check_interval, check_rescale, guided_steps
 from edgediff.emphasis import parse_weights
 from edgediff.errors import InputError, Name, Value
+from edgediff.guidance import Guidance
 from edgediff.hires import Mode, resolve_hires
 from edgediff.inputs import (
     Inputs,
@@ -145,6 +145,15 @@ class Settings:
     hires_steps: int | None = None
     hires_mode: Mode | None = None
 
+    def guidance(self, embedding_dim: int | None) -> Guidance:
+        """How this call is guided; embedding_dim: see `Guidance`."""
+        return Guidance(
+            scale=self.guidance_scale,
+            rescale=self.guidance_rescale,
+            interval=self.guidance_interval,
+            embedding_dim=embedding_dim,
+        )
+
 
 def resolve(
     bundle: Bundle,
@@ -191,12 +200,17 @@ def resolve(
         spacing=spacing,
         strength=strength,
     )
+    guidance = Guidance(
+        scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
+        rescale=_or(options.get("guidance_rescale"), 0.0),
+        interval=_or(options.get("guidance_interval"), (0.0, 1.0)),
+    )
     variation_seed, variation_strength = _check_variation(options)
     settings = Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
         steps=plan.total,
-        guidance_scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
+        guidance_scale=guidance.scale,
         sampler=plan.sampler,
         width=width,
         height=height,
@@ -204,8 +218,8 @@ def resolve(
         bundle=bundle.id,
         provider=provider,
         spacing=plan.spacing,
-        guidance_rescale=check_rescale(_or(options.get("guidance_rescale"), 0.0)),
-        guidance_interval=check_interval(_or(options.get("guidance_interval"), (0.0, 1.0))),
+        guidance_rescale=guidance.rescale,
+        guidance_interval=guidance.interval,
         variation_seed=variation_seed,
         variation_strength=variation_strength,
         prompt_weights=_check_prompt_weights(
@@ -221,7 +235,7 @@ def resolve(
         **resolve_hires(manifest, options, (width, height), plan.total),
     )
     make_plans(manifest.schedule, settings)
-    _check_guided(settings, len(plan.steps))
+    _check_guided(guidance, len(plan.steps))
     return settings
 
 
@@ -267,14 +281,13 @@ def _check_guidance(guidance: float) -> float:
     return float(guidance)
 
 
-def _check_guided(settings: Settings, steps: int) -> None:
+def _check_guided(guidance: Guidance, steps: int) -> None:
     """Raise InputError for guidance that would act on no step."""
-    interval = settings.guidance_interval
-    if settings.guidance_scale > 1.0 and not guided_steps(interval, steps):
+    if guidance.acts and not guidance.steps(steps):
         raise InputError(
             Name("guidance_interval"),
             " is ",
-            Value("guidance_interval", interval),
+            Value("guidance_interval", guidance.interval),
             f": none of {steps} steps begins there: give a wider part, or more steps",
         )
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.compiled import Outcome
 from edgediff.control import for_control
-from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError, Name
+from edgediff.guidance import Guidance
 from edgediff.session import Session, SessionOptions
 
 UNITS = {
@@ -54,7 +54,8 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
     embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
-    rows = 2 if needs_negative(defaults.guidance_scale) and not embeds_guidance else 1
+    guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
+    rows = 2 if guided else 1
     lowered = manifest.graphs["unet"].loaded_bytes is not None
     unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
     # A control network is half a UNet, whose results are as large as its inner values.
