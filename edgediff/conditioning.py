@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediff.bundle import Bundle
-from edgediff.denoiser import Conditioning, needs_negative
+from edgediff.denoiser import Conditioning
 from edgediff.emphasis import apply_weights
 from edgediff.errors import BundleError
 from edgediff.prompt import EncodedPrompt, PromptReport, Tokenizer
@@ -38,7 +38,7 @@ class TextConditioner:
         """What became of the prompts, and the conditioning of the prompt and of the negative one,
         None if guidance does not need it. run_stage: runs a graph of the bundle."""
         prompt = self._tokenize(settings.prompt, settings)
-        guided = needs_negative(settings.guidance_scale, self.guidance_embedding_dim())
+        guided = settings.guidance(self.guidance_embedding_dim()).needs_negative
         zeros = settings.negative_prompt is None and self._manifest.zeros_for_no_negative
         against = self._tokenize(settings.negative_prompt or "", settings) if guided else None
         if zeros or against is None:

@@ -13,9 +13,9 @@ import numpy as np
 from edgediff.bundle import Bundle, Manifest
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.control import Control, check_controls, control_notes, control_records, open_controls
-from edgediff.denoiser import check_interval, check_rescale, guided_steps
 from edgediff.emphasis import parse_weights
 from edgediff.errors import InputError, Name, Value
+from edgediff.guidance import Guidance
 from edgediff.hires import resolve_hires, rounding
 from edgediff.inputs import Inputs, check_inputs, check_mask, open_inputs, record, size_of
 from edgediff.noise import check_seed, check_variation_strength
@@ -102,6 +102,11 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         spacing=spacing,
         strength=strength,
     )
+    guidance = Guidance(
+        scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
+        rescale=_or(options.get("guidance_rescale"), 0.0),
+        interval=_or(options.get("guidance_interval"), (0.0, 1.0)),
+    )
     variation_seed, variation_strength = _check_variation(options)
     controls = open_controls(manifest, options.get("control"))
     check_controls(controls, len(plan.steps))
@@ -109,7 +114,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         prompt=prompt,
         negative_prompt=negative_prompt,
         steps=plan.total,
-        guidance_scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
+        guidance_scale=guidance.scale,
         sampler=plan.sampler,
         width=width,
         height=height,
@@ -117,8 +122,8 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         bundle=bundle.id,
         provider="auto",
         spacing=plan.spacing,
-        guidance_rescale=check_rescale(_or(options.get("guidance_rescale"), 0.0)),
-        guidance_interval=check_interval(_or(options.get("guidance_interval"), (0.0, 1.0))),
+        guidance_rescale=guidance.rescale,
+        guidance_interval=guidance.interval,
         variation_seed=variation_seed,
         variation_strength=variation_strength,
         prompt_weights=_check_prompt_weights(
@@ -134,7 +139,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         **resolve_hires(manifest, options, (width, height), plan.total),
     )
     plans = (plan, *_second_pass(manifest.schedule, settings))
-    _check_guided(settings, len(plan.steps))
+    _check_guided(guidance, len(plan.steps))
     notes = (
         *inputs.notes(width, height, asked=options.get("size") is not None),
         *control_notes(controls, width, height),
@@ -195,14 +200,13 @@ def _check_guidance(guidance: float) -> float:
     return float(guidance)
 
 
-def _check_guided(settings: Settings, steps: int) -> None:
+def _check_guided(guidance: Guidance, steps: int) -> None:
     """Raise InputError for guidance that would act on no step."""
-    interval = settings.guidance_interval
-    if settings.guidance_scale > 1.0 and not guided_steps(interval, steps):
+    if guidance.acts and not guidance.steps(steps):
         raise InputError(
             Name("guidance_interval"),
             " is ",
-            Value("guidance_interval", interval),
+            Value("guidance_interval", guidance.interval),
             f": none of {steps} steps begins there: give a wider part, or more steps",
         )
 

@@ -166,10 +166,7 @@ class Run(Iterator[Step]):
             prediction_type=self._manifest.schedule.prediction_type,
             prompt=prompt,
             negative=negative,
-            guidance_scale=self.settings.guidance_scale,
-            guidance_embedding_dim=self._text.guidance_embedding_dim(),
-            guidance_rescale=self.settings.guidance_rescale,
-            guidance_interval=self.settings.guidance_interval,
+            guidance=self.settings.guidance(self._text.guidance_embedding_dim()),
             beside=begin.beside,
         )
         trajectory = sample(denoise, begin.latents, plan, noise)

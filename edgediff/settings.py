@@ -7,6 +7,7 @@ from typing import TypedDict
 from edgediff.bundle import GraphSpec
 from edgediff.control import Control, ControlSettings
 from edgediff.errors import InputError, Name
+from edgediff.guidance import Guidance
 from edgediff.hires import Mode
 from edgediff.inputs import PictureRecord
 from edgediff.picture import Source
@@ -119,6 +120,15 @@ class Settings:
     hires_strength: float | None = None
     hires_steps: int | None = None
     hires_mode: Mode | None = None
+
+    def guidance(self, embedding_dim: int | None) -> Guidance:
+        """How this call is guided; embedding_dim: see `Guidance`."""
+        return Guidance(
+            scale=self.guidance_scale,
+            rescale=self.guidance_rescale,
+            interval=self.guidance_interval,
+            embedding_dim=embedding_dim,
+        )
 
 
 def clip_skip_output(clip_skip: int) -> str:

@@ -14,8 +14,8 @@ from edgediff.bundle import Bundle, GraphSpec, Manifest
 from edgediff.cancellation import CancelToken
 from edgediff.compiled import Outcome
 from edgediff.control import for_control
-from edgediff.denoiser import needs_negative
 from edgediff.errors import InputError, Name
+from edgediff.guidance import Guidance
 from edgediff.providers import PROVIDERS
 from edgediff.session import Array, Session, SessionOptions, free_dimensions
 
@@ -59,7 +59,8 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
     embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
-    rows = 2 if needs_negative(defaults.guidance_scale) and not embeds_guidance else 1
+    guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
+    rows = 2 if guided else 1
     lowered = manifest.graphs["unet"].loaded_bytes is not None
     unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
     # A control network is half a UNet, whose results are as large as its inner values.

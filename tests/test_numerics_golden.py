@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgediff.denoiser import Conditioning, Denoiser, guidance_embedding
+from edgediff.denoiser import Conditioning, Denoiser
+from edgediff.guidance import Guidance
 from edgediff.noise import TorchGenerator
 from edgediff.plan import make_plan
 from edgediff.samplers import SAMPLERS, initial_latents, sample
@@ -88,4 +89,6 @@ def test_every_sampler_has_golden_latents() -> None:
 
 def test_guidance_embedding() -> None:
     expected = GOLDEN["guidance/7.5/32"]
-    np.testing.assert_allclose(guidance_embedding(7.5, 32), expected, rtol=0, atol=1e-3)
+    ours = Guidance(scale=7.5, embedding_dim=32).embedding()
+    assert ours is not None
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from edgediff.bundle import LatentSpec
 from edgediff.conditioning import time_ids
-from edgediff.denoiser import guidance_embedding
+from edgediff.guidance import Guidance
 from edgediff.prompt import Tokenizer
 from edgediff_export.fidelity import PROMPTS, Array, Case, Named
 
@@ -48,8 +48,9 @@ def unet_inputs(
             "timestep": np.array(timestep, np.float32),
             "encoder_hidden_states": np.concatenate(states, axis=-1),
         }
-        if cond_dim:
-            inputs["timestep_cond"] = guidance_embedding(guidance_scale, cond_dim)
+        embedding = Guidance(scale=guidance_scale, embedding_dim=cond_dim or None).embedding()
+        if embedding is not None:
+            inputs["timestep_cond"] = embedding
         if config.get("addition_embed_type") == "text_time":
             inputs["text_embeds"] = prompt[-1].outputs["text_embeds"]
             inputs["time_ids"] = time_ids(*size)

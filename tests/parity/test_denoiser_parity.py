@@ -21,7 +21,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from edgediff.denoiser import Conditioning, Denoiser, guidance_embedding
+from edgediff.denoiser import Conditioning, Denoiser
+from edgediff.guidance import Guidance
 from edgediff.noise import TorchGenerator
 from edgediff.plan import make_plan
 from edgediff.samplers import initial_latents, sample
@@ -162,9 +163,7 @@ def test_latents_equal_the_pipelines(
         prediction_type=schedule.prediction_type,
         prompt=Conditioning(encoder_hidden_states=prompt),
         negative=Conditioning(encoder_hidden_states=negative),
-        guidance_scale=guidance,
-        guidance_embedding_dim=dim,
-        guidance_rescale=rescale,
+        guidance=Guidance(scale=guidance, embedding_dim=dim, rescale=rescale),
     )
     *_, last = sample(denoise, initial_latents(draw(0), plan), plan, draw)
     assert np.abs(last.latents - theirs).max() < 1e-4 * np.abs(theirs).max()
@@ -175,7 +174,8 @@ def test_latents_equal_the_pipelines(
 def test_guidance_embedding(guidance: float, dim: int) -> None:
     pipe = StableDiffusionPipeline.get_guidance_scale_embedding
     theirs = pipe(None, torch.tensor(guidance - 1).repeat(1), embedding_dim=dim).numpy()
-    ours = guidance_embedding(guidance, dim)
+    ours = Guidance(scale=guidance, embedding_dim=dim).embedding()
+    assert ours is not None
     assert ours.dtype == np.float32
     # A phase of w·1000 in float32 is uncertain by its last bits, on both sides.
     atol = 1e-6 + abs(guidance - 1) * 1000 * 2.0**-22
