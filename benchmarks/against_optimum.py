@@ -21,9 +21,9 @@ from benchmarks.measure import (
     print_table,
     write_json,
 )
-from edgediff.bundle import Bundle
-from edgediff.prompt import Tokenizer
-from edgediff.session import Session, SessionOptions, ort
+from edgediff.backend.session import Session, SessionOptions, ort
+from edgediff.bundle.manifest import Bundle
+from edgediff.text.tokenizer import Tokenizer
 from edgediff.verification import relative_error
 
 Arrays = dict[str, NDArray[Any]]

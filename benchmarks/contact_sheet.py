@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 import edgediff
-from edgediff.sheet import contact_sheet
+from edgediff.images.contact_sheet import contact_sheet
 
 PROMPTS = (
     "a red apple", "a fox", "a red heart", "the sun", "a house", "a fish", "a tree", "a car",

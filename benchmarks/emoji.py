@@ -28,8 +28,8 @@ from PIL import Image
 import edgediff
 from benchmarks.contact_sheet import sheet, strip
 from benchmarks.measure import Check, machine, print_checks, print_machine, print_table
-from edgediff.image import psnr
-from edgediff.session import ort
+from edgediff.backend.session import ort
+from edgediff.images.metrics import psnr
 
 HERE = Path(__file__).parent
 JUDGE, CONCEPTS = HERE / "emoji_judge.onnx", HERE / "emoji_concepts.json"

@@ -15,8 +15,8 @@ import numpy as np
 
 import edgediff
 from benchmarks.models import ROOT
+from edgediff.backend.session import ort
 from edgediff.bench import machine as this_machine
-from edgediff.session import ort
 
 PAUSE = 0.05
 """Seconds between runs, so that one session's threads sleep before the next one's start."""

@@ -35,7 +35,8 @@ from benchmarks.measure import (
     print_table,
     write_json,
 )
-from edgediff.image import psnr, to_pictures
+from edgediff.images.metrics import psnr
+from edgediff.networks.autoencoder import to_images
 
 PROMPTS = (
     "a red apple", "a fox", "a red heart", "the sun", "a house", "a fish", "a tree", "a car",
@@ -149,7 +150,7 @@ def compare_taesd(
     for path, latents in zip(pictures, encode(vae, pictures), strict=True):
         reference, decoded = (
             np.asarray(
-                to_pictures(pipe.run_stage("vae_decoder", {"latent_sample": latents})["sample"])[0]
+                to_images(pipe.run_stage("vae_decoder", {"latent_sample": latents})["sample"])[0]
             )
             for pipe in (f, q)
         )

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 import edgediff
-from edgediff.sheet import contact_sheet
+from edgediff.images.contact_sheet import contact_sheet
 
 SIDE = 128
 

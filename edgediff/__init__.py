@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome, prepare_jobs, read_jobs, run_jobs
-    from edgediff.control import Control
     from edgediff.errors import (
         BundleError,
         Cancelled,
@@ -21,15 +20,16 @@ if TYPE_CHECKING:
         InputError,
         ProviderError,
     )
-    from edgediff.maps import edges
+    from edgediff.images.canny import edges
     from edgediff.pipeline import Pipeline, load
-    from edgediff.prompt import PromptReport
-    from edgediff.record import Recorded, recorded
-    from edgediff.request import Request
+    from edgediff.request.control import Control
+    from edgediff.request.options import Options
+    from edgediff.request.record import Recorded, recorded
+    from edgediff.request.request import Request
     from edgediff.result import Progress, Result, Timings
     from edgediff.run import Run
-    from edgediff.samplers import Step
-    from edgediff.settings import Options
+    from edgediff.sampling.samplers import Step
+    from edgediff.text.tokenizer import PromptReport
     from edgediff.verification import verify
 
 __version__ = "0.1.0"
@@ -37,29 +37,29 @@ __version__ = "0.1.0"
 _HOMES = {
     "BundleError": "errors",
     "Cancelled": "errors",
-    "Control": "control",
+    "Control": "request.control",
     "DeadlineExceeded": "errors",
     "EdgediffError": "errors",
     "ExportError": "errors",
     "InputError": "errors",
     "Job": "batch",
-    "Options": "settings",
+    "Options": "request.options",
     "Outcome": "batch",
     "Pipeline": "pipeline",
     "Progress": "result",
-    "PromptReport": "prompt",
+    "PromptReport": "text.tokenizer",
     "ProviderError": "errors",
-    "Recorded": "record",
-    "Request": "request",
+    "Recorded": "request.record",
+    "Request": "request.request",
     "Result": "result",
     "Run": "run",
-    "Step": "samplers",
+    "Step": "sampling.samplers",
     "Timings": "result",
-    "edges": "maps",
+    "edges": "images.canny",
     "load": "pipeline",
     "prepare_jobs": "batch",
     "read_jobs": "batch",
-    "recorded": "record",
+    "recorded": "request.record",
     "run_jobs": "batch",
     "verify": "verification",
 }

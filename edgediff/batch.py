@@ -18,18 +18,18 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from edgediff import __version__
-from edgediff.bundle import Bundle
+from edgediff.bundle.manifest import Bundle
+from edgediff.bundle.schema import describe
 from edgediff.errors import Cancelled, EdgediffError, InputError, Name, Value, first_line
-from edgediff.image import check_output, save_png
+from edgediff.images.contact_sheet import MAX_SIDE, contact_sheet
+from edgediff.images.png import check_output, save_png
 from edgediff.pipeline import Pipeline
-from edgediff.record import read_record, without_defaults
-from edgediff.request import Request, check_text, resolve, resolve_seeds
+from edgediff.request.options import Options
+from edgediff.request.record import read_record, without_defaults
+from edgediff.request.request import Request, check_text, resolve, resolve_seeds
 from edgediff.result import Result, output_paths
 from edgediff.run import Run
-from edgediff.samplers import Step
-from edgediff.schema import describe
-from edgediff.settings import Options
-from edgediff.sheet import MAX_SIDE, contact_sheet
+from edgediff.sampling.samplers import Step
 
 _SHOWN = 10
 """Where no line can be used, as many are named."""

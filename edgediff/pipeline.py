@@ -12,27 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgediff.bundle import Bundle, Defaults, Manifest
-from edgediff.cancellation import CancelToken
-from edgediff.compiled import default_cache_dir
-from edgediff.conditioning import TextConditioner
-from edgediff.control import control_names, for_control
-from edgediff.errors import BundleError, InputError, ProviderError
-from edgediff.inputs import ENCODER
-from edgediff.providers import PROVIDERS, check_provider_name
-from edgediff.request import Request, resolve
-from edgediff.result import Progress, Result
-from edgediff.run import Run
-from edgediff.samplers import Step
-from edgediff.session import (
+from edgediff.backend.cancellation import CancelToken
+from edgediff.backend.compile_cache import default_cache_dir
+from edgediff.backend.memory import memory_limit
+from edgediff.backend.pool import Stages
+from edgediff.backend.providers import PROVIDERS, check_provider_name
+from edgediff.backend.run_stage import RunStage
+from edgediff.backend.session import (
     Observe,
     SessionOptions,
     is_installed,
     why_missing,
 )
-from edgediff.settings import Options
-from edgediff.stages import RunStage, Stages, memory_limit
-from edgediff.vae import Vae, check_tile, decoder_input
+from edgediff.bundle.manifest import Bundle, Defaults, Manifest
+from edgediff.errors import BundleError, InputError, ProviderError
+from edgediff.networks.autoencoder import Vae, check_tile, decoder_input
+from edgediff.networks.text_encoder import TextConditioner
+from edgediff.request.control import control_names, for_control
+from edgediff.request.init_image import ENCODER
+from edgediff.request.options import Options
+from edgediff.request.request import Request, resolve
+from edgediff.result import Progress, Result
+from edgediff.run import Run
+from edgediff.sampling.samplers import Step
 
 BUILT_IN = "emoji"
 
@@ -72,7 +74,8 @@ def load(
         the tile, and an autoencoder with group norms makes something else of a tile than of the
         whole.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
-    observe: what sessions note down beside running, for benchmarks (`edgediff.session.Observe`).
+    observe: what sessions note down beside running, for benchmarks (`Observe` of
+        `edgediff.backend.session`).
 
     Where `auto` passed over a provider that is installed, `Pipeline.passed_over` says why.
 

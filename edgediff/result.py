@@ -8,10 +8,12 @@ from typing import Literal
 
 from PIL import Image
 
-from edgediff import __version__, image
-from edgediff.prompt import PromptReport
-from edgediff.settings import Settings
-from edgediff.sheet import contact_sheet
+from edgediff import __version__
+from edgediff.images.contact_sheet import contact_sheet
+from edgediff.images.png import check_output, save_png
+from edgediff.request.a1111 import parameters
+from edgediff.request.settings import Settings
+from edgediff.text.tokenizer import PromptReport
 
 Phase = Literal["text_encoder", "encoder", "denoiser", "upscale", "decoder"]
 """A part of a run: the role of the network that works in it, or "upscale", which makes the first
@@ -64,10 +66,10 @@ class Result:
         Raises InputError where a path cannot be written."""
         paths = output_paths(Path(path), self.seeds)
         for p in paths:
-            image.check_output(p)
+            check_output(p)
         for picture, seed, p in zip(self.images, self.seeds, paths, strict=True):
             record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
-            image.save_png(picture, p, parameters=image.parameters(record), record=record)
+            save_png(picture, p, parameters=parameters(record), record=record)
         return paths
 
     def grid(self, columns: int | None = None) -> Image.Image:
@@ -82,9 +84,9 @@ class Result:
 
         Raises InputError where it cannot be written."""
         path = Path(path)
-        image.check_output(path)
+        check_output(path)
         record = {"edgediff": __version__, "seeds": self.seeds, **asdict(self.settings)}
-        image.save_png(self.grid(columns), path, parameters=None, record=record)
+        save_png(self.grid(columns), path, parameters=None, record=record)
         return path
 
 

@@ -10,22 +10,23 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from edgediff.bundle import Manifest
-from edgediff.cancellation import CancelToken
-from edgediff.conditioning import TextConditioner, at_size
-from edgediff.denoiser import Conditioning, Denoiser
-from edgediff.hires import larger, resized
-from edgediff.noise import TorchGenerator, VariedGenerator
-from edgediff.plan import Plan
-from edgediff.prompt import PromptReport
-from edgediff.request import Request
+from edgediff.backend.cancellation import CancelToken
+from edgediff.backend.run_stage import RunStage
+from edgediff.bundle.manifest import Manifest
+from edgediff.initial_latents import Start, from_latents, repaint, start
+from edgediff.networks.autoencoder import Vae, to_sample
+from edgediff.networks.text_encoder import TextConditioner, at_size
+from edgediff.networks.unet import choose_unet
+from edgediff.request.hires import larger
+from edgediff.request.request import Request
+from edgediff.request.settings import Settings
 from edgediff.result import Phase, Progress, Result, Timings
-from edgediff.samplers import Latents, Noise, Step, sample
-from edgediff.settings import Settings
-from edgediff.stages import RunStage
-from edgediff.start import Start, from_latents, repaint, start
-from edgediff.unet import choose_unet
-from edgediff.vae import Vae, to_sample
+from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.noise import TorchGenerator, VariedGenerator
+from edgediff.sampling.plan import Plan
+from edgediff.sampling.resize import resized
+from edgediff.sampling.samplers import Latents, Noise, Step, sample
+from edgediff.text.tokenizer import PromptReport
 
 
 class Run(Iterator[Step]):

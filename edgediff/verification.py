@@ -6,11 +6,11 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediff.bundle import Bundle
+from edgediff.backend.memory import memory_limit
+from edgediff.bundle.manifest import Bundle
 from edgediff.errors import BundleError, EdgediffError
-from edgediff.image import psnr
+from edgediff.images.metrics import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load
-from edgediff.stages import memory_limit
 
 PICTURE_MARGIN_DB = 6.0
 """How far below the PSNR of the export a device's picture may fall: rounding differs by provider,

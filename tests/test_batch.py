@@ -13,7 +13,7 @@ from PIL import Image
 import edgediff
 from edgediff import batch
 from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
-from edgediff.bundle import Bundle
+from edgediff.bundle.manifest import Bundle
 from edgediff.errors import InputError, ProviderError
 
 
@@ -293,7 +293,9 @@ def test_another_bundles_picture_is_not_kept(pipe: edgediff.Pipeline, tmp_path: 
             ({"bundle": "x"}, False),
         ):
             text = json.dumps(record | changes)
-            edgediff.image.save_png(picture.copy(), path, parameters=None, record=json.loads(text))
+            edgediff.images.png.save_png(
+                picture.copy(), path, parameters=None, record=json.loads(text)
+            )
             assert (kept(job, pipe.bundle) is not None) == there
 
 

@@ -6,10 +6,10 @@ from PIL import Image
 
 import edgediff
 from benchmarks import emoji
-from edgediff.image import psnr
+from edgediff.images.metrics import psnr
 from edgediff.pipeline import find_bundle
-from edgediff.samplers import SAMPLERS
-from edgediff.spacing import Spacing
+from edgediff.sampling.samplers import SAMPLERS
+from edgediff.sampling.sigmas import Spacing
 from tests.golden import make_pictures
 
 # Of 40 concepts, somewhat below what was measured: rounding differs between processors.

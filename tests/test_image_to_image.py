@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import edgediff
-from edgediff.bundle import MANIFEST
+from edgediff.backend.run_stage import RunStage
+from edgediff.bundle.manifest import MANIFEST
 from edgediff.errors import InputError, ProviderError
 from edgediff.pipeline import Pipeline
-from edgediff.samplers import SAMPLERS
-from edgediff.stages import RunStage
+from edgediff.sampling.samplers import SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_values_that_are_not_finite_are_an_error(pipe: Pipeline) -> None:
         next(run)
 
 
-def test_what_was_done_to_pictures_is_told(pipe: Pipeline, tmp_path: Path) -> None:
+def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None:
     rgba = np.dstack([photograph(), np.full((64, 64), 128, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     result = pipe.generate("a fox", seed=0, init_image=tmp_path / "a.png")

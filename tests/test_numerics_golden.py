@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgediff.denoiser import Conditioning, Denoiser
-from edgediff.guidance import Guidance
-from edgediff.noise import TorchGenerator
-from edgediff.plan import make_plan
-from edgediff.samplers import SAMPLERS, initial_latents, sample
-from edgediff.schedule import NoiseSchedule, alphas_cumprod
+from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.guidance import Guidance
+from edgediff.sampling.noise import TorchGenerator
+from edgediff.sampling.plan import make_plan
+from edgediff.sampling.samplers import SAMPLERS, initial_latents, sample
+from edgediff.sampling.schedule import NoiseSchedule, alphas_cumprod
 
 with np.load(Path(__file__).parent / "golden" / "numerics.npz") as _archive:
     GOLDEN = dict(_archive)

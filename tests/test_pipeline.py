@@ -15,13 +15,13 @@ from PIL import Image
 
 import edgediff
 from edgediff import pipeline as pipeline_module
-from edgediff import session as session_module
-from edgediff.bundle import MANIFEST, Bundle
+from edgediff.backend import session as session_module
+from edgediff.backend.run_stage import RunStage
+from edgediff.bundle.manifest import MANIFEST, Bundle
 from edgediff.errors import BundleError, InputError, ProviderError
+from edgediff.networks.autoencoder import Vae
 from edgediff.pipeline import Pipeline
-from edgediff.samplers import SAMPLERS
-from edgediff.stages import RunStage
-from edgediff.vae import Vae
+from edgediff.sampling.samplers import SAMPLERS
 
 
 @pytest.fixture(scope="module")

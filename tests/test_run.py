@@ -18,13 +18,13 @@ from PIL import Image
 
 import edgediff
 import edgediff.batch
-import edgediff.picture
+import edgediff.images.source
 import edgediff.pipeline
-import edgediff.request
+import edgediff.request.request
+from edgediff.backend.run_stage import RunStage
 from edgediff.batch import prepare_jobs, read_jobs, run_jobs
 from edgediff.cli import main
 from edgediff.errors import Cancelled, DeadlineExceeded, InputError
-from edgediff.stages import RunStage
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ class Counts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.resolved = self.decoded = self.planned = 0
-        resolve, plan = edgediff.request.resolve, edgediff.request.make_plan
-        decode = edgediff.picture._convert
+        resolve, plan = edgediff.request.request.resolve, edgediff.request.request.make_plan
+        decode = edgediff.images.source._convert
 
         def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any, **options: Any) -> Any:
@@ -55,10 +55,10 @@ class Counts:
 
             return call
 
-        for module in (edgediff.request, edgediff.batch, edgediff.pipeline):
+        for module in (edgediff.request.request, edgediff.batch, edgediff.pipeline):
             monkeypatch.setattr(module, "resolve", counted("resolved", resolve))
-        monkeypatch.setattr(edgediff.request, "make_plan", counted("planned", plan))
-        monkeypatch.setattr(edgediff.picture, "_convert", counted("decoded", decode))
+        monkeypatch.setattr(edgediff.request.request, "make_plan", counted("planned", plan))
+        monkeypatch.setattr(edgediff.images.source, "_convert", counted("decoded", decode))
 
     @property
     def all(self) -> tuple[int, int, int]:
@@ -126,7 +126,7 @@ def test_a_jobs_paths_draw_no_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def drawn(_: int) -> int:
         raise AssertionError("a seed was drawn")
 
-    monkeypatch.setattr(edgediff.request.secrets, "randbelow", drawn)
+    monkeypatch.setattr(edgediff.request.request.secrets, "randbelow", drawn)
     (tmp_path / "p.txt").write_text("a fox\n")
     (job,) = read_jobs(tmp_path / "p.txt", tmp_path)
     assert job.paths == job.paths == [tmp_path / "0001.png"]

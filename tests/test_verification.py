@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 import edgediff
-from edgediff.bundle import MANIFEST, Bundle, describe_files
+from edgediff.bundle.manifest import MANIFEST, Bundle, describe_files
 from edgediff.errors import BundleError, ProviderError
 from edgediff.verification import relative_error
 

@@ -20,7 +20,7 @@ from benchmarks.peers.results import Cold, Measured, Result, Settings, Warm
 from edgediff.bench import machine
 from edgediff.bench.machine import Conditions
 from edgediff.bench.runner import Worker, WorkerError
-from edgediff.image import psnr
+from edgediff.images.metrics import psnr
 
 Pixels = NDArray[np.uint8]
 

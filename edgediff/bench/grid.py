@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 import edgediff
+from edgediff.backend.providers import PROVIDERS, check_provider_name
+from edgediff.backend.session import version
 from edgediff.bench.results import Config, Model
 from edgediff.bench.runner import Job
-from edgediff.bundle import Bundle, PictureFidelity
+from edgediff.bundle.manifest import Bundle, PictureFidelity
 from edgediff.errors import InputError
 from edgediff.pipeline import find_bundle
-from edgediff.providers import PROVIDERS, check_provider_name
-from edgediff.request import resolve
-from edgediff.session import version
+from edgediff.request.request import resolve
 
 PROMPT = "a red apple"
 

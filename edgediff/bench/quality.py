@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from edgediff.bench.results import Config, Quality
-from edgediff.bundle import Bundle, PictureFidelity
-from edgediff.image import psnr
+from edgediff.bundle.manifest import Bundle, PictureFidelity
+from edgediff.images.metrics import psnr
 
 
 def matching(bundle: Bundle, config: Config) -> PictureFidelity | None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgediff.backend.compile_cache import Outcome
 from edgediff.bench.machine import Conditions, Machine
-from edgediff.compiled import Outcome
+from edgediff.bundle.schema import load_json, parse
 from edgediff.errors import InputError
-from edgediff.schema import load_json, parse
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
+from edgediff.backend.compile_cache import Outcome
 from edgediff.bench import machine, results
 from edgediff.bench.intervals import is_narrow, median_interval
 from edgediff.bench.quality import compare
 from edgediff.bench.results import Cold, Config, Operator, Picture, Placement, Result, Run
-from edgediff.compiled import Outcome
 from edgediff.errors import InputError
 
 _TIMELINE = 400

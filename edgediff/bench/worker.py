@@ -53,9 +53,9 @@ def main() -> None:
 def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
     """Load what `config` names and answer each line."""
     before = time.perf_counter()
+    from edgediff.backend.session import Observe
     from edgediff.bench.machine import peak_memory
     from edgediff.pipeline import load
-    from edgediff.session import Observe
 
     imported = time.perf_counter()
     pipe = load(
@@ -122,8 +122,8 @@ def profile(
     config: dict[str, Any], options: dict[str, Any], top: int
 ) -> dict[str, list[tuple[str, float, float]]]:
     """Stage → (operator, seconds a picture, share of the stage's), the slowest first."""
+    from edgediff.backend.session import Observe
     from edgediff.pipeline import load
-    from edgediff.session import Observe
 
     with tempfile.TemporaryDirectory() as folder:
         pipe = load(

@@ -17,10 +17,10 @@ from edgediff.errors import InputError, Name
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
-    from edgediff.bundle import Bundle
+    from edgediff.bundle.manifest import Bundle
     from edgediff.errors import Value
     from edgediff.pipeline import Pipeline
-    from edgediff.settings import Options
+    from edgediff.request.options import Options
 
 SHEET = "sheet.png"
 """Where --grid goes, beside the pictures."""

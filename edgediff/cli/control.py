@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 if TYPE_CHECKING:
-    from edgediff.control import Control, Process
+    from edgediff.request.control import Control, Process
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+|nan|inf)"
 _PART = r"(?:\d+(?:\.\d*)?|\.\d+)"
@@ -32,7 +32,7 @@ def parse_controls(
 
 
 def _parse(value: str) -> "tuple[str, Control]":
-    from edgediff.control import Control
+    from edgediff.request.control import Control
 
     match = _FORM.fullmatch(value)
     if match is None:

@@ -32,11 +32,11 @@ MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
-    from edgediff.bundle import Bundle
+    from edgediff.bundle.manifest import Bundle
     from edgediff.pipeline import Pipeline
-    from edgediff.record import Recorded
+    from edgediff.request.options import Options
+    from edgediff.request.record import Recorded
     from edgediff.result import Result
-    from edgediff.settings import Options
 
 
 # What a call may ask for, flag by flag. A flag whose parameter has the name of one of
@@ -198,7 +198,7 @@ PICTURE_FLAGS = (
 
 def _options(context: click.Context) -> "Options":
     """The flags that were given, of those that are options of a call."""
-    from edgediff.settings import Options
+    from edgediff.request.options import Options
 
     given: dict[str, Any] = {}
     for parameter in context.command.params:
@@ -215,7 +215,7 @@ def _options(context: click.Context) -> "Options":
 def _count_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
     """`count` consecutive seeds from the one that was given, or a drawn one, on; 0 follows the
     last that there is."""
-    from edgediff.request import resolve_seeds
+    from edgediff.request.request import resolve_seeds
 
     first, *others = resolve_seeds(seeds)
     if others:
@@ -232,7 +232,7 @@ def _start_from(
 ) -> tuple["Recorded", str, "Options"]:
     """What a picture's PNG says, and the prompt and options to make it again: those that were
     given, and its own for the others."""
-    from edgediff.record import describe_given, recorded
+    from edgediff.request.record import describe_given, recorded
 
     with file_of("source"):
         made = recorded(source)
@@ -349,8 +349,8 @@ def generate(
 
     What is left unset comes from the bundle: `edgediff info` shows its defaults.
     """
-    from edgediff.bundle import Bundle
-    from edgediff.cancellation import check_deadline
+    from edgediff.backend.cancellation import check_deadline
+    from edgediff.bundle.manifest import Bundle
     from edgediff.pipeline import find_bundle, load
 
     def open_pipeline() -> "Pipeline":
@@ -429,8 +429,8 @@ def _make_one(
     as_json: bool,
 ) -> None:
     """One call: its images to files, its report to the terminal. made: the image to make again."""
-    from edgediff.image import check_output
-    from edgediff.request import resolve
+    from edgediff.images.png import check_output
+    from edgediff.request.request import resolve
 
     with file_of("output"):
         check_output(output)

@@ -19,7 +19,7 @@ from edgediff.cli.report import (
 )
 
 if TYPE_CHECKING:
-    from edgediff.bundle import Bundle, Quantization
+    from edgediff.bundle.manifest import Bundle, Quantization
     from edgediff.verification import Check
 
 
@@ -31,7 +31,7 @@ def info(bundle: str, as_json: bool) -> None:
 
     BUNDLE is a folder; without one, the built-in model.
     """
-    from edgediff.bundle import Bundle
+    from edgediff.bundle.manifest import Bundle
     from edgediff.pipeline import find_bundle
 
     opened = Bundle.open(find_bundle(bundle))
@@ -166,8 +166,8 @@ def _check_row(check: "Check") -> tuple[str, str, str]:
 @json_flag
 def providers(as_json: bool) -> None:
     """List the execution providers: which can run here, and how to get the others."""
-    from edgediff.providers import PROVIDERS
-    from edgediff.session import why_missing
+    from edgediff.backend.providers import PROVIDERS
+    from edgediff.backend.session import why_missing
 
     missing = {name: why_missing(name) for name in PROVIDERS}
     if as_json:

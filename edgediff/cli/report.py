@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgediff.bundle import Provenance
+    from edgediff.bundle.manifest import Provenance
     from edgediff.result import Result
 
 

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from edgediff.result import Progress, Result
     from edgediff.run import Run
-    from edgediff.samplers import Step
+    from edgediff.sampling.samplers import Step
 
 _POLL = 0.1
 """Seconds; on Windows a waiting thread sees Ctrl-C only when its wait ends."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from edgediff.bundle import Precision
+from edgediff.bundle.manifest import Precision
 from edgediff.cli.flags import parse_size
 from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
-from edgediff.schedule import PredictionType, TimestepSpacing
+from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 
 if TYPE_CHECKING:
-    from edgediff.bundle import Manifest
+    from edgediff.bundle.manifest import Manifest
     from edgediff_export.export import Exported, Target
     from edgediff_export.lower.kernels import Profile
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgediff.bundle import LatentSpec
-from edgediff.control import CONTROLLED_UNET, NETWORK
+from edgediff.bundle.manifest import LatentSpec
 from edgediff.errors import ExportError, InputError, first_line
+from edgediff.request.control import CONTROLLED_UNET, NETWORK
 from edgediff_export.fidelity import Case, Named
 from edgediff_export.quiet import quiet
 from edgediff_export.sources import Source, load_weights, read_config

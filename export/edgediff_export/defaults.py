@@ -2,11 +2,11 @@
 
 import math
 
-from edgediff.bundle import Defaults, LatentSpec
+from edgediff.bundle.manifest import Defaults, LatentSpec
 from edgediff.errors import InputError
-from edgediff.plan import make_plan
-from edgediff.request import check_size
-from edgediff.schedule import NoiseSchedule
+from edgediff.request.request import check_size
+from edgediff.sampling.plan import make_plan
+from edgediff.sampling.schedule import NoiseSchedule
 from edgediff_export.options import Options
 from edgediff_export.scheduling import Sampling, choose_sampling
 from edgediff_export.sources import Source

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgediff.bundle import MergedEmbedding, hash_file
+from edgediff.bundle.manifest import MergedEmbedding, hash_file
 from edgediff.errors import ExportError, InputError
 from edgediff_export.tensorfile import open_tensors, split_argument
 

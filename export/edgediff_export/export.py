@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import edgediff
-from edgediff.bundle import Fidelity, Manifest, PlanSearch, Provenance, Quantization
-from edgediff.control import CONTROLLED_UNET, for_control
+from edgediff.bundle.manifest import Fidelity, Manifest, PlanSearch, Provenance, Quantization
 from edgediff.errors import ExportError
-from edgediff.prompt import Tokenizer
+from edgediff.request.control import CONTROLLED_UNET, for_control
+from edgediff.text.tokenizer import Tokenizer
 from edgediff_export import fidelity, precision, qdq, tokenizer
 from edgediff_export.controlnet import open_controlnets
 from edgediff_export.defaults import choose_defaults, latent_space, named

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgediff.bundle import Bundle, GraphSpec, PictureFidelity, Precision, StageFidelity
+from edgediff.backend.memory import estimate
+from edgediff.backend.run_stage import RunStage
+from edgediff.backend.session import Session, SessionOptions
+from edgediff.bundle.manifest import Bundle, GraphSpec, PictureFidelity, Precision, StageFidelity
 from edgediff.errors import ExportError
-from edgediff.image import psnr, to_pictures
-from edgediff.session import Session, SessionOptions
-from edgediff.stages import RunStage, estimate
+from edgediff.images.metrics import psnr
+from edgediff.networks.autoencoder import to_images
 from edgediff.verification import relative_error
 from edgediff_export.halves import in_float32
 from edgediff_export.stages import Stage
@@ -157,7 +159,7 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
             *_, last = trajectory(pipe, s, functools.partial(_recorder, seen=seen))
             inputs = {"latent_sample": pipe.decoder_input(last.latents)}
             outputs = pipe.run_stage("vae_decoder", inputs)
-            pixels = np.asarray(to_pictures(outputs["sample"])[0])
+            pixels = np.asarray(to_images(outputs["sample"])[0])
             decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
             pictures.append(Picture(pixels=pixels, decoding=decoding, seen=seen))
     gc.collect()

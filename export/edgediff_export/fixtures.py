@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgediff.bundle import LatentSpec
-from edgediff.conditioning import time_ids
-from edgediff.guidance import Guidance
-from edgediff.prompt import Tokenizer
+from edgediff.bundle.manifest import LatentSpec
+from edgediff.networks.text_encoder import time_ids
+from edgediff.sampling.guidance import Guidance
+from edgediff.text.tokenizer import Tokenizer
 from edgediff_export.fidelity import PROMPTS, Array, Case, Named
 
 # Latents a side: enough for every layer to do what it does, and no more.

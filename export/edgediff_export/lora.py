@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgediff.bundle import MergedLora, hash_file
+from edgediff.bundle.manifest import MergedLora, hash_file
 from edgediff.errors import ExportError, InputError, first_line
 from edgediff_export.tensorfile import open_tensors, split_argument
 

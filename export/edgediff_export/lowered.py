@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from edgediff.bundle import Precision
+from edgediff.bundle.manifest import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgediff.bundle import GraphSpec, PlanSearch, Precision, Quantization, StageFidelity
-from edgediff.control import CONTROLLED_UNET
+from edgediff.bundle.manifest import GraphSpec, PlanSearch, Precision, Quantization, StageFidelity
 from edgediff.errors import ExportError
+from edgediff.request.control import CONTROLLED_UNET
 from edgediff_export import fidelity
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.cpu import Prepared

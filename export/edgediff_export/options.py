@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edgediff.bundle import Precision
+from edgediff.bundle.manifest import Precision
 from edgediff.errors import InputError
-from edgediff.schedule import PredictionType, TimestepSpacing
+from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 from edgediff_export.budget import Budget
 from edgediff_export.embedding import Embedding
 from edgediff_export.lora import Lora

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgediff.bundle import MANIFEST, parse_manifest
-from edgediff.control import for_control
+from edgediff.bundle.manifest import MANIFEST, parse_manifest
 from edgediff.errors import BundleError, InputError
+from edgediff.request.control import for_control
 from edgediff_export.lower.cpu import Prepared, quantizable
 from edgediff_export.lower.dense import BLOCK, Format, Kernel
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgediff.session import PRECISE
+from edgediff.backend.session import PRECISE
 from edgediff_export import observe
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.graph import initializer

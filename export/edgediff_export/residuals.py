@@ -12,9 +12,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgediff.bundle import GraphSpec, TensorSpec
-from edgediff.control import CONTROLLED_UNET
+from edgediff.bundle.manifest import GraphSpec, TensorSpec
 from edgediff.errors import ExportError
+from edgediff.request.control import CONTROLLED_UNET
 from edgediff_export.lower.graph import Builder, dims
 from edgediff_export.observe import load_typed
 from edgediff_export.write import shorten

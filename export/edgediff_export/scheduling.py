@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from edgediff.errors import BundleError, ExportError
-from edgediff.plan import SPACED
-from edgediff.schedule import BetaSchedule, NoiseSchedule, PredictionType, TimestepSpacing
-from edgediff.spacing import SPACINGS, Spacing
+from edgediff.sampling.plan import SPACED
+from edgediff.sampling.schedule import BetaSchedule, NoiseSchedule, PredictionType, TimestepSpacing
+from edgediff.sampling.sigmas import SPACINGS, Spacing
 from edgediff_export.quiet import quiet
 
 _SAMPLERS = {

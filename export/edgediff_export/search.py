@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import edgediff
-from edgediff.bundle import MANIFEST, Manifest, PlanSearch
-from edgediff.image import psnr
+from edgediff.bundle.manifest import MANIFEST, Manifest, PlanSearch
+from edgediff.images.metrics import psnr
 from edgediff_export import budget, fidelity
 from edgediff_export.budget import Budget, Measured, Plan
 from edgediff_export.fidelity import Picture, Shot

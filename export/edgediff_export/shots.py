@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgediff.bundle import Defaults, GraphSpec, LatentSpec, Manifest
-from edgediff.control import NETWORK, Control
-from edgediff.inputs import inpaints
+from edgediff.bundle.manifest import Defaults, GraphSpec, LatentSpec, Manifest
+from edgediff.request.control import NETWORK, Control
+from edgediff.request.init_image import inpaints
 from edgediff_export import budget, fidelity
 from edgediff_export.fidelity import Array, Case, Named, Picture, Shot
 from edgediff_export.fixtures import painting

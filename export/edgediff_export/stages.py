@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgediff.settings import clip_skip_output
+from edgediff.request.settings import clip_skip_output
 from edgediff_export.sources import Source
 
 Axes = Mapping[str, Mapping[int, str]]

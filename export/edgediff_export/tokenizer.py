@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from edgediff.bundle import TokenizerSpec
+from edgediff.bundle.manifest import TokenizerSpec
 from edgediff.errors import ExportError
 from edgediff_export.quiet import quiet
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgediff.bundle import Defaults, GraphSpec, LatentSpec, StageFidelity
+from edgediff.bundle.manifest import Defaults, GraphSpec, LatentSpec, StageFidelity
 from edgediff.errors import ExportError
-from edgediff.prompt import Tokenizer
+from edgediff.text.tokenizer import Tokenizer
 from edgediff_export import fidelity, fixtures
 from edgediff_export.controlnet import ControlNet, controlled, controlled_inputs, network_inputs
 from edgediff_export.fidelity import Case, Named

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgediff.bundle import (
+from edgediff.bundle.manifest import (
     DType,
     GraphSpec,
     Manifest,

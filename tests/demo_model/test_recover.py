@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import edgediff
-from edgediff.image import psnr
+from edgediff.images.metrics import psnr
 
 
 def test_without_the_file_the_error_says_where_it_is(tmp_path: Path) -> None:

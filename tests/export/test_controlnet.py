@@ -16,9 +16,9 @@ from edgediff_export.export import Exported, Options, export
 from edgediff_export.sources import Source, open_source
 
 import edgediff
-from edgediff.bundle import Bundle
-from edgediff.control import CONTROLLED_UNET
+from edgediff.bundle.manifest import Bundle
 from edgediff.errors import ExportError, InputError
+from edgediff.request.control import CONTROLLED_UNET
 from edgediff.verification import verify
 
 

@@ -18,7 +18,7 @@ from edgediff_export.export import Exported, Options, export
 from edgediff_export.lowered import Lowered
 
 import edgediff
-from edgediff.bundle import Bundle, Precision, write_manifest
+from edgediff.bundle.manifest import Bundle, Precision, write_manifest
 from edgediff.errors import InputError
 from edgediff.verification import relative_error, verify
 

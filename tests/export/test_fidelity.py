@@ -13,7 +13,7 @@ from edgediff_export.export import Options, export
 from edgediff_export.sources import open_source
 from edgediff_export.stages import VAE_DECODER
 
-from edgediff.bundle import Bundle
+from edgediff.bundle.manifest import Bundle
 from edgediff.errors import ExportError
 from edgediff.verification import verify
 

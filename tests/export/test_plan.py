@@ -11,7 +11,7 @@ from edgediff_export.lower.cpu import Prepared
 from edgediff_export.lower.passes import layers, restructure
 from edgediff_export.plan import SavedPlan, read_plan
 
-from edgediff.bundle import Quantization, parse_manifest, write_manifest
+from edgediff.bundle.manifest import Quantization, parse_manifest, write_manifest
 from edgediff.errors import InputError
 
 

@@ -18,8 +18,8 @@ from edgediff_export.qdq import activation_errors, activation_ranges, as_layer, 
 from edgediff_export.quantize import activation_scale
 from edgediff_export.write import write_graph
 
-from edgediff.bundle import Bundle, GraphSpec, TensorSpec
-from edgediff.session import Session, SessionOptions
+from edgediff.backend.session import Session, SessionOptions
+from edgediff.bundle.manifest import Bundle, GraphSpec, TensorSpec
 
 Floats = npt.NDArray[np.float32]
 Small = tuple[torch.nn.Module, tuple[int, ...]]

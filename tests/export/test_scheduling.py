@@ -7,7 +7,7 @@ import pytest
 from edgediff_export.scheduling import _SAMPLERS, adapt, choose_sampling, read_schedule
 
 from edgediff.errors import ExportError
-from edgediff.schedule import NoiseSchedule, alphas_cumprod
+from edgediff.sampling.schedule import NoiseSchedule, alphas_cumprod
 
 SD: dict[str, Any] = {
     "beta_start": 0.00085,

@@ -12,7 +12,7 @@ from edgediff_export.budget import Budget
 from edgediff_export.cli import export as command
 from edgediff_export.export import Exported, Options, export
 
-from edgediff.bundle import Bundle
+from edgediff.bundle.manifest import Bundle
 from edgediff.errors import ExportError
 from edgediff.verification import verify
 

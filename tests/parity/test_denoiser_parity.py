@@ -21,12 +21,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from edgediff.denoiser import Conditioning, Denoiser
-from edgediff.guidance import Guidance
-from edgediff.noise import TorchGenerator
-from edgediff.plan import make_plan
-from edgediff.samplers import initial_latents, sample
-from edgediff.schedule import NoiseSchedule
+from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.guidance import Guidance
+from edgediff.sampling.noise import TorchGenerator
+from edgediff.sampling.plan import make_plan
+from edgediff.sampling.samplers import initial_latents, sample
+from edgediff.sampling.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning",

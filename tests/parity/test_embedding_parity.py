@@ -15,7 +15,7 @@ from edgediff_export.tokenizer import write_tokenizer
 from safetensors.torch import save_file
 
 import edgediff
-from edgediff.prompt import Tokenizer
+from edgediff.text.tokenizer import Tokenizer
 
 pytestmark = [  # of diffusers itself
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -22,7 +22,7 @@ from edgediff_export.sources import open_source
 from safetensors.torch import load_file, save_file
 
 import edgediff
-from edgediff.bundle import hash_file
+from edgediff.bundle.manifest import hash_file
 from edgediff.cli.inspect import info
 
 pytestmark = [  # of diffusers, transformers and peft themselves

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgediff.noise import TorchGenerator
+from edgediff.sampling.noise import TorchGenerator
 
 SHAPES = [
     (1,),

@@ -55,13 +55,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from edgediff.denoiser import Conditioning, Denoiser
 from edgediff.errors import InputError
-from edgediff.noise import TorchGenerator
-from edgediff.plan import Plan, PlannedStep, make_plan
-from edgediff.samplers import SAMPLERS, STOCHASTIC, Trajectory, initial_latents, sample
-from edgediff.schedule import NoiseSchedule, alpha_sigma, alphas_cumprod, betas
-from edgediff.spacing import Spacing
+from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.noise import TorchGenerator
+from edgediff.sampling.plan import Plan, PlannedStep, make_plan
+from edgediff.sampling.samplers import SAMPLERS, STOCHASTIC, Trajectory, initial_latents, sample
+from edgediff.sampling.schedule import NoiseSchedule, alpha_sigma, alphas_cumprod, betas
+from edgediff.sampling.sigmas import Spacing
 
 # diffusers hands torch tensors to numpy functions.
 pytestmark = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from edgediff.spacing import beta_quantile
+from edgediff.sampling.sigmas import beta_quantile
 
 TAILS = 10.0 ** -np.arange(1.0, 13.0)
 

@@ -13,8 +13,8 @@ from edgediff_export.export import Options, export
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import edgediff
-from edgediff.conditioning import TextConditioner
 from edgediff.errors import InputError
+from edgediff.networks.text_encoder import TextConditioner
 
 pytestmark = [  # of diffusers itself
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

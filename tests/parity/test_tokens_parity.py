@@ -14,7 +14,7 @@ import pytest
 from edgediff_export.tokenizer import write_tokenizer
 from transformers import CLIPTokenizer
 
-from edgediff.prompt import Tokenizer
+from edgediff.text.tokenizer import Tokenizer
 
 CORPUS = """
 El pingüino Wenceslao hizo kilómetros bajo exhaustiva lluvia y frío, añoraba a su querido cachorro.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgediff.backend.session import PRECISE
 from edgediff.errors import ExportError
-from edgediff.session import PRECISE
 from edgediff_export.fidelity import Case
 from edgediff_export.lower.averaged import average_keys_and_values
 from edgediff_export.lower.calibration import Seen, calibrate

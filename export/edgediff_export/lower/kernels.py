@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgediff.session import multiplies_bytes
+from edgediff.backend.session import multiplies_bytes
 from edgediff_export.lower.dense import Kernel, Layer, Range, Writer, read_layer
 from edgediff_export.lower.graph import drop_unused_weights, initializer
 from edgediff_export.lower.group_norm import DOMAIN

@@ -15,7 +15,7 @@ from edgediff_export.lower.passes import Choices, layers, restructure, write_out
 from edgediff_export.quantize import SESSION_CONFIG
 from onnx_ir.passes import common
 
-from edgediff.session import multiplies_bytes
+from edgediff.backend.session import multiplies_bytes
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Dims = tuple[int | str, ...]

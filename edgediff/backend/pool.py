@@ -1,0 +1,133 @@
+"""The sessions of a bundle's stages: loaded, and released again where memory is limited."""
+
+import ctypes
+import functools
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from edgediff.backend.cancellation import CancelToken
+from edgediff.backend.compile_cache import Outcome
+from edgediff.backend.memory import estimate
+from edgediff.backend.providers import PROVIDERS
+from edgediff.backend.run_stage import Array, RunStage
+from edgediff.backend.session import Session, SessionOptions, free_dimensions
+from edgediff.bundle.manifest import Bundle
+from edgediff.request.control import for_control
+
+
+class Stages:
+    """A bundle's sessions; may be called from several threads.
+
+    With `max_memory` (bytes), the stages used longest ago are released before one that would not
+    fit beside them. A session that another thread is running lives on until that run ends."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: SessionOptions,
+        max_memory: int | None,
+        tile: int | None = None,
+    ) -> None:
+        self._bundle = bundle
+        self._options = options
+        self._max_memory = max_memory
+        self._memory = estimate(bundle.manifest, tile)
+        self._lock = threading.Lock()
+        # Least recently used first. A provider that compiles has one for each set of shapes.
+        self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Session] = {}
+        self.load_seconds: dict[str, float] = {}
+        """Stage → how long its last session took to load."""
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The stages that are in memory now, least recently used first."""
+        with self._lock:
+            return tuple(dict.fromkeys(stage for stage, _ in self._sessions))
+
+    def runner(self, token: CancelToken | None = None) -> RunStage:
+        """The function by which one run runs its stages, each stopped by `token`. It raises
+        BundleError, ProviderError, InputError, and Cancelled or DeadlineExceeded."""
+        static = PROVIDERS[self._options.provider].static_shapes
+
+        def run_stage(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
+            if token is not None:
+                token.check()  # before a session is loaded
+            dimensions: dict[str, int] = {}
+            if static:
+                specs = {i.name: i for i in self._bundle.manifest.graphs[stage].inputs}
+                for name, array in inputs.items():
+                    dimensions |= free_dimensions(specs[name], array.shape)
+            return self.session(stage, dimensions).run(token, **inputs)
+
+        return run_stage
+
+    def session(self, stage: str, dimensions: Mapping[str, int]) -> Session:
+        """The stage's session, loaded where it is not. Raises BundleError, ProviderError."""
+        key = (stage, tuple(sorted(dimensions.items())))
+        with self._lock:
+            session = self._sessions.pop(key, None)
+            # Also where it is loaded: its run may take more than that of the stage before.
+            if self._max_memory is not None:
+                self._release_down_to(self._max_memory - self._memory[stage].peak)
+            if session is None:
+                graph = self._bundle.manifest.graphs[stage]
+                path = self._bundle.path(graph.file)
+                started = time.perf_counter()
+                every_step = stage == "unet" or for_control(stage)
+                session = Session(path, graph, self._options, dimensions, every_step=every_step)
+                self.load_seconds[stage] = time.perf_counter() - started
+            self._sessions[key] = session
+            return session
+
+    def sessions(self) -> list[tuple[str, Session]]:
+        """Each stage's sessions that are in memory now."""
+        with self._lock:
+            return [(stage, session) for (stage, _), session in self._sessions.items()]
+
+    def caches(self) -> dict[str, dict[str, Outcome]]:
+        """Stage → kind of cache → what became of it, for the stages that are in memory now and keep
+        what they compile; "miss" where any set of shapes missed."""
+        found: dict[str, dict[str, Outcome]] = {}
+        for stage, session in self.sessions():
+            for kind, outcome in session.cached().items():
+                kinds = found.setdefault(stage, {})
+                kinds[kind] = "miss" if "miss" in (outcome, kinds.get(kind)) else outcome
+        return found
+
+    def notes(self) -> list[str]:
+        """A line for each cache that was looked into, and the sessions' own notes."""
+        cached = [
+            f"{stage}: {', '.join(f'{kind} cache {outcome}' for kind, outcome in kinds.items())}"
+            for stage, kinds in self.caches().items()
+        ]
+        return cached + [note for _, session in self.sessions() for note in session.notes]
+
+    def close(self) -> None:
+        """Release all; the next `session` loads again."""
+        with self._lock:
+            self._release_down_to(0)
+
+    def _release_down_to(self, limit: int) -> None:
+        """Release sessions, least recently used first, until the weights of the rest fit."""
+        taken = sum(self._memory[stage].weights for stage, _ in self._sessions)
+        if taken <= limit:
+            return
+        while taken > limit:
+            key = next(iter(self._sessions))
+            del self._sessions[key]
+            taken -= self._memory[key[0]].weights
+        trim = _malloc_trim()
+        if trim is not None:
+            trim(ctypes.c_size_t(0))
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[ctypes.c_size_t], int] | None:
+    """glibc's malloc_trim: without it, a third of a freed UNet's weights stays with the process.
+
+    None elsewhere: other allocators give back on their own."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library None
+        return None

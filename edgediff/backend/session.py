@@ -1,0 +1,468 @@
+"""ONNX Runtime sessions with the guarantees that ONNX Runtime leaves to its caller.
+
+The only importer of onnxruntime. A provider that was asked for runs, or creating the session
+raises; inputs are checked by name, dtype and shape before every run.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgediff.backend.binding import Binding, Device
+from edgediff.backend.cancellation import CancelToken
+from edgediff.backend.compile_cache import Cache, Outcome
+from edgediff.backend.providers import PROVIDERS, Provider, check_provider_name, default_options
+from edgediff.bundle.manifest import GraphSpec, TensorSpec
+from edgediff.errors import (
+    BundleError,
+    EdgediffError,
+    InputError,
+    Name,
+    ProviderError,
+    first_line,
+)
+
+# Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
+# imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+ort.set_default_logger_severity(4)  # what loading reports comes back as exceptions
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observe:
+    """What sessions note down beside running, for benchmarks; it costs time.
+
+    placement: which provider each node got. profile: a folder for onnxruntime's own profiles."""
+
+    placement: bool = False
+    profile: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How sessions run. `threads`: intra-op CPU threads, None = one per core.
+
+    `cache_dir`: where a provider that compiles keeps its result, made when the first session is;
+    None = nowhere. `provider_options` are handed to the provider as they are, and override what
+    edgediff would set. `frugal`: give the work space back after every run, on the CPU; the next run
+    then takes a third longer for large pictures."""
+
+    provider: str = "cpu"
+    threads: int | None = None
+    cache_dir: Path | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    frugal: bool = False
+    observe: Observe = Observe()
+
+    def __post_init__(self) -> None:
+        check_provider_name(self.provider)
+        if self.provider == "cpu" and self.provider_options:
+            names = ", ".join(self.provider_options)
+            raise InputError(Name("provider_options"), f" {names}: the provider cpu takes none")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise InputError(
+                Name("threads"), f" is {self.threads!r}: expected a whole number from 1 up"
+            )
+
+
+def version() -> str:
+    """onnxruntime's version."""
+    return str(ort.__version__)
+
+
+def is_installed(name: str) -> bool:
+    """Whether the provider's package is there; `why_missing` says whether it also works."""
+    provider = PROVIDERS[name]
+    return _built_in(provider) or (
+        provider.plugin is not None and importlib.util.find_spec(provider.plugin) is not None
+    )
+
+
+def why_missing(name: str) -> str | None:
+    """Why the provider `name` cannot be used here and what to install; None where it can."""
+    provider = PROVIDERS[name]
+    if _built_in(provider):
+        return None
+    if provider.plugin is None:
+        return f"this onnxruntime ({ort.__version__}) was built without it: {provider.install}"
+    if not is_installed(name):
+        return f"not installed: {provider.install}"
+    try:
+        devices = _plugin_devices(provider)
+    except Exception as e:  # the plug-in's own loader may raise anything
+        return (
+            f"its plug-in {_version(provider.plugin)} does not load in onnxruntime"
+            f" {ort.__version__} ({first_line(e)}): {provider.upgrade}"
+        )
+    return None if devices else "installed, but it finds no device here that it supports"
+
+
+def _version(package: str) -> str:
+    """A package's name on the index and its version."""
+    name = package.replace("_", "-")
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:  # on the path without having been installed
+        return f"{name} (of unknown version)"
+
+
+_POLL = 0.02
+"""Seconds between two looks at whether a run was cancelled that waits for another."""
+_MOST_SHAPES = 8
+"""Sets of shapes that a session keeps buffers for. A recorded CUDA graph is never given up, so that
+further ones run unrecorded."""
+
+
+class Session:
+    """One graph, loaded on one provider. May be run from several threads.
+
+    Where the provider computes in memory of its own, inputs and outputs have buffers there, see
+    `Binding`, and runs take turns.
+
+    Raises ProviderError where the provider is absent, refuses the graph, or takes no node of it;
+    BundleError where the graph is not the one that the GraphSpec describes."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: GraphSpec,
+        options: SessionOptions,
+        dimensions: Mapping[str, int] | None = None,
+        *,
+        every_step: bool = False,
+    ) -> None:
+        """`dimensions` fixes free dimensions of the graph by name. every_step: it runs at every
+        step of a picture, which is worth recording as a CUDA graph where the provider can."""
+        missing = why_missing(options.provider)
+        if missing is not None:
+            raise ProviderError(f"provider {options.provider!r}: {missing}")
+        self.spec = spec
+        self.notes: tuple[str, ...] = ()
+        """What was asked for and is not so, though the session runs."""
+        self._options = options
+        self._provider = PROVIDERS[options.provider]
+        self._inputs = {i.name: i for i in spec.inputs}
+        self._output_names = [o.name for o in spec.outputs]
+        self._cache = _open_cache(spec, options, dimensions or {})
+        asked = self._asked_to_record()
+        # A graph that is replayed shows a profile nothing of its nodes.
+        can = self._provider.graph_option is not None and options.observe.profile is None
+        self._records = every_step and can if asked is None else asked
+        self._session = self._load(path, dimensions or {})
+        self._lock = threading.Lock()
+        self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
+        self._recorded = 0
+        found = {i.name for i in self._session.get_inputs()}
+        if found != set(self._inputs):
+            raise BundleError(
+                f"{spec.file}: takes {sorted(found)}, but bundle.json says {sorted(self._inputs)}:"
+                " the files of two bundles were mixed: copy or export the bundle again"
+            )
+
+    def run(self, token: CancelToken | None = None, /, **inputs: Array) -> dict[str, Array]:
+        """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only
+        array must hold what it held when it was last given.
+
+        token: stops the run before its next operator.
+
+        Raises InputError for a wrong name, dtype or shape, ProviderError if the run fails, and
+        Cancelled or DeadlineExceeded if the token stops it."""
+        self._check(inputs)
+        token = token or CancelToken()
+        try:
+            if self._provider.device is not None:
+                return self._run_bound(inputs, token)
+            options = self._run_options()
+            with token.terminates(options):
+                outputs = self._session.run(self._output_names, inputs, options)
+        except EdgediffError:
+            raise
+        except Exception as e:  # onnxruntime raises a dozen unrelated classes
+            token.check()  # a run that was told to stop fails, too
+            option = self._provider.graph_option
+            remedy = f": try the provider option {option}=0" if self._records else ""
+            raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}{remedy}") from e
+        # Copied: an output of onnxruntime's own keeps the work space of the run alive with it.
+        return {n: np.array(o) for n, o in zip(self._output_names, outputs, strict=True)}
+
+    def cached(self) -> dict[str, Outcome]:
+        """What became of the provider's caches, by kind; complete after the first run, since some
+        engines are built then. Empty where nothing is kept."""
+        return {} if self._cache is None else self._cache.outcomes()
+
+    def _load(self, path: Path, dimensions: Mapping[str, int]) -> ort.InferenceSession:
+        """Load the graph; where a provider refuses to record it, without that, and note it."""
+        records, asked = self._records, self._asked_to_record()
+        create = functools.partial(_create, path, self.spec, self._options, dimensions, self._cache)
+        if not records or asked is not None:
+            return create(records=records)
+        try:
+            return create(records=True)
+        except ProviderError as e:
+            self._records = False
+            found = create(records=False)
+            self.notes = (f"{self.spec.file}: runs without a CUDA graph ({first_line(e)})",)
+            return found
+
+    def _asked_to_record(self) -> bool | None:
+        """What the caller's provider options say of CUDA graphs, None where nothing."""
+        asked = self._options.provider_options.get(self._provider.graph_option or "")
+        return None if asked is None else asked.lower() in ("1", "true")
+
+    def _run_options(self, graph: int | None = None) -> ort.RunOptions:
+        """Options of one run: of its own, so that stopping it stops no other.
+
+        graph: the number of the CUDA graph to capture or replay; None = neither."""
+        options = ort.RunOptions()
+        if self._options.provider == "cpu" and self._options.frugal:
+            # Between runs a stage then keeps only its weights; otherwise each keeps the work space
+            # of its largest run while the others run.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        if self._records:
+            options.add_run_config_entry("gpu_graph_id", "-1" if graph is None else str(graph))
+        return options
+
+    def _run_bound(self, inputs: Mapping[str, Array], token: CancelToken) -> dict[str, Array]:
+        shapes = tuple(inputs[name].shape for name in self._inputs)
+        while not self._lock.acquire(timeout=_POLL):  # the buffers are shared
+            token.check()
+        try:
+            # Put back when it has run: one that failed is not used again.
+            binding = self._bindings.pop(shapes, None) or self._bind(inputs)
+            options = self._run_options(binding.graph)
+            with token.terminates(options):
+                found = binding.run(inputs, options)
+            self._bindings[shapes] = binding
+            if len(self._bindings) > _MOST_SHAPES:
+                del self._bindings[next(iter(self._bindings))]
+        finally:
+            self._lock.release()
+        return found
+
+    def _bind(self, inputs: Mapping[str, Array]) -> Binding:
+        """Buffers for these shapes, which get a CUDA graph of their own."""
+        graph = None
+        if self._records and self._recorded < _MOST_SHAPES:
+            self._recorded += 1
+            graph = self._recorded
+        index = int(self._options.provider_options.get("device_id", "0"))
+        return Binding(
+            self._session,
+            ort.OrtValue,
+            Device(self._provider.device or "cpu", index),
+            inputs,
+            self._output_names,
+            captures=graph,
+        )
+
+    def placement(self) -> dict[str, tuple[int, int]]:
+        """onnxruntime's name of a provider → the nodes that it took and in how many pieces, for a
+        session that observes its placement; empty where onnxruntime does not tell."""
+        found: dict[str, tuple[int, int]] = {}
+        for part in _placed(self._session) or []:
+            nodes, pieces = found.get(part.ep_name, (0, 0))
+            found[part.ep_name] = nodes + len(part.get_nodes()), pieces + 1
+        return found
+
+    def end_profiling(self) -> Path:
+        """Where the profile of a session that observes it was written, now that it ends."""
+        return Path(self._session.end_profiling())
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        if inputs.keys() != self._inputs.keys():
+            raise InputError(
+                f"{self.spec.file}: given {sorted(inputs)}, expected {sorted(self._inputs)}"
+            )
+        for name, array in inputs.items():
+            expected = self._inputs[name]
+            if array.dtype != expected.dtype or not _fits(array.shape, expected.shape):
+                raise InputError(
+                    f"{self.spec.file}: {name} is {array.dtype} {array.shape},"
+                    f" expected {expected.dtype} {expected.shape}"
+                )
+
+
+PRECISE = "session.x64quantprecision"
+"""Where x86 has no instruction that adds up products of bytes in 32 bits, products of pairs are
+added up in 16, which overflow; onnxruntime then turns signed weights unsigned, which is slower."""
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Whether this processor is known to add up products of bytes in 32 bits (VNNI, or ARM)."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # another system: the slower way is right everywhere
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        isinstance(e, str) or s == e for s, e in zip(shape, expected, strict=True)
+    )
+
+
+def free_dimensions(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
+    """Name -> value of the free dimensions of an input that will get `shape`."""
+    return {e: s for e, s in zip(spec.shape, shape, strict=True) if isinstance(e, str)}
+
+
+def _create(
+    path: Path,
+    spec: GraphSpec,
+    options: SessionOptions,
+    dimensions: Mapping[str, int],
+    cache: Cache | None,
+    *,
+    records: bool,
+) -> ort.InferenceSession:
+    provider = PROVIDERS[options.provider]
+    session_options = _session_options(spec, options, dimensions)
+    devices = [] if _built_in(provider) else _plugin_devices(provider)
+    provider_options = default_options(
+        options.provider,
+        precision=spec.precision,
+        cache=None if cache is None else cache.folder,
+        timing=None if cache is None else cache.root,
+        threads=options.threads,
+        device=devices[0].device.type.name if devices else "CPU",
+        records=records,
+    ) | dict(options.provider_options)
+    try:
+        if devices:
+            session_options.add_provider_for_devices(devices, provider_options)
+            session = ort.InferenceSession(path, session_options)
+        else:
+            if provider.device == "cuda":
+                _load_cuda()
+            session = ort.InferenceSession(
+                path,
+                session_options,
+                providers=_providers(provider, provider_options),
+                enable_fallback=0,  # it would print, and hide why
+            )
+    except Exception as e:  # onnxruntime raises a dozen unrelated classes
+        raise ProviderError(
+            f"{spec.file}: provider {options.provider!r} refused it: {first_line(e)}"
+        ) from e
+    # ONNX Runtime falls back to the CPU without a word.
+    if provider.onnxruntime_name not in session.get_providers():
+        raise ProviderError(
+            f"{spec.file}: provider {options.provider!r} did not start (onnxruntime fell back to"
+            f" {', '.join(session.get_providers())}): check its driver, or {provider.install}"
+        )
+    if options.provider != "cpu":
+        placed = _placed(session)
+        if placed is not None and all(part.ep_name != provider.onnxruntime_name for part in placed):
+            raise ProviderError(
+                f"{spec.file}: provider {options.provider!r} takes no node of this graph: use"
+                " another provider, or a bundle that was made for it"
+            )
+    return session
+
+
+def _session_options(
+    spec: GraphSpec, options: SessionOptions, dimensions: Mapping[str, int]
+) -> ort.SessionOptions:
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 4  # errors come back as exceptions
+    session_options.intra_op_num_threads = options.threads or 0
+    if options.provider == "cpu":
+        # A memory pattern is a second work space beside that of the first run, and no faster here.
+        session_options.enable_mem_pattern = False
+    for key, value in spec.session_config.items():
+        if key == PRECISE and multiplies_bytes():
+            continue
+        session_options.add_session_config_entry(key, value)
+    for name, size in dimensions.items():
+        session_options.add_free_dimension_override_by_name(name, size)
+    if options.observe.profile is not None:
+        session_options.enable_profiling = True
+        prefix = options.observe.profile / Path(spec.file).stem
+        session_options.profile_file_prefix = os.fspath(prefix)
+    asks_placement = options.provider != "cpu" or options.observe.placement
+    if asks_placement and hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return session_options
+
+
+def _providers(provider: Provider, options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The provider, and the one that takes what it leaves, on the same device."""
+    found = [(provider.onnxruntime_name, options)]
+    if provider.beside in ort.get_available_providers():
+        device = {k: v for k, v in options.items() if k == "device_id"}
+        found.append((provider.beside or "", device))
+    return found
+
+
+@functools.cache
+def _load_cuda() -> None:
+    """Load CUDA and cuDNN where they were installed as Python packages, which onnxruntime does not
+    look into by itself. What it cannot load it prints; that the provider does not start is told."""
+    if hasattr(ort, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def _placed(session: ort.InferenceSession) -> list[Any] | None:
+    """The partitions that onnxruntime cut the graph into, None where it does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
+        return None
+    return list(session.get_provider_graph_assignment_info())
+
+
+def _open_cache(
+    spec: GraphSpec, options: SessionOptions, dimensions: Mapping[str, int]
+) -> Cache | None:
+    if options.cache_dir is None or not PROVIDERS[options.provider].static_shapes:
+        return None
+    cache = Cache(options.cache_dir, spec.file, dimensions)
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            Name("cache_dir"),
+            f" {options.cache_dir}: cannot be made ({e.strerror}): give a folder that can be"
+            " written, or ",
+            Name("no_cache", "cache_dir=False"),
+            " to keep nothing",
+        ) from e
+    return cache
+
+
+def _built_in(provider: Provider) -> bool:
+    return provider.onnxruntime_name in ort.get_available_providers()
+
+
+@functools.cache  # a library may be registered once a process
+def _register(provider: Provider) -> None:
+    plugin = importlib.import_module(provider.plugin or "")
+    ort.register_execution_provider_library(provider.onnxruntime_name, plugin.get_library_path())
+
+
+def _plugin_devices(provider: Provider) -> list[Any]:
+    """The plug-in's CPU device, or else its first; empty where the machine has none for it."""
+    _register(provider)
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.onnxruntime_name]
+    cpus = [d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU]
+    return (cpus or devices)[:1]

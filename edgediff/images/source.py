@@ -1,0 +1,186 @@
+"""Pictures that a caller gives, from a file, pillow or numpy, as upright RGB of 8 bits.
+
+`edgediff.images.png` is the other way round: what was decoded, and the PNG that it becomes.
+"""
+
+import functools
+import hashlib
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edgediff.errors import InputError, first_line
+
+MAX_PIXELS = 64_000_000
+"""A picture of more is refused before it is decoded: in RGB it would take 192 MB and up."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is read, by pillow's names. Pillow reads more, some of it (EPS) by starting programs."""
+IN_MEMORY = "in memory"
+_ALIKE = 1.05
+"""Proportions that differ by less than this factor look the same."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """A picture that was given, upright.
+
+    rgb: its pixels, in mode RGB.
+    name: its file's name without the folders, or IN_MEMORY.
+    what: what notes call it: its path or, without one, the option that it was given by.
+    notes: what was done to it that one might not expect, a sentence each.
+    transparent: whether some of it was, and now lies on white.
+    """
+
+    rgb: Image.Image
+    name: str
+    what: str
+    notes: tuple[str, ...] = ()
+    transparent: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.rgb.size
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of the pixels as (h, w, 3) uint8."""
+        return hashlib.sha256(self.rgb.tobytes()).hexdigest()
+
+    def at(self, width: int, height: int) -> NDArray[np.uint8]:
+        """The picture at a size in pixels, by Lanczos as in diffusers: (height, width, 3) uint8."""
+        return np.asarray(self.rgb.resize((width, height), Image.Resampling.LANCZOS))
+
+    def notes_at(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
+        """What `at` does that one might not expect: where that size was asked for, other
+        proportions; else, another size."""
+        now, then = f"{width}x{height}", "{}x{}".format(*self.size)
+        ratio = (width / self.size[0]) / (height / self.size[1])
+        if not 1 / _ALIKE < ratio < _ALIKE:
+            return (f"{self.what}: was stretched from {then} to {now} pixels",)
+        return () if asked or now == then else (f"{self.what}: was resized from {then} to {now}",)
+
+
+Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Picture
+"""What a picture is given as: a file's path, a pillow image, an array (h, w), (h, w, 3) or
+(h, w, 4) uint8, or one that was opened before."""
+
+
+def open_picture(source: Source, what: str) -> Picture:
+    """Read a picture whole. `what`, an option's Name, is what errors call it, with its path if any.
+
+    Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
+    CMYK pictures become RGB, without regard to colour profiles; of several frames, the first.
+
+    Raises InputError where it cannot be read, has no pixels, or has more than MAX_PIXELS."""
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, np.ndarray):
+        return _convert(_from_array(source, what), (what,), what, IN_MEMORY)
+    if isinstance(source, Image.Image):
+        return _convert(source, (what,), what, IN_MEMORY)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            what,
+            f" is {type(source).__name__}: expected a path, a pillow image or a numpy array",
+        )
+    path = Path(source)
+    where = (what, f" {path}")
+    try:
+        with path.open("rb") as file, _identify(file) as image:
+            return _convert(image, where, str(path), path.name)
+    except InputError:
+        raise
+    except UnidentifiedImageError as e:
+        raise InputError(
+            *where, f": is no picture that can be read: give one of {', '.join(FORMATS)}"
+        ) from e
+    except (OSError, ValueError) as e:  # ValueError: a path with a null byte
+        reason = getattr(e, "strerror", None) or first_line(e)
+        raise InputError(*where, f": cannot be read ({reason})") from e
+
+
+def _identify(file: IO[bytes]) -> Image.Image:
+    """As Image.open, whose own limit of size is not ours: it warns, and does not tell the size.
+
+    Raises UnidentifiedImageError."""
+    Image.init()
+    start = file.read(16)
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(start) is True:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # as Image.open: what this one says of a file that is none of its own
+    raise UnidentifiedImageError
+
+
+def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
+    channels = array.shape[2:]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
+        raise InputError(
+            what,
+            f" is an array of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 3) or"
+            " (h, w, 4)",
+        )
+    if 0 in array.shape:
+        raise InputError(what, f" is {array.shape[1]}x{array.shape[0]} pixels: it has none")
+    return Image.fromarray(array)
+
+
+def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> Picture:
+    """Any of pillow's images → ours. `where` names it in errors, `what` in notes."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputError(*where, f": is {width}x{height} pixels: it has none")
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            *where,
+            f": is {width}x{height} pixels: at most {MAX_PIXELS // 1_000_000} megapixels are read:"
+            " make it smaller first",
+        )
+    notes = []
+    try:
+        if name != IN_MEMORY and getattr(image, "is_animated", False):
+            notes.append(f"{what}: of several frames, the first was taken")
+        upright = _eight_bits(ImageOps.exif_transpose(image), where)
+        transparent = False
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            transparent = int(np.asarray(rgba)[..., 3].min()) < 255
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        rgb = upright.convert("RGB")
+    except InputError:
+        raise
+    except Exception as e:  # pillow's decoders raise anything
+        raise InputError(*where, f": the picture is damaged ({first_line(e)})") from e
+    if transparent:
+        notes.append(f"{what}: what is transparent was laid on white")
+    if image.mode == "CMYK":
+        notes.append(f"{what}: CMYK was converted without its colour profile")
+    return Picture(rgb=rgb, name=name, what=what, notes=tuple(notes), transparent=transparent)
+
+
+def _eight_bits(image: Image.Image, where: Sequence[str]) -> Image.Image:
+    """Grey of 16 bits → of 8; pillow's own conversion would clip it."""
+    if image.mode == "F":
+        raise InputError(
+            *where, ": has floating-point pixels, whose range is not said: use 16 bits"
+        )
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 0xFFFF:
+        raise InputError(
+            *where, f": has values from {grey.min()} to {grey.max()}: use 8 or 16 bits a channel"
+        )
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))

@@ -1,0 +1,94 @@
+"""What a pass sets out from: noise, a picture under noise, or a picture to repaint in part."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediff.bundle.manifest import Manifest
+from edgediff.networks.autoencoder import Vae, to_sample
+from edgediff.request.init_image import Inputs, inpaints, latent_mask, mask_at
+from edgediff.request.settings import Settings
+from edgediff.sampling.plan import Plan
+from edgediff.sampling.samplers import Latents, Noise, Step, Trajectory, initial_latents
+from edgediff.sampling.schedule import alpha_sigma
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a pass must keep: the latents x0 (n or 1, c, h, w), and the noise (n, c, h, w) that they
+    are under on the way, where mask (1, 1, h, w) is 0. All float32."""
+
+    x0: Latents
+    noise: Latents
+    mask: NDArray[np.float32]
+
+    def blend(self, latents: Latents, sigma: float) -> Latents:
+        """Lugmayr et al. 2022 (arXiv:2201.09865), eq. 8, with one noise for all steps as in
+        diffusers: the known part at level sigma, and the rest from `latents`."""
+        known = noised(self.x0, self.noise, sigma)
+        return (1 - self.mask) * known + self.mask * latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """latents: (n, c, h, w) float32 at the plan's first level.
+    beside: what the network takes beside them, (n or 1, k, h, w) float32; None = nothing.
+    kept: what each step must keep; None = nothing."""
+
+    latents: Latents
+    beside: Latents | None = None
+    kept: Kept | None = None
+
+
+def noised(x0: Latents, noise: Latents, sigma: float) -> Latents:
+    """Ho et al. 2020 (arXiv:2006.11239), eq. 4: alpha·x0 + sigma_t·noise, float32."""
+    alpha, sigma_t = alpha_sigma(sigma)
+    return x0 * alpha + noise * sigma_t
+
+
+def from_latents(x0: Latents, noise: Noise, plan: Plan) -> Start:
+    """SDEdit, Meng et al. 2022 (arXiv:2108.01073), algorithm 1: latents under noise."""
+    return Start(latents=noised(x0, noise(0), plan.start))
+
+
+def start(
+    manifest: Manifest, settings: Settings, inputs: Inputs, plan: Plan, vae: Vae, noise: Noise
+) -> Start:
+    """Where a call's first pass sets out from. Noise is drawn in diffusers' order."""
+    if inputs.init_image is None:
+        return Start(latents=initial_latents(noise(0), plan))
+    sample = to_sample(inputs.init_image.at(settings.width, settings.height))
+    if inputs.mask is None:
+        return from_latents(vae.encode(sample).sample(noise), noise, plan)
+    repainted = mask_at(inputs.mask, settings.width, settings.height)
+    mask = latent_mask(repainted, manifest.latent.downscale)
+    if inpaints(manifest):
+        x0 = None if settings.strength == 1 else vae.encode(sample).sample(noise)
+        first = noise(0)
+        masked = vae.encode(sample * ~repainted).sample(noise)
+        rows = np.broadcast_to(mask, (len(masked), *mask.shape[1:]))
+        return Start(latents=_under(x0, first, plan), beside=np.concatenate((rows, masked), axis=1))
+    encoded = vae.encode(sample)
+    x0 = encoded.sample(noise)
+    first = noise(0)
+    # diffusers encodes what is masked here too, and draws for it: samplers that draw see that.
+    encoded.sample(noise)
+    latents = _under(None if settings.strength == 1 else x0, first, plan)
+    return Start(latents=latents, kept=Kept(x0=x0, noise=first, mask=mask))
+
+
+def repaint(trajectory: Trajectory, kept: Kept, plan: Plan) -> Iterator[Step]:
+    """The trajectory's steps, each with what must be kept put back before the next."""
+    latents: Latents | None = None
+    for after in (*plan.steps[1:], None):
+        step = trajectory.send(latents)
+        latents = kept.blend(step.latents, 0.0 if after is None else after.sigma)
+        yield dataclasses.replace(step, latents=latents)
+
+
+def _under(x0: Latents | None, noise: Latents, plan: Plan) -> Latents:
+    """Latents at the plan's first level; of None, noise alone."""
+    return initial_latents(noise, plan) if x0 is None else noised(x0, noise, plan.start)

@@ -1,0 +1,140 @@
+"""Latents to pictures and pictures to latents, through the bundle's autoencoder."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgediff.backend.run_stage import RunStage
+from edgediff.bundle.manifest import LatentSpec, Manifest
+from edgediff.errors import InputError, Name, ProviderError
+from edgediff.networks.tiling import OVERLAP, tiled
+from edgediff.request.init_image import ENCODER, require_encoder
+from edgediff.sampling.samplers import Latents, Noise
+
+_Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What an encoder makes of pictures: latents as the UNet has them (n, c, h/8, w/8) float32, or
+    a distribution of such, N(mean, std²) each: Kingma and Welling 2014 (arXiv:1312.6114), eq. 9.
+    `std` is None where the encoder gives latents."""
+
+    mean: _Map
+    std: _Map | None
+
+    def sample(self, noise: Noise) -> Latents:
+        """Latents of the mean's shape, or of the noise's where one picture is for several; noise is
+        drawn where there is a distribution, as in diffusers."""
+        return self.mean if self.std is None else self.mean + self.std * noise(0)
+
+
+class Vae:
+    """A bundle's autoencoder.
+
+    provider: named where values are not finite.
+    tile: the side, in pixels, of the tiles that pictures are decoded and encoded in; None = whole.
+
+    Raises InputError for a tile of another size than `check_tile` takes."""
+
+    def __init__(
+        self, manifest: Manifest, run_stage: RunStage, provider: str, *, tile: int | None = None
+    ) -> None:
+        self._manifest = manifest
+        self._run_stage = run_stage
+        self._provider = provider
+        downscale = manifest.latent.downscale
+        self._tile = None if tile is None else check_tile(tile, downscale) // downscale
+
+    def decode(self, latents: _Map) -> list[Image.Image]:
+        """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where they, or
+        the decoder's values, are not finite."""
+        if not np.isfinite(latents).all():
+            raise ProviderError(
+                f"the latents are not finite on {self._provider}: run `edgediff verify` to see"
+                " whether a stage is at fault, or ask for less guidance"
+            )
+        # One by one: a picture of a batch is bit for bit what it would be alone.
+        return [
+            picture
+            for one in decoder_input(self._manifest.latent, latents)[:, None]
+            for picture in to_images(self._decode(one))
+        ]
+
+    def encode(self, sample: _Map) -> Encoded:
+        """sample (n, 3, h, w) float32 in [-1, 1], see `to_sample` → its latents.
+
+        Raises InputError where the bundle has no encoder, ProviderError where the encoder's values
+        are not finite."""
+        require_encoder(self._manifest, "init_image")
+        (output,) = self._manifest.graphs[ENCODER].outputs
+        space = self._manifest.latent
+
+        def scale(z: _Map) -> _Map:
+            return ((z - space.shift_factor) * space.scaling_factor).astype(np.float32)
+
+        encoded = np.concatenate(
+            [self._mapped(ENCODER, one, down=space.downscale, up=1) for one in sample[:, None]]
+        )
+        if output.name == "latents":
+            return Encoded(mean=scale(encoded), std=None)
+        mean, logvar = np.split(encoded, 2, axis=1)
+        std = np.exp(np.clip(logvar, -30, 20) / 2) * space.scaling_factor
+        return Encoded(mean=scale(mean), std=std.astype(np.float32))
+
+    def _decode(self, latents: _Map) -> _Map:
+        """The decoder alone: (1, c, h/8, w/8) → (1, 3, h, w) float32 in [-1, 1], or a little past
+        them. Raises ProviderError where they are not finite."""
+        return self._mapped("vae_decoder", latents, down=1, up=self._manifest.latent.downscale)
+
+    def _mapped(self, stage: str, x: _Map, *, down: int, up: int) -> _Map:
+        """A stage of one input and one output, run whole or in tiles; see `tiled`."""
+        graph = self._manifest.graphs[stage]
+
+        def run(part: _Map) -> _Map:
+            outputs = self._run_stage(stage, {graph.inputs[0].name: part})
+            values = outputs[graph.outputs[0].name]
+            if not np.isfinite(values).all():
+                raise ProviderError(
+                    f"{graph.file}: gave values that are not finite on {self._provider}:"
+                    " run `edgediff verify` to see which stage is at fault"
+                )
+            return values
+
+        return run(x) if self._tile is None else tiled(run, x, self._tile, down=down, up=up)
+
+
+def decoder_input(space: LatentSpec, latents: _Map) -> _Map:
+    """Latents in the form of the denoiser → of the decoder, of the same shape and dtype."""
+    return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
+
+
+def to_images(decoded: NDArray[np.float32]) -> list[Image.Image]:
+    """decoded (n, 3, h, w) float32 in [-1, 1] → n RGB images, 8 bits, halves rounded to even."""
+    unit = np.clip(decoded / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+    pixels = (unit * 255).round().astype(np.uint8)
+    return [Image.fromarray(p, mode=None) for p in pixels]
+
+
+def to_sample(pixels: NDArray[np.uint8]) -> _Map:
+    """pixels (h, w, 3) uint8 → (1, 3, h, w) float32 in [-1, 1], rounded where diffusers rounds."""
+    unit = pixels.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray((2 * unit - 1).transpose(2, 0, 1)[None])
+
+
+LEAST_TILE = 2 * OVERLAP
+"""Latents a side; the overlap of smaller tiles is too narrow to hide what the padding spoils."""
+
+
+def check_tile(tile: int, downscale: int) -> int:
+    """Raise InputError unless tiles of so many pixels a side can be decoded."""
+    least = LEAST_TILE * downscale
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least or tile % downscale:
+        raise InputError(
+            Name("tile"),
+            f" is {tile!r}: expected pixels a side, a multiple of {downscale} from {least} up;"
+            " leave it out to decode whole pictures",
+        )
+    return tile

@@ -1,0 +1,180 @@
+"""What a call asks of control networks (Zhang et al. 2023, arXiv:2302.05543): which of a bundle's,
+under what picture, how strongly, and on which steps."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgediff.bundle.manifest import Manifest
+from edgediff.checks import is_number
+from edgediff.errors import InputError, Name
+from edgediff.images.canny import edges, invert
+from edgediff.images.source import Picture, Source, open_picture
+from edgediff.request.init_image import PictureRecord, record
+
+NETWORK = "controlnet."
+"""A control network's stage is called this and its name."""
+CONTROLLED_UNET = "unet_controlled"
+"""The stage that takes what control networks give. It has the UNet's weights file."""
+
+MAX_SCALE = 100.0
+"""Beyond any use, and below what makes float32 latents overflow."""
+
+Process = Literal["edges", "invert"]
+PROCESSES: dict[Process, Callable[[Image.Image], Image.Image]] = {"edges": edges, "invert": invert}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture for a control network to follow.
+
+    image: a path, a pillow image or an array (h, w, 3) uint8: the map that the network knows, such
+        as edges or depth. It is resized to the picture's size, whatever its proportions.
+    scale: how strongly; what the network adds is multiplied by it.
+    start, end: on which part of the steps, from 0 to 1 (under `hires`, of each pass). On the others
+        the network does not run.
+    process: what to make of the image first, at the picture's size. "edges" finds them, as
+        `edgediff.edges` does; "invert" turns dark lines on white into light ones on black.
+    """
+
+    image: Source
+    _: KW_ONLY
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    process: Process | None = None
+
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether the network runs at step `step` (from 0) of `steps`."""
+        inside = step / steps >= self.start and (step + 1) / steps <= self.end
+        return inside and self.scale != 0
+
+    def pixels(self, width: int, height: int) -> NDArray[np.float32]:
+        """The picture as the network takes it: (1, 3, height, width) float32 in [0, 1]."""
+        pixels = open_picture(self.image, "control").at(width, height)
+        if self.process is not None:
+            pixels = np.asarray(PROCESSES[self.process](Image.fromarray(pixels)))
+        return np.ascontiguousarray(pixels.astype(np.float32).transpose(2, 0, 1)[None] / 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings:
+    """A Control as a picture's record keeps it."""
+
+    name: str
+    image: PictureRecord | None
+    scale: float
+    start: float
+    end: float
+    process: Process | None
+
+
+def control_names(manifest: Manifest) -> tuple[str, ...]:
+    """The control networks that a bundle has."""
+    return tuple(s.removeprefix(NETWORK) for s in manifest.graphs if s.startswith(NETWORK))
+
+
+def for_control(stage: str) -> bool:
+    """Whether a stage is needed under control alone."""
+    return stage.startswith(NETWORK) or stage == CONTROLLED_UNET
+
+
+def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) -> dict[str, Control]:
+    """Controls with their pictures read, in the order of the bundle.
+
+    Raises InputError for a network that the bundle does not have, for a scale or a part of the
+    steps that is none, and for a picture that cannot be read."""
+    if controls is None:
+        return {}
+    if not isinstance(controls, Mapping):
+        raise InputError(
+            Name("control"),
+            f" is {type(controls).__name__}: expected names with a Control each, such as"
+            ' {"canny": edgediff.Control("edges.png")}',
+        )
+    known = control_names(manifest)
+    for name in controls:
+        if name not in known:
+            there = f"it has {', '.join(known)}" if known else _how_to_export(str(name))
+            raise InputError(
+                Name("control"), f" {name!r}: {manifest.name} has none of that name; {there}"
+            )
+    return {name: _opened(name, controls[name]) for name in known if name in controls}
+
+
+def check_controls(controls: Mapping[str, Control], steps: int) -> None:
+    """Raise InputError if one of the opened controls acts on none of so many steps."""
+    for name, control in controls.items():
+        if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
+            raise InputError(
+                Name("control"),
+                f" {name!r}: from {control.start} to {control.end} of {steps} steps there is no"
+                " whole one: give a wider part, or more steps",
+            )
+
+
+def control_records(controls: Mapping[str, Control]) -> tuple[ControlSettings, ...] | None:
+    """Opened controls, as an image's record keeps them; None of none."""
+    return tuple(_record(name, control) for name, control in controls.items()) or None
+
+
+def control_notes(controls: Mapping[str, Control], width: int, height: int) -> tuple[str, ...]:
+    """What was done to opened pictures of controls, at the size of the picture made, that one might
+    not expect."""
+    pictures = [c.image for c in controls.values() if isinstance(c.image, Picture)]
+    return tuple(n for p in pictures for n in (*p.notes, *p.notes_at(width, height, asked=True)))
+
+
+def _record(name: str, control: Control) -> ControlSettings:
+    return ControlSettings(
+        name=name,
+        image=record(open_picture(control.image, name)),
+        scale=float(control.scale),
+        start=float(control.start),
+        end=float(control.end),
+        process=control.process,
+    )
+
+
+def _how_to_export(name: str) -> str:
+    return (
+        f"it has no control networks at all: edgediff export … --controlnet {name}=SOURCE adds one"
+    )
+
+
+def _opened(name: str, control: Control) -> Control:
+    if not isinstance(control, Control):
+        raise InputError(
+            Name("control"),
+            f" {name!r} is {type(control).__name__}: expected a Control, such as"
+            f" edgediff.Control({control!r})",
+        )
+    for field in ("scale", "start", "end"):
+        value = getattr(control, field)
+        if not is_number(value):
+            raise InputError(Name("control"), f" {name!r}: {field} is {value!r}: expected a number")
+    if not abs(control.scale) <= MAX_SCALE:  # nan too
+        raise InputError(
+            Name("control"),
+            f" {name!r}: scale is {control.scale}: expected a number from {-MAX_SCALE:g} to"
+            f" {MAX_SCALE:g}",
+        )
+    if not 0 <= control.start < control.end <= 1:
+        raise InputError(
+            Name("control"),
+            f" {name!r}: from {control.start} to {control.end} of the steps: expected"
+            " 0 ≤ start < end ≤ 1",
+        )
+    if control.process not in (None, *get_args(Process)):
+        raise InputError(
+            Name("control"),
+            f" {name!r}: process is {control.process!r}: expected"
+            f" {' or '.join(map(repr, get_args(Process)))}, or None",
+        )
+    what = Name("control", f"control {name!r}")
+    return dataclasses.replace(control, image=open_picture(control.image, what))

@@ -1,0 +1,325 @@
+"""A call of `generate`, resolved once: defaults filled in, values checked, images read."""
+
+import difflib
+import math
+import operator
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from edgediff.bundle.manifest import Bundle, Manifest
+from edgediff.checks import MAX_SIDE, check_flag, check_number
+from edgediff.errors import InputError, Name, Value
+from edgediff.images.source import Picture
+from edgediff.request.control import (
+    Control,
+    check_controls,
+    control_notes,
+    control_records,
+    open_controls,
+)
+from edgediff.request.hires import resolve_hires, rounding
+from edgediff.request.init_image import (
+    Inputs,
+    check_inputs,
+    check_mask,
+    open_inputs,
+    record,
+    size_of,
+)
+from edgediff.request.options import Options
+from edgediff.request.settings import Settings, states_output
+from edgediff.sampling.guidance import Guidance
+from edgediff.sampling.noise import check_seed, check_variation_strength
+from edgediff.sampling.plan import Plan, make_plan
+from edgediff.sampling.schedule import NoiseSchedule
+from edgediff.text.emphasis import parse_weights
+
+T = TypeVar("T")
+
+MAX_GUIDANCE = 1000.0
+"""Beyond any use, and below the scale at which float32 latents overflow."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One call, resolved: `Pipeline.run` needs nothing else, and may run it any number of times.
+
+    settings: everything that decides an image but its seed, as its record keeps it. `provider` is
+        "auto", until a pipeline runs it.
+    seeds: one for each image.
+    inputs: the opened image to change, and its mask.
+    controls: by the networks' names, their images opened.
+    plans: of each pass: one, or two under `hires`.
+    notes: things done to given images, or to sizes, that a caller might not expect, a sentence
+        each."""
+
+    settings: Settings
+    seeds: tuple[int, ...]
+    inputs: Inputs
+    controls: Mapping[str, Control]
+    plans: tuple[Plan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """The denoising steps of all passes."""
+        return sum(len(plan.steps) for plan in self.plans)
+
+    @property
+    def pixels(self) -> int:
+        """Of all images that it holds."""
+        images = (
+            self.inputs.init_image,
+            self.inputs.mask,
+            *(c.image for c in self.controls.values()),
+        )
+        return sum(math.prod(image.size) for image in images if isinstance(image, Picture))
+
+
+def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
+    """Fill in the bundle's defaults, read the images, and check everything that needs no session.
+
+    Raises InputError for a value out of range, TypeError for an unknown option."""
+    _check_names(options)
+    manifest = bundle.manifest
+    defaults = manifest.defaults
+    check_text("prompt", prompt)
+    negative_prompt = options.get("negative_prompt")
+    if negative_prompt is not None:
+        check_text("negative_prompt", negative_prompt)
+    seeds = resolve_seeds(options.get("seed"))
+    inputs = open_inputs(options.get("init_image"), options.get("mask"))
+    check_inputs(manifest, inputs)
+    size = options.get("size")
+    if size is None:
+        size = (defaults.width, defaults.height)
+        if inputs.init_image is not None:
+            size = size_of(inputs.init_image, manifest)
+    width, height = check_size(size, manifest.latent.downscale)
+    check_mask(inputs, width, height, manifest.latent.downscale)
+    sampler = _or(options.get("sampler"), defaults.sampler)
+    check_text("sampler", sampler)
+    spacing = options.get("spacing")
+    if spacing is not None:
+        check_text("spacing", spacing)
+    elif sampler == defaults.sampler:
+        spacing = defaults.spacing
+    strength = inputs.strength(options.get("strength"))
+    plan = make_plan(
+        manifest.schedule,
+        sampler,
+        _or(options.get("steps"), defaults.steps),
+        spacing=spacing,
+        strength=strength,
+    )
+    guidance = Guidance(
+        scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
+        rescale=_or(options.get("guidance_rescale"), 0.0),
+        interval=_or(options.get("guidance_interval"), (0.0, 1.0)),
+    )
+    variation_seed, variation_strength = _check_variation(options)
+    controls = open_controls(manifest, options.get("control"))
+    check_controls(controls, len(plan.steps))
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        steps=plan.total,
+        guidance_scale=guidance.scale,
+        sampler=plan.sampler,
+        width=width,
+        height=height,
+        model=manifest.name,
+        bundle=bundle.id,
+        provider="auto",
+        spacing=plan.spacing,
+        guidance_rescale=guidance.rescale,
+        guidance_interval=guidance.interval,
+        variation_seed=variation_seed,
+        variation_strength=variation_strength,
+        prompt_weights=_check_prompt_weights(
+            options.get("prompt_weights"), prompt, negative_prompt
+        ),
+        long_prompts=_check_long_prompts(manifest, options.get("long_prompts")),
+        clip_skip=_check_clip_skip(manifest, options.get("clip_skip")),
+        control=control_records(controls),
+        init_image=record(inputs.init_image),
+        strength=strength,
+        mask=record(inputs.mask),
+        keep_unmasked=inputs.keep_unmasked(options.get("keep_unmasked")),
+        **resolve_hires(manifest, options, (width, height), plan.total),
+    )
+    plans = (plan, *_second_pass(manifest.schedule, settings))
+    _check_guided(guidance, len(plan.steps))
+    notes = (
+        *inputs.notes(width, height, asked=options.get("size") is not None),
+        *control_notes(controls, width, height),
+        *rounding((width, height), settings.hires, manifest.latent.downscale),
+    )
+    return Request(
+        settings=settings,
+        seeds=seeds,
+        inputs=inputs,
+        controls=controls,
+        plans=plans,
+        notes=notes,
+    )
+
+
+def _second_pass(schedule: NoiseSchedule, settings: Settings) -> tuple[Plan, ...]:
+    """The plan of the pass under `hires`, if any. Raises InputError for a strength that leaves no
+    step."""
+    if settings.hires_steps is None:
+        return ()
+    try:
+        plan = make_plan(
+            schedule,
+            settings.sampler,
+            settings.hires_steps,
+            spacing=settings.spacing,
+            strength=settings.hires_strength,
+        )
+    except InputError as e:
+        raise e.spelled(_of_second_pass) from e
+    return (plan,)
+
+
+def _of_second_pass(part: Name | Value) -> str:
+    return Name(f"hires_{part.option}") if part.option in ("steps", "strength") else part
+
+
+def _or(value: T | None, default: T) -> T:
+    """None means unset; zero is a value."""
+    return default if value is None else value
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    for name in options:
+        if name not in Options.__annotations__:
+            near = difflib.get_close_matches(name, Options.__annotations__, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else "see edgediff.Options"
+            raise TypeError(f"unexpected option {name!r}: {remedy}")
+
+
+def _check_guidance(guidance: float) -> float:
+    check_number("guidance_scale", guidance)
+    if not abs(guidance) <= MAX_GUIDANCE:  # nan too
+        raise InputError(
+            Name("guidance_scale"),
+            f" is {guidance}: expected a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}",
+        )
+    return float(guidance)
+
+
+def _check_guided(guidance: Guidance, steps: int) -> None:
+    """Raise InputError for guidance that would act on no step."""
+    if guidance.acts and not guidance.steps(steps):
+        raise InputError(
+            Name("guidance_interval"),
+            " is ",
+            Value("guidance_interval", guidance.interval),
+            f": none of {steps} steps begins there: give a wider part, or more steps",
+        )
+
+
+def _check_variation(options: Options) -> tuple[int | None, float]:
+    """(variation seed, strength); (None, 0.0) where there is nothing to vary."""
+    seed, strength = options.get("variation_seed"), options.get("variation_strength")
+    if seed is None and strength is None:
+        return None, 0.0
+    if strength is None:
+        raise InputError(
+            Name("variation_seed"),
+            f" is {seed!r}: give ",
+            Name("variation_strength"),
+            " too, such as 0.2",
+        )
+    strength = check_variation_strength(strength)
+    if strength == 0.0:
+        return None, 0.0
+    if seed is None:
+        raise InputError(
+            Name("variation_strength"), f" is {strength}: give ", Name("variation_seed"), " too"
+        )
+    return check_seed(seed, "variation_seed"), strength
+
+
+def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | None) -> bool:
+    wanted = check_flag("prompt_weights", value)
+    if wanted:
+        parse_weights(prompt)
+        parse_weights(negative_prompt or "")
+    return wanted
+
+
+def _check_long_prompts(manifest: Manifest, value: object) -> bool:
+    wanted = check_flag("long_prompts", value)
+    states = manifest.graphs["unet"].input("encoder_hidden_states")
+    if wanted and states is not None and isinstance(states.shape[1], int):
+        raise InputError(
+            Name("long_prompts"),
+            f": the UNet of this bundle takes {states.shape[1]} tokens, no more and no less: leave"
+            " it out, or export the bundle again",
+        )
+    return wanted
+
+
+def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(
+            Name("clip_skip"),
+            f" is {value!r}: expected a whole number from 1 up; leave it out for all layers",
+        )
+    for encoder in manifest.tokenizers:
+        states_output(manifest.graphs[encoder], int(value))
+    return int(value)
+
+
+def check_text(name: str, text: object) -> None:
+    """Raise InputError unless `text` is a str that UTF-8 can hold; `name` says what it is."""
+    if not isinstance(text, str):
+        raise InputError(Name(name), f" is {type(text).__name__}, expected text (str)")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8
+        raise InputError(Name(name), f" is not valid text ({e.reason}): pass it as UTF-8") from e
+
+
+def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(width, height), or one side of a square, in pixels → (width, height).
+
+    Raises InputError unless both are multiples of `multiple` from that to MAX_SIDE."""
+    try:
+        sides = [operator.index(side) for side in (size if np.iterable(size) else (size, size))]
+    except TypeError as e:
+        raise InputError(Name("size"), f" is {size!r}: expected whole numbers of pixels") from e
+    if len(sides) != 2:
+        raise InputError(Name("size"), f" is {size!r}: expected (width, height) in pixels")
+    width, height = sides
+    if max(sides) > MAX_SIDE:
+        raise InputError(Name("size"), f" {width}x{height}: at most {MAX_SIDE} pixels a side")
+    if min(sides) < 1 or width % multiple or height % multiple:
+        near = "x".join(str(max(multiple, round(s / multiple) * multiple)) for s in sides)
+        raise InputError(
+            Name("size"),
+            f" {width}x{height}: both sides must be multiples of {multiple} from {multiple} up;"
+            f" {near} is near",
+        )
+    return width, height
+
+
+def resolve_seeds(seed: int | Iterable[int] | None) -> tuple[int, ...]:
+    """One seed for each image; None draws one.
+
+    Raises InputError for an empty list, and for a value that is not a seed."""
+    if seed is None:
+        return (secrets.randbelow(2**32),)
+    seeds = list(seed) if isinstance(seed, Iterable) else [seed]
+    if not seeds:
+        raise InputError(Name("seed"), " is an empty list: give one seed for each picture")
+    return tuple(check_seed(s) for s in seeds)

@@ -1,0 +1,85 @@
+"""What a call of `generate` may ask for, and what it asks for once every default is filled in."""
+
+from dataclasses import dataclass
+
+from edgediff.bundle.manifest import GraphSpec
+from edgediff.errors import InputError, Name
+from edgediff.request.control import ControlSettings
+from edgediff.request.hires import Mode
+from edgediff.request.init_image import PictureRecord
+from edgediff.sampling.guidance import Guidance
+from edgediff.sampling.sigmas import Spacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a picture but its seed; each default has been filled in.
+
+    It goes into the picture's PNG as JSON, and is read back by name: a field has the name of its
+    option (width and height: size), and a new one a default, None or what is off, which is how an
+    older picture is read. A picture that was given is recorded as {"name": …, "sha256": …}."""
+
+    prompt: str
+    negative_prompt: str | None
+    steps: int
+    guidance_scale: float
+    sampler: str
+    width: int
+    height: int
+    model: str
+    bundle: str
+    provider: str
+    spacing: Spacing | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    prompt_weights: bool = False
+    long_prompts: bool = False
+    clip_skip: int | None = None
+    control: tuple[ControlSettings, ...] | None = None
+    init_image: PictureRecord | None = None
+    strength: float | None = None
+    mask: PictureRecord | None = None
+    keep_unmasked: bool = False
+    hires: float | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    hires_mode: Mode | None = None
+
+    def guidance(self, embedding_dim: int | None) -> Guidance:
+        """How this call is guided; embedding_dim: see `Guidance`."""
+        return Guidance(
+            scale=self.guidance_scale,
+            rescale=self.guidance_rescale,
+            interval=self.guidance_interval,
+            embedding_dim=embedding_dim,
+        )
+
+
+def clip_skip_output(clip_skip: int) -> str:
+    """The name of the output of a text encoder that leaves out so many of its last layers."""
+    return f"clip_skip_{clip_skip}"
+
+
+def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
+    """The output of a text encoder that conditions the UNet: the first, or that of clip_skip.
+
+    Raises InputError where the graph has no such output."""
+    outputs = [spec.name for spec in graph.outputs]
+    if clip_skip is None:
+        return outputs[0]
+    if clip_skip_output(clip_skip) in outputs:
+        return clip_skip_output(clip_skip)
+    able = [str(k) for k in range(1, len(outputs)) if clip_skip_output(k) in outputs]
+    if able:
+        raise InputError(
+            Name("clip_skip"),
+            f" is {clip_skip}: this bundle's text encoder can leave out {' or '.join(able)} of its"
+            " layers, or none",
+        )
+    raise InputError(
+        Name("clip_skip"),
+        f" is {clip_skip}: this bundle's text encoder gives its last layer alone: export the bundle"
+        " again",
+    )

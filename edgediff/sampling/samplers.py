@@ -1,0 +1,86 @@
+"""Samplers: generators that take latents from noise to an image, step by step.
+
+All of them keep the latents in variance-preserving form, x = alpha·x0 + sigma_t·eps, which is what
+the network itself is given (`schedule.alpha_sigma` turns a noise level sigma into alpha
+and sigma_t). Papers write some of them over x / alpha = x0 + sigma·eps instead; the two are equal,
+but that one is infinite at zero terminal SNR, and there rounding errors of its large values end up
+in the image. Multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler and
+Heun schedulers; the others hold the same numbers as here.
+
+A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
+plan (`make_plan`), and yields a `Step` after each of the plan's steps. A step takes
+one evaluation of the model; two in heun and dpmpp_sde, but for the last step (and heun's large ones
+where it begins at zero signal), and in pndm's first. It can be abandoned at any step, and each
+`Step`'s arrays stay as they are.
+
+It may also be steered: `trajectory.send(latents)` in the place of `next(trajectory)` makes it go on
+with those latents, at the noise level `step.sigma`, instead of the step's own. Inpainting blends
+known latents into each step this way. After the last step there is nothing to go on with, and
+`send` ends the generator.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgediff.errors import InputError
+from edgediff.sampling.consistency import lcm, tcd
+from edgediff.sampling.multistep import deis, dpmpp_2m, dpmpp_2m_sde, pndm, unipc
+from edgediff.sampling.plan import Plan
+from edgediff.sampling.singlestep import ddim, dpmpp_sde, euler, euler_a, heun
+from edgediff.sampling.trajectory import Denoise, Latents, Noise, Step, Trajectory
+
+__all__ = [
+    "DETERMINISTIC",
+    "SAMPLERS",
+    "STOCHASTIC",
+    "Denoise",
+    "Latents",
+    "Noise",
+    "Step",
+    "Trajectory",
+    "initial_latents",
+    "sample",
+]
+
+DETERMINISTIC: dict[str, Callable[[Denoise, Latents, Plan], Trajectory]] = {
+    "euler": euler,
+    "heun": heun,
+    "ddim": ddim,
+    "pndm": pndm,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_karras": dpmpp_2m,
+    "unipc": unipc,
+    "deis": deis,
+}
+STOCHASTIC: dict[str, Callable[[Denoise, Latents, Plan, Noise], Trajectory]] = {
+    "euler_a": euler_a,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_sde": dpmpp_sde,
+    "lcm": lcm,
+    "tcd": tcd,
+}
+SAMPLERS = (*DETERMINISTIC, *STOCHASTIC)
+
+
+def initial_latents(noise: Latents, plan: Plan) -> Latents:
+    """N(0, 1) noise (n, c, h, w) float32 → the latents that the plan starts from, a new array."""
+    return noise * plan.noise_scale
+
+
+def sample(
+    denoise: Denoise, latents: Latents, plan: Plan, noise: Noise | None = None
+) -> Trajectory:
+    """Run the plan's sampler over latents (n, c, h, w) float32, which are left as they are.
+
+    noise: needed by the samplers in STOCHASTIC; the others draw none.
+    Raises InputError, at once, for latents of another kind or where noise is missing."""
+    if latents.dtype != np.float32 or latents.ndim != 4:
+        raise InputError(
+            f"latents are {latents.dtype} of shape {latents.shape}: expected float32 (n, c, h, w)"
+        )
+    if plan.sampler not in STOCHASTIC:
+        return DETERMINISTIC[plan.sampler](denoise, latents, plan)
+    if noise is None:
+        raise InputError(f"noise is None: sampler {plan.sampler} draws some: give a noise source")
+    return STOCHASTIC[plan.sampler](denoise, latents, plan, noise)

@@ -1,0 +1,168 @@
+"""Prompts to token ids, with `tokenizers` alone; what does not fit is reported, never silent."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+
+from edgediff.bundle.manifest import TokenizerSpec
+from edgediff.errors import BundleError, InputError
+from edgediff.text.emphasis import Fragment, parse_weights, plain
+
+MAX_CHUNKS = 32
+"""2400 tokens of CLIP's: beyond any use, and below what makes a UNet's attention take long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as a text encoder takes it, in one or more chunks.
+
+    `ids`: (chunks, max_length) int64; `weights`: theirs, of the same shape, float32. `tokens`: how
+    many the text has, without begin and end of text; `limit`: how many fit into a chunk.
+    `truncated`: the end of the text that did not fit, "" where all did."""
+
+    text: str
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    tokens: int
+    limit: int
+    truncated: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReport:
+    """What became of a prompt. `truncated` and `negative_truncated` are the ends that were cut;
+    `chunks` is how many the prompt and the negative one were each encoded in."""
+
+    text: str
+    tokens: int
+    limit: int
+    truncated: str
+    negative_text: str | None = None
+    negative_truncated: str = ""
+    chunks: int = 1
+
+
+class _Token(NamedTuple):
+    """A token and its weight. `span`: the characters of the prompt, as typed, that it is made of;
+    tokens that stand for one piece of text together have the same."""
+
+    id: int
+    weight: float
+    span: tuple[int, int]
+
+
+class Tokenizer:
+    """A text encoder's tokenizer: `tokenizer.json` and the framing that bundle.json gives."""
+
+    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+        self._spec = spec
+        self._vectors = {ids[0]: ids for ids in spec.embeddings.values()}
+        try:
+            self._tokenizer = RustTokenizer.from_file(str(path))
+        except Exception as e:  # tokenizers raises bare Exception
+            raise BundleError(f"{path.name}: cannot be read ({e}): export the bundle again") from e
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str, *, weighted: bool = False, chunked: bool = False) -> EncodedPrompt:
+        """Ids of begin of text, as much of `text` as fits, end of text, padding.
+
+        weighted: brackets in `text` weigh its words, see `parse_weights`; what stands between two
+        of them is tokenized by itself. chunked: what does not fit goes on in further chunks, each
+        with its own begin and end, and the word BREAK starts a new one. A full chunk ends after
+        its last comma where that is near its end, as in AUTOMATIC1111's web UI.
+
+        Raises InputError, also for text of more than MAX_CHUNKS chunks."""
+        if not isinstance(text, str):
+            raise InputError(f"the prompt is {type(text).__name__}, expected text (str)")
+        fragments = parse_weights(text) if weighted else [plain(text)]
+        limit = self._spec.max_length - 2
+        truncated = ""
+        if chunked:
+            sections = self._sections(fragments)
+            tokens = sum(map(len, sections))
+            comma = self._tokenizer.encode(",", add_special_tokens=False).ids
+            chunks = [c for s in sections for c in cut(s, limit, comma)]
+            if len(chunks) > 1 and not chunks[-1]:  # BREAK at the end begins nothing
+                chunks.pop()
+            if len(chunks) > MAX_CHUNKS:
+                raise InputError(
+                    f"the prompt has {tokens} tokens in {len(chunks)} chunks: at most {MAX_CHUNKS}"
+                )
+        else:
+            found = [token for f in fragments for token in self._tokens(f)]
+            tokens = len(found)
+            chunks = [found[:limit]]
+            if tokens > limit:
+                truncated = text[found[limit].span[0] :]
+        framed = [self._frame(chunk) for chunk in chunks]
+        return EncodedPrompt(
+            text=text,
+            ids=np.array([ids for ids, _ in framed], dtype=np.int64),
+            weights=np.array([weights for _, weights in framed], dtype=np.float32),
+            tokens=tokens,
+            limit=limit,
+            truncated=truncated,
+        )
+
+    def _sections(self, fragments: Sequence[Fragment]) -> list[list[_Token]]:
+        """The tokens between one BREAK and the next."""
+        sections: list[list[_Token]] = [[]]
+        for f in fragments:
+            start = 0
+            for word in re.finditer(r"\bBREAK\b|\Z", f.text):
+                part = slice(start, word.start())
+                sections[-1] += self._tokens(
+                    Fragment(text=f.text[part], weight=f.weight, at=f.at[part])
+                )
+                if word[0]:
+                    sections.append([])
+                start = word.end()
+        return sections
+
+    def _tokens(self, fragment: Fragment) -> list[_Token]:
+        """The tokens of a text; one of textual inversion stands for as many as it has vectors (Gal
+        et al. 2022, arXiv:2208.01618)."""
+        if not fragment.text:
+            return []
+        encoding = self._tokenizer.encode(fragment.text, add_special_tokens=False)
+        at = (*fragment.at, fragment.at[-1] + 1)
+        return [
+            _Token(vector, fragment.weight, (at[start], at[end]))
+            for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            for vector in self._vectors.get(id, (id,))
+        ]
+
+    def _frame(self, tokens: Sequence[_Token]) -> tuple[list[int], list[float]]:
+        spec = self._spec
+        padding = spec.max_length - 2 - len(tokens)
+        ids = [spec.bos_token_id, *(t.id for t in tokens), spec.eos_token_id]
+        weights = [1.0, *(t.weight for t in tokens), 1.0]
+        return ids + [spec.pad_token_id] * padding, weights + [1.0] * padding
+
+
+def cut(tokens: Sequence[_Token], limit: int, comma: Sequence[int]) -> list[Sequence[_Token]]:
+    """Tokens → chunks of at most `limit`; one empty chunk of none.
+
+    A full chunk gives what follows its last comma to the next, unless that is more than 20 tokens
+    of 75, or the next begins with a comma itself. comma: its ids. Tokens of one span stay together
+    where they fit into a chunk."""
+    chunks: list[Sequence[_Token]] = []
+    while len(tokens) > limit:
+        end = limit
+        while end > 0 and tokens[end - 1].span == tokens[end].span:
+            end -= 1
+        end = end or limit
+        if [tokens[end].id] != comma:
+            nearest = max(end - limit * 20 // 75, 0)
+            after = (k + 1 for k in range(end - 1, nearest - 1, -1) if [tokens[k].id] == comma)
+            end = next(after, end)
+        chunks.append(tokens[:end])
+        tokens = tokens[end:]
+    return [*chunks, tokens]

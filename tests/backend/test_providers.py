@@ -1,0 +1,51 @@
+"""The options that each provider gets, as pure functions of what is asked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgediff.backend.providers import default_options
+
+CACHE, TIMING = Path("cache") / "unet-2-64-64", Path("cache")
+KEPT = {
+    "trt_engine_cache_enable": "1",
+    "trt_engine_cache_path": str(CACHE),
+    "trt_timing_cache_enable": "1",
+    "trt_timing_cache_path": str(TIMING),
+}
+
+
+@pytest.mark.parametrize(
+    ("provider", "asked", "expected"),
+    [
+        ("cpu", {"cache": CACHE, "threads": 2}, {}),
+        ("cuda", {"cache": CACHE, "precision": "fp16"}, {}),
+        ("cuda", {"records": True}, {"enable_cuda_graph": "1"}),
+        ("tensorrt", {}, {}),
+        ("tensorrt", {"precision": "fp16"}, {"trt_fp16_enable": "1"}),
+        ("tensorrt", {"precision": "int8"}, {}),
+        ("tensorrt", {"records": True}, {"trt_cuda_graph_enable": "1"}),
+        ("tensorrt", {"cache": CACHE, "timing": TIMING}, KEPT),
+        (
+            "tensorrt",
+            {"precision": "fp16", "cache": CACHE, "timing": TIMING, "records": True},
+            {**KEPT, "trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"},
+        ),
+        ("coreml", {}, {}),
+        (
+            "coreml",
+            {"cache": CACHE},
+            {"ModelFormat": "MLProgram", "ModelCacheDirectory": str(CACHE)},
+        ),
+        ("openvino", {"timing": TIMING}, {}),
+        (
+            "openvino",
+            {"threads": 2, "device": "CPU"},
+            {"load_config": '{"CPU": {"INFERENCE_NUM_THREADS": "2"}}'},
+        ),
+        ("openvino", {"threads": 2, "device": "GPU"}, {}),
+    ],
+)
+def test_options(provider: str, asked: dict[str, Any], expected: dict[str, str]) -> None:
+    assert default_options(provider, **{"precision": "fp32", **asked}) == expected

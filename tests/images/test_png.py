@@ -1,0 +1,138 @@
+"""Pixels, PNGs that are written whole or not at all, and what stands in them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgediff.errors import InputError
+from edgediff.images.metrics import psnr
+from edgediff.images.png import check_output, save_png
+from edgediff.networks.autoencoder import to_images
+from edgediff.request.a1111 import parameters
+
+RECORD: dict[str, Any] = {
+    "edgediff": "1.2.3",
+    "prompt": "a fox, 日本 ☀",
+    "negative_prompt": "blurry",
+    "steps": 20,
+    "guidance_scale": 7.5,
+    "sampler": "dpmpp_2m_karras",
+    "seed": 0,
+    "width": 512,
+    "height": 256,
+    "model": "emoji",
+    "bundle": "0123456789abcdef",
+}
+
+
+def test_pixels_are_those_of_diffusers_image_processor() -> None:
+    values = np.array([-2, -1, 0, 1 / 255, 0.5, 1, 3], np.float32)
+    decoded = np.broadcast_to(values, (2, 3, 1, 7)).copy()
+    pictures = to_images(decoded)
+    assert [p.size for p in pictures] == [(7, 1), (7, 1)]
+    assert [p.mode for p in pictures] == ["RGB", "RGB"]
+    assert np.asarray(pictures[0])[0, :, 0].tolist() == [0, 0, 128, 128, 191, 255, 255]
+
+
+def test_channels_stay_red_green_blue() -> None:
+    decoded = np.full((1, 3, 8, 8), -1, np.float32)
+    decoded[:, 0] = 1
+    assert to_images(decoded)[0].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_psnr() -> None:
+    a = np.zeros((4, 4, 3), np.uint8)
+    assert psnr(a, a) is None
+    assert psnr(a, a + 255) == 0
+    assert psnr(a, a + 1) == pytest.approx(48.13, abs=0.01)
+
+
+def test_parameters_are_in_the_form_that_other_tools_read() -> None:
+    assert parameters(RECORD) == (
+        "a fox, 日本 ☀\n"
+        "Negative prompt: blurry\n"
+        "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 0, Size: 512x256, "
+        "Model hash: 0123456789, Model: emoji, Version: edgediff 1.2.3"
+    )
+
+
+def test_parameters_without_a_negative_prompt_and_with_an_awkward_name() -> None:
+    text = parameters({**RECORD, "negative_prompt": None, "model": "a, b: c"})
+    assert "Negative" not in text
+    assert 'Model: "a, b: c"' in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"clip_skip": 1}, "Clip skip: 2"),
+        ({"clip_skip": 2}, "Clip skip: 3"),
+        ({"prompt": "a (fox)"}, "Emphasis: None"),
+        ({"negative_prompt": "[fog]"}, "Emphasis: None"),
+    ],
+)
+def test_parameters_say_how_prompts_were_read(changes: dict[str, Any], field: str) -> None:
+    assert f", {field}, Version" in parameters(RECORD | changes)
+    weighted = parameters(RECORD | changes | {"prompt_weights": True})
+    assert ("Emphasis" in weighted) is False
+
+
+def test_a_png_carries_both_texts_and_survives_reading(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture = Image.new("RGB", (8, 8), "red")
+    save_png(picture, path, parameters=parameters(RECORD), record=RECORD)
+    with Image.open(path) as read:
+        assert read.size == (8, 8)
+        assert read.info["parameters"] == parameters(RECORD)
+        assert json.loads(read.info["edgediff"]) == RECORD
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_leaves_the_old_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(InputError, match="No space left"):
+        save_png(Image.new("RGB", (8, 8)), path, parameters="", record={})
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", parameters="", record={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_written_are_refused_early(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        check_output(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="no such folder"):
+        check_output(tmp_path / "absent" / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        check_output(tmp_path / "folder.png")
+    check_output(tmp_path / "a.PNG")
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(InputError, match="not writable"):
+        check_output(tmp_path / "a.png")

@@ -1,0 +1,341 @@
+"""Pictures made again from their own PNG, and files that do not say how they were made."""
+
+import contextlib
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import edgediff
+from edgediff.errors import InputError
+from edgediff.request.record import describe_given, recorded
+from edgediff.request.settings import Settings
+
+RECORD: dict[str, Any] = {
+    "edgediff": edgediff.__version__,
+    "prompt": "a fox",
+    "negative_prompt": None,
+    "seed": 3,
+    "steps": 2,
+    "guidance_scale": 0.0,
+    "sampler": "lcm",
+    "width": 64,
+    "height": 128,
+    "model": "tiny",
+    "bundle": "0123",
+    "provider": "cpu",
+}
+
+
+def png(path: Path, **texts: str) -> Path:
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_itxt(key, text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    return path
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    return png(tmp_path / "a.png", edgediff=json.dumps(RECORD | changes))
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_bundle: Path) -> edgediff.Pipeline:
+    return edgediff.load(tiny_bundle)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"seed": 0, "steps": 1, "guidance_scale": 0},
+        {"seed": -1, "steps": 3, "guidance_scale": 4.3, "negative_prompt": "日本, \"a\"\nb: c"},
+        {
+            "seed": 1, "steps": 3, "sampler": "euler", "spacing": "karras",
+            "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.5), "prompt_weights": True,
+            "variation_seed": 2, "variation_strength": 0.3,
+        },
+        {"seed": 2**64 - 1, "size": (128, 64), "sampler": "euler_a", "steps": 2},
+    ],
+)  # fmt: skip
+def test_a_picture_made_again_is_the_same(
+    pipe: edgediff.Pipeline, tmp_path: Path, options: Any
+) -> None:
+    first = pipe.generate("a fox,\n  twice ", **options)
+    (path,) = first.save(tmp_path / "a.png")
+    made = recorded(path)
+    again = pipe.generate(made.prompt, **made.options)
+    assert np.array_equal(np.asarray(first.images[0]), np.asarray(again.images[0]))
+    assert again.settings == first.settings
+    assert again.seeds == first.seeds
+    assert made.differences(again.settings) == []
+    assert made.ignored == ()
+
+
+def test_one_of_a_batch_and_a_whole_sheet(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+    batch = pipe.generate("a fox", seed=[4, 5], steps=2)
+    one = recorded(batch.save(tmp_path / "a.png")[1])
+    assert one.options["seed"] == 5
+    again = pipe.generate(one.prompt, **one.options)
+    assert again.images[0].tobytes() == batch.images[1].tobytes()
+    sheet = recorded(batch.save_grid(tmp_path / "sheet.png"))
+    assert sheet.options["seed"] == [4, 5]
+    again = pipe.generate(sheet.prompt, **sheet.options)
+    assert [p.tobytes() for p in again.images] == [p.tobytes() for p in batch.images]
+    assert again.grid().tobytes() == batch.grid().tobytes()
+
+
+@pytest.mark.slow
+def test_a_picture_that_the_call_was_given_has_to_be_given_again(
+    controlled: Any, tmp_path: Path
+) -> None:
+    shades = {"map.png": 90, "other.png": 200}
+    for name, shade in shades.items():
+        Image.new("L", (64, 64), shade).save(tmp_path / name)
+    pipe = edgediff.load(controlled("sd1").bundle)
+    control, other = ({"canny": edgediff.Control(tmp_path / name)} for name in shades)
+    first = pipe.generate("a fox", control=control, seed=1, steps=1)
+    made = recorded(first.save(tmp_path / "a.png")[0])
+    assert describe_given(made.given["control"]) == "map.png"
+    assert "control" not in made.options
+    again = pipe.generate(made.prompt, **made.options, control=control)
+    assert again.images[0].tobytes() == first.images[0].tobytes()
+    assert made.differences(again.settings) == []
+    request = pipe.resolve(made.prompt, **{**made.options, "control": other})
+    settings = dataclasses.replace(request.settings, provider="cpu")
+    assert made.differences(settings) == ["what is given is not map.png, which it was made from"]
+
+    unnamed = {"canny": edgediff.Control(Image.new("L", (64, 64)))}
+    first = pipe.generate("a fox", control=unnamed, seed=1, steps=1)
+    made = recorded(first.save(tmp_path / "b.png")[0])
+    assert describe_given(made.given["control"]) == "a picture without a file"
+
+
+def test_what_may_differ_is_said(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+    settings = dataclasses.replace(pipe.resolve("a fox").settings, provider="cpu")
+    same = {"bundle": pipe.bundle.id}
+    assert recorded(written(tmp_path, **same)).differences(settings) == []
+    for changes, message in (
+        ({"edgediff": "0.0.1"}, f"edgediff 0.0.1 made it, this is {edgediff.__version__}"),
+        ({"bundle": "ab" * 32}, "another bundle of tiny made it (abababababab, "),
+        ({"bundle": "ab" * 32, "model": "large"}, "large made it, this is tiny (abab"),
+        ({"provider": "cuda"}, "cuda made it, this is cpu"),
+    ):
+        (difference,) = recorded(written(tmp_path, **{**same, **changes})).differences(settings)
+        assert message in difference
+    # Before it is loaded, a bundle's provider is not known.
+    open_yet = dataclasses.replace(settings, provider="auto")
+    assert recorded(written(tmp_path, **same, provider="cuda")).differences(open_yet) == []
+
+
+def test_settings_of_a_newer_edgediff_are_said_to_be_ignored(tmp_path: Path) -> None:
+    made = recorded(written(tmp_path, wobble=0.5))
+    assert made.ignored == ("wobble: 0.5",)
+    assert "wobble" not in made.options
+
+
+def test_settings_of_an_older_edgediff_are_those_it_had(tmp_path: Path) -> None:
+    made = recorded(written(tmp_path))
+    assert made.options == {
+        "negative_prompt": None,
+        "seed": 3,
+        "steps": 2,
+        "guidance_scale": 0.0,
+        "sampler": "lcm",
+        "size": (64, 128),
+    }
+
+
+def not_a_png(path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(path, format="JPEG")
+
+
+def bomb(path: Path) -> None:
+    """A text chunk of ten kilobytes that holds ten megabytes."""
+    whole = png(path).read_bytes()
+    text = b"edgediff\0\1\0\0\0" + zlib.compress(b"x" * 10_000_000, 9)
+    path.write_bytes(whole[:33] + chunk(b"iTXt", text) + whole[33:])
+
+
+def large(path: Path) -> None:
+    """As many pixels as no decoder takes; the text is read all the same."""
+    header = (2**31 - 1).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
+    text = b"edgediff\0\0\0\0\0" + json.dumps({"prompt": 3}).encode()
+    chunks = chunk(b"IHDR", header) + chunk(b"iTXt", text) + chunk(b"IDAT", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def damaged(path: Path) -> None:
+    data = bytearray(png(path, edgediff=json.dumps(RECORD)).read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda _: None, "cannot be read (No such file"),
+        (lambda p: p.mkdir(), "cannot be read (Is a directory"),
+        (lambda p: p.write_bytes(b""), "is no PNG"),
+        (lambda p: p.write_text("a fox"), "is no PNG"),
+        (not_a_png, "is no PNG"),
+        (lambda p: p.write_bytes(png(p, edgediff="{}").read_bytes()[:50]), "is a damaged PNG"),
+        (damaged, "is a damaged PNG"),
+        (lambda p: p.write_bytes(png(p).read_bytes()[:-20]), "is a damaged PNG"),
+        (lambda p: p.write_bytes(png(p).read_bytes()[:45]), "is a damaged PNG"),
+        (lambda p: p.write_bytes(png(p).read_bytes().replace(b"IDAT", b"IDAT!")), "is a damaged"),
+        (bomb, "is a damaged PNG"),
+        (large, "has no prompt"),
+        (png, "does not say how it was made"),
+        (lambda p: png(p, prompt='{"3": {}}'), "does not say how it was made"),
+        (lambda p: png(p, edgediff="a fox"), "is no JSON"),
+        (lambda p: png(p, edgediff="[" * 100_000), "is no JSON"),
+        (lambda p: png(p, edgediff="[1]"), "is no record"),
+        (lambda p: png(p, edgediff="{}"), "has no prompt"),
+        (lambda p: png(p, edgediff='{"pictures": []}'), "is a sheet of several prompts"),
+        (lambda p: png(p, edgediff='{"prompt": "a"}'), "has edgediff None: expected text"),
+        (lambda p: png(p, parameters="a fox"), "not in the form of AUTOMATIC1111"),
+        (lambda p: png(p, parameters=""), "not in the form of AUTOMATIC1111"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_say(tmp_path: Path, write: Any, message: str) -> None:
+    path = tmp_path / "a.png"
+    write(path)
+    with pytest.raises(InputError) as e:
+        recorded(path)
+    assert message in str(e.value)
+    assert str(path) in str(e.value)
+
+
+SETTINGS = [field.name for field in dataclasses.fields(Settings)]
+
+
+@pytest.mark.parametrize("name", ["seed", *(n for n in SETTINGS if n not in ("model", "bundle"))])
+@pytest.mark.parametrize("junk", ["x", [], {}, [1, 2, 3], -7.5, 1e308, True, [[[]]]])
+def test_nonsense_in_a_record_raises_nothing_but_input_errors(
+    pipe: edgediff.Pipeline, tmp_path: Path, name: str, junk: Any
+) -> None:
+    with contextlib.suppress(InputError):  # some of it is a value of some setting
+        made = recorded(written(tmp_path, **{name: junk}))
+        pipe.generate(made.prompt, **made.options)
+
+
+A1111 = (
+    "a (red:1.2) fox, <lora:ink:0.8>\nwith hat\n"
+    "Negative prompt: blurry,\nbad: hands\n"
+    "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 123, Size: 512x768, "
+    'Model hash: 6ce0161689, Model: v1-5, Clip skip: 2, Hashes: "a, b: c", Version: v1.9.0'
+)
+
+
+def test_what_another_tool_wrote(tmp_path: Path) -> None:
+    made = recorded(png(tmp_path / "a.png", parameters=A1111))
+    assert made.prompt == "a (red:1.2) fox,\nwith hat"
+    assert made.options == {
+        "negative_prompt": "blurry,\nbad: hands",
+        "steps": 20,
+        "sampler": "dpmpp_2m_karras",
+        "guidance_scale": 7.5,
+        "seed": 123,
+        "size": (512, 768),
+        "prompt_weights": True,
+    }
+    assert made.ignored == ("<lora:ink:0.8>", "Clip skip: 2", "Hashes: a, b: c")
+    assert made.version is None
+    assert made.model == "v1-5"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "ignored"),
+    [
+        ("Clip skip: 1, Model: x, Model hash: y, Version: z", None, ()),
+        ("Sampler: Euler a", "euler_a", ()),
+        ("Sampler: Euler, Schedule type: Automatic", "euler", ()),
+        ("Sampler: DPM++ 2M, Schedule type: Karras", "dpmpp_2m_karras", ()),
+        ("Sampler: Euler a, Schedule type: Beta", "euler_a", ("Schedule type: Beta",)),
+        ("Sampler: Euler, Schedule type: Uniform", "euler", ("Schedule type: Uniform",)),
+        ("Sampler: Euler a Karras", "euler_a", ("Schedule type: Karras",)),
+        ("Variation seed: 7", None, ("Variation seed: 7",)),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m_karras", ()),
+        ("Sampler: DPM++ 2M", "dpmpp_2m", ()),
+        ("Sampler: Restart", None, ("Sampler: Restart",)),
+        ("Size: big", None, ("Size: big",)),
+        ("CFG scale: --", None, ("CFG scale: --",)),
+        ("Seed: 1.5", None, ("Seed: 1.5",)),
+    ],
+)
+def test_fields_of_other_tools(
+    tmp_path: Path, fields: str, sampler: str | None, ignored: tuple[str, ...]
+) -> None:
+    made = recorded(png(tmp_path / "a.png", parameters=f"a\nSteps: 9, {fields}"))
+    assert made.options.get("sampler") == sampler
+    assert made.options["steps"] == 9
+    assert made.ignored == ignored
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "spacing"),
+    [
+        ("Sampler: Euler, Schedule type: Beta", "euler", "beta"),
+        ("Sampler: DPM++ SDE, Schedule type: Karras", "dpmpp_sde", "karras"),
+        ("Sampler: DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
+        ("Sampler: DPM++ 2M Karras", "dpmpp_2m_karras", None),
+        ("Sampler: DPM++ SDE, Schedule type: Automatic", "dpmpp_sde", "karras"),
+        ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", "dpmpp_2m_sde", "exponential"),
+        ("Sampler: Euler, Schedule type: Automatic", "euler", None),
+    ],
+)
+def test_spacings_of_other_tools(
+    tmp_path: Path, fields: str, sampler: str, spacing: str | None
+) -> None:
+    made = recorded(png(tmp_path / "a.png", parameters=f"a\nSteps: 9, {fields}"))
+    assert made.options.get("sampler") == sampler
+    assert made.options.get("spacing") == spacing
+    assert made.ignored == ()
+
+
+def test_variations_of_other_tools(tmp_path: Path) -> None:
+    text = "a\nSteps: 9, Seed: 1, Variation seed: 7, Variation seed strength: 0.25"
+    made = recorded(png(tmp_path / "a.png", parameters=text))
+    assert made.options["variation_seed"] == 7
+    assert made.options["variation_strength"] == 0.25
+    assert made.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("a (red:1.2) fox\nSteps: 4", True),
+        ("a fox\nNegative prompt: [b]\nSteps: 4", True),
+        ("a (red:1.2) fox\nSteps: 4, Emphasis: None", None),
+        ("a fox\nSteps: 4", None),
+    ],
+)
+def test_brackets_of_other_tools_weigh_words(
+    tmp_path: Path, text: str, weights: bool | None
+) -> None:
+    made = recorded(png(tmp_path / "a.png", parameters=text))
+    assert made.options.get("prompt_weights") == weights
+    assert made.ignored == ()
+
+
+def test_our_own_form_for_other_tools_is_read_alike(
+    pipe: edgediff.Pipeline, tmp_path: Path
+) -> None:
+    result = pipe.generate("a: b, c", negative_prompt="x", seed=0, steps=2, guidance_scale=1.5)
+    with Image.open(result.save(tmp_path / "a.png")[0]) as picture:
+        parameters = picture.info["parameters"]
+    ours = recorded(tmp_path / "a.png")
+    theirs = recorded(png(tmp_path / "b.png", parameters=parameters))
+    assert (theirs.prompt, theirs.options) == (ours.prompt, ours.options)
+    assert theirs.ignored == ()
