@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
 from edgediff.errors import BundleError
-from edgediff.schedule import NoiseSchedule
+from edgediff.schedule import Schedule
 from edgediff.schema import describe, load_json, parse
 from edgediff.spacing import Spacing
 
@@ -242,7 +242,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     tokenizers: dict[str, TokenizerSpec]
     latent: LatentSpec
-    schedule: NoiseSchedule
+    schedule: Schedule
     defaults: Defaults
     quantization: Quantization
     fidelity: Fidelity
@@ -356,6 +356,8 @@ def parse_manifest(text: str) -> Manifest:
             f"{MANIFEST}: format version {version}, but this edgediff reads up to"
             f" {FORMAT_VERSION}: pip install -U edgediff"
         )
+    if isinstance(raw.get("schedule"), dict):  # the only kind before schedules had a type
+        raw["schedule"].setdefault("type", "discrete")
     manifest: Manifest = parse(Manifest, raw, MANIFEST, BundleError)
     _check_references(manifest)
     return manifest

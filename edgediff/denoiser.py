@@ -10,7 +10,6 @@ import numpy.typing as npt
 from edgediff.errors import InputError
 from edgediff.guidance import NO_GUIDANCE, Guidance
 from edgediff.plan import Plan
-from edgediff.schedule import PredictionType, alpha_sigma
 from edgediff.step import Latents
 
 _Inputs = dict[str, npt.NDArray[np.float32]]
@@ -53,8 +52,8 @@ class Denoiser:
     """`denoise(x, sigma) -> x0` for one network, one plan and one set of prompts.
 
     unet: see `UNet`.
-    plan: the noise levels that will be asked for, and the timestep of each.
-    prediction_type: what the network predicts; see NoiseSchedule.
+    plan: the noise levels that will be asked for, the timestep of each, and, by its schedule, the
+        network's prediction.
     prompt, negative: one Conditioning each; `negative` may be None where it is not needed.
     guidance: see `Guidance`. In the steps at which it acts, both predictions are evaluated as one
         batch of two; the other steps evaluate only the prompt, which costs half.
@@ -72,15 +71,14 @@ class Denoiser:
         unet: UNet,
         *,
         plan: Plan,
-        prediction_type: PredictionType,
         prompt: Conditioning,
         negative: Conditioning | None = None,
         guidance: Guidance = NO_GUIDANCE,
         beside: Latents | None = None,
     ) -> None:
         self._unet = unet
+        self._plan = plan
         self._timesteps = plan.timesteps
-        self._prediction_type = prediction_type
         self._guidance = guidance
         rows = [_row(prompt, k) for k in range(_check_rows(prompt, "prompt"))]
         self._guided: dict[float, bool] = {}  # sigma → whether guidance acts there
@@ -110,7 +108,7 @@ class Denoiser:
     def __call__(self, x: Latents, sigma: float) -> Latents:
         """Latents x (n, c, h, w) float32 at noise level sigma → x0 (n, c, h, w) float32.
 
-        x is in variance-preserving form: alpha·x0 + sigma_t·eps, see `edgediff.samplers`.
+        x is alpha·x0 + sigma_t·eps, with the plan's alpha and sigma_t.
         Raises InputError for a sigma outside the plan and for another number of images."""
         timestep = self._timesteps.get(sigma)
         if timestep is None:
@@ -145,16 +143,20 @@ class Denoiser:
         return self._guidance.combine(out[:1], out[1:]) if guided else out
 
     def _x0(self, x: Latents, sigma: float, out: Latents) -> Latents:
-        """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
-        alpha, sigma_t = alpha_sigma(sigma)
-        if self._prediction_type == "sample":
-            return out
-        if self._prediction_type == "v_prediction":
-            x0 = x * alpha
-            x0 -= out * sigma_t
-            return x0
-        x0 = x - out * sigma_t
-        x0 /= alpha
+        """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D; for the velocity of
+        flow matching, Liu et al. 2023 (arXiv:2209.03003), eq. 1."""
+        alpha, sigma_t = self._plan.alpha_sigma(sigma)
+        match self._plan.schedule.prediction_type:
+            case "sample":
+                return out
+            case "v_prediction":
+                x0 = x * alpha
+                x0 -= out * sigma_t
+            case "epsilon":
+                x0 = x - out * sigma_t
+                x0 /= alpha
+            case "flow":
+                x0 = x - out * sigma_t
         return x0
 
 

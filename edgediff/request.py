@@ -21,7 +21,7 @@ from edgediff.inputs import Inputs, check_inputs, check_mask, open_inputs, recor
 from edgediff.noise import check_seed, check_variation_strength
 from edgediff.picture import Picture
 from edgediff.plan import Plan, make_plan
-from edgediff.schedule import NoiseSchedule
+from edgediff.schedule import Schedule
 from edgediff.settings import Options, Settings, states_output
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
     )
 
 
-def _second_pass(schedule: NoiseSchedule, settings: Settings) -> tuple[Plan, ...]:
+def _second_pass(schedule: Schedule, settings: Settings) -> tuple[Plan, ...]:
     """The plan of the pass under `hires`, if any. Raises InputError for a strength that leaves no
     step."""
     if settings.hires_steps is None:

@@ -163,7 +163,6 @@ class Run(Iterator[Step]):
         denoise = Denoiser(
             self._network(plan),
             plan=plan,
-            prediction_type=self._manifest.schedule.prediction_type,
             prompt=prompt,
             negative=negative,
             guidance=self.settings.guidance(self._text.guidance_embedding_dim()),

@@ -1,11 +1,11 @@
 """Samplers: generators that take latents from noise to an image, step by step.
 
-All of them keep the latents in variance-preserving form, x = alpha·x0 + sigma_t·eps, which is what
-the network itself is given (`edgediff.schedule.alpha_sigma` turns a noise level sigma into alpha
-and sigma_t). Papers write some of them over x / alpha = x0 + sigma·eps instead; the two are equal,
-but that one is infinite at zero terminal SNR, and there rounding errors of its large values end up
-in the image. Multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler and
-Heun schedulers; the others hold the same numbers as here.
+Latents under noise are x = alpha·x0 + sigma_t·eps, in the form that the network was trained on: the
+plan's `alpha_sigma` turns a noise level sigma into alpha and sigma_t. Papers write some samplers
+over x / alpha = x0 + sigma·eps instead; the two are equal, but that one is infinite at zero
+terminal SNR, and there rounding errors of its large values end up in the image. With a discrete
+schedule, multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler and Heun
+schedulers; the others, and those for flow matching, hold the same numbers as here.
 
 A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
 plan (`edgediff.plan.make_plan`), and yields a `Step` after each of the plan's steps. A step takes

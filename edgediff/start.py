@@ -11,7 +11,6 @@ from edgediff.bundle import Manifest
 from edgediff.inputs import Inputs, inpaints, latent_mask, mask_at
 from edgediff.plan import Plan
 from edgediff.samplers import Latents, Noise, Step, Trajectory, initial_latents
-from edgediff.schedule import alpha_sigma
 from edgediff.settings import Settings
 from edgediff.vae import Vae, to_sample
 
@@ -19,8 +18,10 @@ from edgediff.vae import Vae, to_sample
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """What a pass must keep: the latents x0 (n or 1, c, h, w), and the noise (n, c, h, w) that they
-    are under on the way, where mask (1, 1, h, w) is 0. All float32."""
+    are under on the way, where mask (1, 1, h, w) is 0. All float32. plan: gives their noise levels.
+    """
 
+    plan: Plan
     x0: Latents
     noise: Latents
     mask: NDArray[np.float32]
@@ -28,7 +29,7 @@ class Kept:
     def blend(self, latents: Latents, sigma: float) -> Latents:
         """Lugmayr et al. 2022 (arXiv:2201.09865), eq. 8, with one noise for all steps as in
         diffusers: the known part at level sigma, and the rest from `latents`."""
-        known = noised(self.x0, self.noise, sigma)
+        known = noised(self.plan, self.x0, self.noise, sigma)
         return (1 - self.mask) * known + self.mask * latents
 
 
@@ -43,15 +44,15 @@ class Start:
     kept: Kept | None = None
 
 
-def noised(x0: Latents, noise: Latents, sigma: float) -> Latents:
+def noised(plan: Plan, x0: Latents, noise: Latents, sigma: float) -> Latents:
     """Ho et al. 2020 (arXiv:2006.11239), eq. 4: alpha·x0 + sigma_t·noise, float32."""
-    alpha, sigma_t = alpha_sigma(sigma)
+    alpha, sigma_t = plan.alpha_sigma(sigma)
     return x0 * alpha + noise * sigma_t
 
 
 def from_latents(x0: Latents, noise: Noise, plan: Plan) -> Start:
     """SDEdit, Meng et al. 2022 (arXiv:2108.01073), algorithm 1: latents under noise."""
-    return Start(latents=noised(x0, noise(0), plan.start))
+    return Start(latents=noised(plan, x0, noise(0), plan.start))
 
 
 def start(
@@ -77,7 +78,7 @@ def start(
     # diffusers encodes what is masked here too, and draws for it: samplers that draw see that.
     encoded.sample(noise)
     latents = _under(None if settings.strength == 1 else x0, first, plan)
-    return Start(latents=latents, kept=Kept(x0=x0, noise=first, mask=mask))
+    return Start(latents=latents, kept=Kept(plan=plan, x0=x0, noise=first, mask=mask))
 
 
 def repaint(trajectory: Trajectory, kept: Kept, plan: Plan) -> Iterator[Step]:
@@ -91,4 +92,4 @@ def repaint(trajectory: Trajectory, kept: Kept, plan: Plan) -> Iterator[Step]:
 
 def _under(x0: Latents | None, noise: Latents, plan: Plan) -> Latents:
     """Latents at the plan's first level; of None, noise alone."""
-    return initial_latents(noise, plan) if x0 is None else noised(x0, noise, plan.start)
+    return initial_latents(noise, plan) if x0 is None else noised(plan, x0, noise, plan.start)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.errors import InputError
-from edgediff.schedule import alpha_sigma
+from edgediff.plan import Plan
 
 Latents = npt.NDArray[np.float32]
 Denoise = Callable[[Latents, float], Latents]
@@ -51,11 +51,11 @@ def hand_over(step: Step) -> Generator[Step, Latents | None, Latents]:
     return sent
 
 
-def to_level(x: Latents, x0: Latents, sigma: float, sigma_next: float) -> Latents:
+def to_level(plan: Plan, x: Latents, x0: Latents, sigma: float, sigma_next: float) -> Latents:
     """Lu et al. 2022 (arXiv:2211.01095), eq. 9 with k = 1: keep x0 and eps, change the noise level.
     The same as a step of Euler over x / alpha."""
-    _, sigma_t = alpha_sigma(sigma)
-    alpha_next, sigma_t_next = alpha_sigma(sigma_next)
+    _, sigma_t = plan.alpha_sigma(sigma)
+    alpha_next, sigma_t_next = plan.alpha_sigma(sigma_next)
     return mix(x, x0, sigma_t_next / sigma_t, alpha_next * (1.0 - sigma_next / sigma))
 
 

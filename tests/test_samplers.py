@@ -16,13 +16,13 @@ from edgediff.samplers import (
     initial_latents,
     sample,
 )
-from edgediff.schedule import NoiseSchedule, alpha_sigma
+from edgediff.schedule import DiscreteSchedule
 from edgediff.spacing import Spacing
 
 SHAPE = (2, 4, 8, 8)
 
 
-def make_schedule(**changes: Any) -> NoiseSchedule:
+def make_schedule(**changes: Any) -> DiscreteSchedule:
     fields: dict[str, Any] = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -30,12 +30,12 @@ def make_schedule(**changes: Any) -> NoiseSchedule:
         "prediction_type": "v_prediction",
         "timestep_spacing": "trailing",
     }
-    return NoiseSchedule(**(fields | changes))
+    return DiscreteSchedule(**(fields | changes))
 
 
-def gaussian(sigma: float, x: Latents, mean: Latents, spread: float) -> Latents:
+def gaussian(plan: Plan, sigma: float, x: Latents, mean: Latents, spread: float) -> Latents:
     """The exact x0 for data of N(mean, spread²): what a perfect network would say."""
-    alpha, sigma_t = alpha_sigma(sigma)
+    alpha, sigma_t = plan.alpha_sigma(sigma)
     gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma_t**2)
     return (mean + gain * (x - alpha * mean)).astype(np.float32)
 
@@ -64,7 +64,7 @@ def test_a_network_that_knows_the_image_yields_it(sampler: str, steps: int, zero
     noise = 5.0 * left  # five times its standard deviation
     # With v, pndm is exact only for few or many steps: v turns as eps and x0 stay.
     inexact = {"lcm": 2e-3, "pndm": 0.7 if zero_snr else 1e-4}.get(sampler, 1e-6)
-    alpha, _ = alpha_sigma(left)
+    alpha, _ = plan.alpha_sigma(left)
     np.testing.assert_allclose(taken[-1].latents / alpha, image, atol=noise + inexact)
     for step in taken:
         assert step.latents.dtype == step.x0.dtype == np.float32
@@ -77,7 +77,7 @@ def test_latents_keep_unit_variance(sampler: str) -> None:
     shape = (1, 4, 64, 64)
     mean = np.zeros(shape, np.float32)
     plan = make_plan(make_schedule(), sampler, 25)
-    for step in run(plan, lambda x, sigma: gaussian(sigma, x, mean, 1.0), shape=shape):
+    for step in run(plan, lambda x, sigma: gaussian(plan, sigma, x, mean, 1.0), shape=shape):
         # Those take the mean of what an image may be for an image: their latents lose variance.
         least = 0.3 if sampler in ("lcm", "tcd") else 0.9
         assert least < step.latents.std() < 1.1
@@ -92,9 +92,9 @@ def test_second_order_is_nearer_than_first() -> None:
         schedule = make_schedule(timestep_spacing="trailing" if spacing is None else "linspace")
         plan = make_plan(schedule, sampler, steps, spacing=spacing)
         x = initial_latents(z, plan)
-        alpha, sigma_t = alpha_sigma(plan.steps[0].sigma)
+        alpha, sigma_t = plan.alpha_sigma(plan.steps[0].sigma)
         exact = mean + 0.4 * (x - alpha * mean) / math.hypot(alpha * 0.4, sigma_t)
-        *_, last = sample(lambda x, sigma: gaussian(sigma, x, mean, 0.4), x, plan)
+        *_, last = sample(lambda x, sigma: gaussian(plan, sigma, x, mean, 0.4), x, plan)
         return float(np.abs(last.latents - exact).max())
 
     assert error("heun", 20, "karras") < 0.2 * error("euler", 20, "karras")
@@ -192,7 +192,10 @@ def test_dpmpp_sde_follows_one_brownian_path() -> None:
     length = first.sigma - first.sigma_next
     path = draws[0] * math.sqrt((first.sigma - first.sigma_mid) / length)
     path += draws[1] * math.sqrt((first.sigma_mid - first.sigma_next) / length)
-    up = math.sqrt(1.0 - (first.sigma_next / first.sigma) ** 2) * alpha_sigma(first.sigma_next)[1]
+    up = (
+        math.sqrt(1.0 - (first.sigma_next / first.sigma) ** 2)
+        * plan.alpha_sigma(first.sigma_next)[1]
+    )
     np.testing.assert_allclose(step.latents, path * up, rtol=1e-5, atol=1e-6)
 
 
