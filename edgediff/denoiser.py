@@ -20,9 +20,9 @@ _Row = tuple[npt.NDArray[np.float32], _Inputs]
 class UNet(Protocol):
     """The network, behind whatever runs it.
 
-    sample (m, c, h, w) float32, timestep, encoder_hidden_states (m, t, d) float32, and any further
-    inputs by name, each (m, …) float32 → prediction (m, c, h, w) float32. m is 1 or 2. The timestep
-    is a Python float (euler's may be fractional); the callee casts it to the graph's dtype.
+    sample (m, c, …) float32, timestep, encoder_hidden_states (m, t, d) float32, and any further
+    inputs by name, each (m, …) float32 → prediction (m, c, …) float32. m is 1 or 2. The timestep is
+    a Python float (euler's may be fractional); the callee casts it to the graph's dtype.
 
     Read-only arrays do not change as long as they live, so that they need reach a device once."""
 
@@ -57,8 +57,11 @@ class Denoiser:
     prompt, negative: one Conditioning each; `negative` may be None where it is not needed.
     guidance: see `Guidance`. In the steps at which it acts, both predictions are evaluated as one
         batch of two; the other steps evaluate only the prompt, which costs half.
-    beside: what the network takes beside the latents, along the channels: (n, k, h, w) float32, or
-        (1, k, h, w) for all images; the same under guidance.
+    beside: further channels that the network takes after those of the latents: (n, k, …) float32,
+        or (1, k, …) for all images; the same under guidance.
+
+    Latents have any rank from 3: (n, c, h, w) for images, (n, c, f, h, w) for frames, (n, c, t) for
+    one-dimensional ones such as audio.
 
     Images run one by one, so each is bit for bit what it would be alone.
 
@@ -106,7 +109,7 @@ class Denoiser:
         self._beside = beside
 
     def __call__(self, x: Latents, sigma: float) -> Latents:
-        """Latents x (n, c, h, w) float32 at noise level sigma → x0 (n, c, h, w) float32.
+        """Latents x (n, c, …) float32 at noise level sigma → x0, alike.
 
         x is alpha·x0 + sigma_t·eps, with the plan's alpha and sigma_t.
         Raises InputError for a sigma outside the plan and for another number of images."""

@@ -64,20 +64,23 @@ SAMPLERS = (*DETERMINISTIC, *STOCHASTIC)
 
 
 def initial_latents(noise: Latents, plan: Plan) -> Latents:
-    """N(0, 1) noise (n, c, h, w) float32 → the latents that the plan starts from, a new array."""
+    """N(0, 1) noise (n, c, …) float32 → the latents that the plan starts from, a new array."""
     return noise * plan.noise_scale
 
 
 def sample(
     denoise: Denoise, latents: Latents, plan: Plan, noise: Noise | None = None
 ) -> Trajectory:
-    """Run the plan's sampler over latents (n, c, h, w) float32, which are left as they are.
+    """Run the plan's sampler over latents (n, c, …) float32, which are left as they are.
 
+    Samplers work on each number by itself, so latents may be those of images (n, c, h, w), of
+    frames (n, c, f, h, w) or one-dimensional (n, c, t).
     noise: needed by the samplers in STOCHASTIC; the others draw none.
     Raises InputError, at once, for latents of another kind or where noise is missing."""
-    if latents.dtype != np.float32 or latents.ndim != 4:
+    if latents.dtype != np.float32 or latents.ndim < 3:
         raise InputError(
-            f"latents are {latents.dtype} of shape {latents.shape}: expected float32 (n, c, h, w)"
+            f"latents are {latents.dtype} of shape {latents.shape}: expected float32 (n, c, …),"
+            " such as (n, c, h, w)"
         )
     if plan.sampler not in STOCHASTIC:
         return DETERMINISTIC[plan.sampler](denoise, latents, plan)

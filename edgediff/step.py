@@ -11,9 +11,9 @@ from edgediff.plan import Plan
 
 Latents = npt.NDArray[np.float32]
 Denoise = Callable[[Latents, float], Latents]
-"""(x (n, c, h, w) float32, sigma) → x0, the model's view of the clean latents, alike in shape."""
+"""(x (n, c, …) float32, sigma) → x0, the model's view of the clean latents, alike in shape."""
 Noise = Callable[[int], Latents]
-"""Step index → fresh N(0, 1) noise (n, c, h, w) float32. Called in order of the steps: once in a
+"""Step index → fresh N(0, 1) noise (n, c, …) float32. Called in order of the steps: once in a
 step, by dpmpp_sde twice, and not where a step adds none, such as the last."""
 
 
@@ -22,8 +22,8 @@ class Step:
     """Where a sampler stands after step `index` (from 0).
 
     sigma: the noise level left in `latents`.
-    latents: (n, c, h, w) float32, in variance-preserving form.
-    x0: (n, c, h, w) float32, the clean latents as this step last saw them; good for a preview.
+    latents: (n, c, …) float32, alpha·x0 + sigma_t·eps at that level.
+    x0: (n, c, …) float32, the clean latents as this step last saw them; good for a preview.
     """
 
     index: int

@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgediff.denoiser import Conditioning, Denoiser
 from edgediff.errors import InputError
+from edgediff.flow import FLOW_SAMPLERS
+from edgediff.guidance import Guidance
 from edgediff.noise import TorchGenerator
 from edgediff.plan import Plan, make_plan
 from edgediff.samplers import (
@@ -16,10 +19,14 @@ from edgediff.samplers import (
     initial_latents,
     sample,
 )
-from edgediff.schedule import DiscreteSchedule
+from edgediff.schedule import DiscreteSchedule, FlowSchedule, Schedule
 from edgediff.spacing import Spacing
 
 SHAPE = (2, 4, 8, 8)
+
+
+RANKS = [(2, 4, 64), (2, 4, 2, 4, 8)]
+"""SHAPE's latents as one-dimensional ones and as frames."""
 
 
 def make_schedule(**changes: Any) -> DiscreteSchedule:
@@ -267,12 +274,57 @@ def test_initial_latents_are_a_new_float32_array() -> None:
 
 
 @pytest.mark.parametrize(
-    "latents", [np.zeros((1, 4, 8, 8)), np.zeros((4, 8, 8), np.float32), np.zeros(3, np.float16)]
+    "latents",
+    [
+        np.zeros((1, 4, 8, 8)),
+        np.zeros((1, 4), np.float32),
+        np.zeros(3, np.float32),
+        np.zeros((1, 4, 8, 8), np.float16),
+    ],
 )
 def test_bad_latents(latents: Any) -> None:
     plan = make_plan(make_schedule(), "euler", 2)
-    with pytest.raises(InputError, match=r"expected float32 \(n, c, h, w\)"):
+    with pytest.raises(InputError, match=r"expected float32 \(n, c, …\), such as \(n, c, h, w\)"):
         sample(lambda x, sigma: x, latents, plan)  # noqa: ARG005
+
+
+def trajectory(schedule: Schedule, sampler: str, shape: tuple[int, ...]) -> list[Any]:
+    """Under guidance that is rescaled, beside a mask, with a network that looks at each number."""
+    plan = make_plan(schedule, sampler, 4)
+    mask = np.linspace(0.0, 1.0, math.prod(SHAPE[2:]), dtype=np.float32).reshape(1, 1, *shape[2:])
+
+    def network(sample: Latents, timestep: float, states: Latents, extra: Any) -> Latents:  # noqa: ARG001
+        assert sample.shape[1:] == (5, *shape[2:])
+        text = states.reshape(-1, *[1] * (len(shape) - 1))
+        return np.asarray(
+            np.tanh(sample[:, :4] + np.float32(timestep * 1e-3)) + sample[:, 4:] * text
+        )
+
+    denoise = Denoiser(
+        network,
+        plan=plan,
+        prompt=Conditioning(encoder_hidden_states=np.full((1, 1, 1), 0.5, np.float32)),
+        negative=Conditioning(encoder_hidden_states=np.full((1, 1, 1), -0.5, np.float32)),
+        guidance=Guidance(scale=4.0, rescale=0.7, interval=(0.0, 0.75)),
+        beside=mask,
+    )
+    return run(plan, denoise, shape=shape)
+
+
+@pytest.mark.parametrize("shape", RANKS)
+@pytest.mark.parametrize(
+    ("schedule", "sampler"),
+    [(make_schedule(), s) for s in SAMPLERS] + [(FlowSchedule(), s) for s in FLOW_SAMPLERS],
+)
+def test_latents_of_any_rank_are_the_same_numbers(
+    schedule: Schedule, sampler: str, shape: tuple[int, ...]
+) -> None:
+    expected = trajectory(schedule, sampler, SHAPE)
+    taken = trajectory(schedule, sampler, shape)
+    for a, b in zip(taken, expected, strict=True):
+        assert a.latents.shape == a.x0.shape == shape
+        np.testing.assert_allclose(a.latents.reshape(SHAPE), b.latents, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(a.x0.reshape(SHAPE), b.x0, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC)
