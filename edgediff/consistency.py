@@ -2,13 +2,14 @@
 
 import math
 
+from edgediff.arrays import Array
 from edgediff.plan import Plan
-from edgediff.step import Denoise, Latents, Noise, Step, Trajectory, hand_over, mix
+from edgediff.step import Denoise, Noise, Step, Trajectory, hand_over, mix
 
 _SIGMA_DATA = 0.5
 
 
-def lcm(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajectory:
+def lcm(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """Multistep latent consistency sampling, Luo et al. 2023 (arXiv:2310.04378), algorithm 3.
 
     The boundary condition f = c_skip·x + c_out·x0 (section 4.1) is applied here: it weighs by
@@ -26,7 +27,7 @@ def lcm(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajectory:
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 
-def tcd(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajectory:
+def tcd(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """Trajectory consistency distillation, Zheng et al. 2024 (arXiv:2402.19159): strategic
     stochastic sampling, down to a level below the next without noise, and up to the next with it.
 

@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from edgediff.arrays import Array
 from edgediff.errors import InputError
 from edgediff.guidance import NO_GUIDANCE, Guidance
 from edgediff.plan import Plan
-from edgediff.step import Latents
 
-_Inputs = dict[str, npt.NDArray[np.float32]]
-_Row = tuple[npt.NDArray[np.float32], _Inputs]
+_Inputs = dict[str, Array]
+_Row = tuple[Array, _Inputs]
 """One image's encoder_hidden_states and further inputs, or a batch of two for guidance."""
 
 
@@ -28,12 +27,12 @@ class UNet(Protocol):
 
     def __call__(
         self,
-        sample: Latents,
+        sample: Array,
         timestep: float,
-        encoder_hidden_states: npt.NDArray[np.float32],
-        extra: Mapping[str, npt.NDArray[np.float32]],
+        encoder_hidden_states: Array,
+        extra: Mapping[str, Array],
         /,
-    ) -> Latents: ...
+    ) -> Array: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,8 @@ class Conditioning:
     extra: further inputs of the network by name, each (n, …) or (1, …) float32.
     """
 
-    encoder_hidden_states: npt.NDArray[np.float32]
-    extra: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    encoder_hidden_states: Array
+    extra: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Denoiser:
@@ -77,7 +76,7 @@ class Denoiser:
         prompt: Conditioning,
         negative: Conditioning | None = None,
         guidance: Guidance = NO_GUIDANCE,
-        beside: Latents | None = None,
+        beside: Array | None = None,
     ) -> None:
         self._unet = unet
         self._plan = plan
@@ -108,7 +107,7 @@ class Denoiser:
         self._rows = [_frozen(row) for row in rows]
         self._beside = beside
 
-    def __call__(self, x: Latents, sigma: float) -> Latents:
+    def __call__(self, x: Array, sigma: float) -> Array:
         """Latents x (n, c, …) float32 at noise level sigma → x0, alike.
 
         x is alpha·x0 + sigma_t·eps, with the plan's alpha and sigma_t.
@@ -131,8 +130,8 @@ class Denoiser:
         return x0
 
     def _predict(
-        self, x: Latents, beside: Latents | None, timestep: float, row: _Row, guided: bool
-    ) -> Latents:
+        self, x: Array, beside: Array | None, timestep: float, row: _Row, guided: bool
+    ) -> Array:
         states, extra = row
         sample = x if beside is None else np.concatenate((x, beside), axis=1)
         if guided:
@@ -145,7 +144,7 @@ class Denoiser:
             )
         return self._guidance.combine(out[:1], out[1:]) if guided else out
 
-    def _x0(self, x: Latents, sigma: float, out: Latents) -> Latents:
+    def _x0(self, x: Array, sigma: float, out: Array) -> Array:
         """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D; for the velocity of
         flow matching, Liu et al. 2023 (arXiv:2209.03003), eq. 1."""
         alpha, sigma_t = self._plan.alpha_sigma(sigma)
@@ -190,7 +189,7 @@ def _frozen(row: _Row) -> _Row:
     return read_only(states), {name: read_only(value) for name, value in extra.items()}
 
 
-def read_only(array: Latents) -> Latents:
+def read_only(array: Array) -> Array:
     """The same values, which nothing changes from now on: see `UNet`."""
     view = array.view()
     view.flags.writeable = False

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgediff.arrays import Array
 from edgediff.bundle import Manifest
 from edgediff.checks import MAX_SIDE, check_number, check_whole
 from edgediff.errors import InputError, Name
 from edgediff.inputs import ENCODER, require_encoder
-from edgediff.samplers import Latents
 
 Mode = Literal["latent", "pixel"]
 
@@ -108,7 +107,7 @@ def rounding(size: tuple[int, int], factor: float | None, multiple: int) -> tupl
     return (f"{before} times {factor:g} became {after}, the nearest in steps of {multiple} pixels",)
 
 
-def resized(latents: Latents, height: int, width: int) -> Latents:
+def resized(latents: Array, height: int, width: int) -> Array:
     """latents (n, c, h, w) float32 → (n, c, height, width), by cubic convolution: Keys 1981, with
     a = -0.75 and repeated edges, as torch's bicubic interpolation has it."""
     rows, columns = (
@@ -117,7 +116,7 @@ def resized(latents: Latents, height: int, width: int) -> Latents:
     return np.ascontiguousarray(rows @ latents @ columns.T)
 
 
-def _cubic(size: int, new: int) -> NDArray[np.float32]:
+def _cubic(size: int, new: int) -> Array:
     """The interpolation from `size` samples to `new`, as a matrix (new, size)."""
     place = (np.arange(new) + 0.5) * size / new - 0.5
     nearest = np.floor(place).astype(int)

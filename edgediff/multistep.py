@@ -7,16 +7,17 @@ import math
 
 import numpy as np
 
+from edgediff.arrays import Array
 from edgediff.plan import Plan
-from edgediff.step import Denoise, Latents, Noise, Step, Trajectory, hand_over, mix, to_level
+from edgediff.step import Denoise, Noise, Step, Trajectory, hand_over, mix, to_level
 
 
-def dpmpp_2m(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def dpmpp_2m(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
 
     The first step is of first order, there being no history, and so is a last step to sigma 0,
     where lambda = -log sigma is infinite."""
-    x0_prev: Latents | None = None
+    x0_prev: Array | None = None
     h_prev = math.nan
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
@@ -27,10 +28,10 @@ def dpmpp_2m(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
         x0_prev, h_prev = x0, h
 
 
-def dpmpp_2m_sde(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajectory:
+def dpmpp_2m_sde(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """SDE-DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095): as dpmpp_2m, with e^-2h in the place
     of e^-h, and noise for the difference. h is infinite in a last step to sigma 0."""
-    x0_prev: Latents | None = None
+    x0_prev: Array | None = None
     h_prev = math.nan
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
@@ -46,13 +47,13 @@ def dpmpp_2m_sde(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Traj
         x0_prev, h_prev = x0, h
 
 
-def unipc(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def unipc(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """UniPC-2 with B(h) = e^h - 1 over x0, Zhao et al. 2023 (arXiv:2302.04867).
 
     Each evaluation first corrects the step before it (UniC), from the latents that the step began
     with, then predicts the next (UniP). The first step and the last are of first order."""
     begun = x  # the latents that the step before began with, corrected
-    seen: list[tuple[float, Latents]] = []  # (sigma, x0) of the evaluations before, latest first
+    seen: list[tuple[float, Array]] = []  # (sigma, x0) of the evaluations before, latest first
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
         if seen:
@@ -67,9 +68,7 @@ def unipc(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 
-def _unic(
-    plan: Plan, x: Latents, seen: list[tuple[float, Latents]], sigma: float, x0: Latents
-) -> Latents:
+def _unic(plan: Plan, x: Array, seen: list[tuple[float, Array]], sigma: float, x0: Array) -> Array:
     """Redo the step that x began, to level sigma, now that x0 has been seen there: UniC of order 2,
     or 1 where a single evaluation came before."""
     sigma_prev, m0 = seen[0]
@@ -90,12 +89,12 @@ def _unic(
     return to_level(plan, x, d, sigma_prev, sigma)
 
 
-def deis(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def deis(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """DEIS of second order over log rho = log sigma, Zhang and Chen 2022 (arXiv:2204.13902): eps,
     linear in log sigma between this evaluation and the last, integrated over sigma.
 
     As in diffusers, the first step is of first order, and so is the last one of fewer than 15."""
-    eps_prev: Latents | None = None
+    eps_prev: Array | None = None
     sigma_prev = math.nan
     for i, step in enumerate(plan.steps):
         sigma, sigma_next = step.sigma, step.sigma_next
@@ -122,7 +121,7 @@ _ADAMS_BASHFORTH = (
 )
 
 
-def pndm(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def pndm(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """PNDM, Liu et al. 2022 (arXiv:2202.09778), eq. 9 and 12, without Runge-Kutta steps, as Stable
     Diffusion was published: the first step is Heun's, with a second evaluation, and the second and
     third use what history there is.
@@ -130,7 +129,7 @@ def pndm(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
     The history is of eps; where the model predicts v, of v, as in diffusers, and also from zero
     signal on, where eps says nothing of the image."""
     over_v = plan.schedule.prediction_type == "v_prediction" or math.isinf(plan.start)
-    seen: list[Latents] = []  # latest first
+    seen: list[Array] = []  # latest first
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
         seen = [_prediction(plan, x, x0, step.sigma, over_v), *seen[:3]]
@@ -146,7 +145,7 @@ def pndm(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 
-def _prediction(plan: Plan, x: Latents, x0: Latents, sigma: float, over_v: bool) -> Latents:
+def _prediction(plan: Plan, x: Array, x0: Array, sigma: float, over_v: bool) -> Array:
     """v or eps: what the network must have said, where it is x0 that is known."""
     alpha, sigma_t = plan.alpha_sigma(sigma)
     if over_v:
@@ -155,8 +154,8 @@ def _prediction(plan: Plan, x: Latents, x0: Latents, sigma: float, over_v: bool)
 
 
 def _transfer(
-    plan: Plan, x: Latents, out: Latents, sigma: float, sigma_next: float, over_v: bool
-) -> Latents:
+    plan: Plan, x: Array, out: Array, sigma: float, sigma_next: float, over_v: bool
+) -> Array:
     """Liu et al. 2022, eq. 9, for eps, or for v in its place."""
     alpha, sigma_t = plan.alpha_sigma(sigma)
     alpha_next, sigma_t_next = plan.alpha_sigma(sigma_next)
@@ -171,7 +170,7 @@ def _h(sigma: float, sigma_next: float) -> float:
     return math.log(sigma / sigma_next) if sigma_next > 0.0 else math.inf
 
 
-def _extrapolate(x0: Latents, x0_prev: Latents | None, h: float, h_prev: float) -> Latents:
+def _extrapolate(x0: Array, x0_prev: Array | None, h: float, h_prev: float) -> Array:
     """x0 half a step of h on, along the line through this x0 and the one h_prev before it."""
     if x0_prev is None or math.isinf(h):
         return x0

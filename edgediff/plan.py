@@ -25,7 +25,7 @@ from edgediff.schedule import (
 )
 from edgediff.spacing import SPACINGS, Spacing
 
-_Array = npt.NDArray[np.float64]
+_Timesteps = npt.NDArray[np.float64]
 
 
 class PlannedStep(NamedTuple):
@@ -227,16 +227,18 @@ def _timestep_spacing(schedule: DiscreteSchedule, unset: TimestepSpacing) -> Tim
     return unset if schedule.timestep_spacing is None else schedule.timestep_spacing
 
 
-def _spread(schedule: DiscreteSchedule, spacing: TimestepSpacing, points: int) -> _Array:
+def _spread(
+    schedule: DiscreteSchedule, timestep_spacing: TimestepSpacing, points: int
+) -> _Timesteps:
     """`points` descending timesteps: Lin et al. 2023 (arXiv:2305.08891), table 2."""
     t = schedule.num_train_timesteps
-    if spacing == "linspace":
+    if timestep_spacing == "linspace":
         return np.linspace(0.0, t - 1, points)[::-1]
-    if spacing == "leading":
-        multiples: _Array = np.arange(points, dtype=np.float64)[::-1] * (t // points)
+    if timestep_spacing == "leading":
+        multiples: _Timesteps = np.arange(points, dtype=np.float64)[::-1] * (t // points)
         return multiples + schedule.steps_offset
     # The cut is for the step sizes whose last multiple falls just short of t.
-    fractions: _Array = np.arange(t, 0, -t / points)[:points]
+    fractions: _Timesteps = np.arange(t, 0, -t / points)[:points]
     return fractions.round() - 1.0
 
 
@@ -281,7 +283,7 @@ def _ddim_grid(
 ) -> tuple[PlannedStep, ...]:
     t = _spread(schedule, _timestep_spacing(schedule, "leading"), steps).round()
     table = alphas_cumprod(schedule)
-    # diffusers steps to t - T // steps whichever the spacing, even where the next timestep differs.
+    # diffusers steps to t - T // steps, even if the next step is at another timestep.
     t_next = t - schedule.num_train_timesteps // steps
     return tuple(
         PlannedStep(_sigma(table, now), _sigma_or_last(schedule, table, then), now)
@@ -339,7 +341,10 @@ def _whole_timesteps(schedule: DiscreteSchedule, steps: int) -> tuple[PlannedSte
 
 
 def _spaced(
-    schedule: DiscreteSchedule, steps: int, spacing: Spacing, whole: Callable[[_Array], _Array]
+    schedule: DiscreteSchedule,
+    steps: int,
+    spacing: Spacing,
+    whole: Callable[[_Timesteps], _Timesteps],
 ) -> tuple[PlannedStep, ...]:
     """`spacing` over all of the schedule's levels, with whole timesteps."""
     table = sigmas(schedule)

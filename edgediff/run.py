@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
+from edgediff.arrays import Array
 from edgediff.bundle import Manifest
 from edgediff.cancellation import CancelToken
 from edgediff.conditioning import TextConditioner, at_size
@@ -20,7 +21,7 @@ from edgediff.plan import Plan
 from edgediff.prompt import PromptReport
 from edgediff.request import Request
 from edgediff.result import Phase, Progress, Result, Timings
-from edgediff.samplers import Latents, Noise, Step, sample
+from edgediff.samplers import Noise, Step, sample
 from edgediff.settings import Settings
 from edgediff.stages import RunStage
 from edgediff.start import Start, from_latents, repaint, start
@@ -72,7 +73,7 @@ class Run(Iterator[Step]):
         self._stage_seconds: dict[Phase, float] = {}
         self._step_seconds: list[float] = []
         self._steps = self._denoise()
-        self._drawn: tuple[Latents, PromptReport]  # once all steps are taken
+        self._drawn: tuple[Array, PromptReport]  # once all steps are taken
         self._error: BaseException | None = None
         self._result: Result | None = None
 
@@ -110,7 +111,7 @@ class Run(Iterator[Step]):
             self._result = self._decode(*self._drawn)
         return self._result
 
-    def _decode(self, latents: Latents, report: PromptReport) -> Result:
+    def _decode(self, latents: Array, report: PromptReport) -> Result:
         with self._phase("decoder"):
             images = self._vae.decode(latents)
             if self.settings.keep_unmasked:
@@ -158,7 +159,7 @@ class Run(Iterator[Step]):
         noise: Noise,
         prompt: Conditioning,
         negative: Conditioning | None,
-    ) -> Generator[Step, None, Latents]:
+    ) -> Generator[Step, None, Array]:
         """Yields the steps, counted on from those before; returns the last one's latents."""
         denoise = Denoiser(
             self._network(plan),
@@ -206,7 +207,7 @@ class Run(Iterator[Step]):
         space = self._manifest.latent
         shape = (1, space.channels, height // space.downscale, width // space.downscale)
 
-        def noise(_: int) -> Latents:  # the step, which a stream need not know
+        def noise(_: int) -> Array:  # the step, which a stream need not know
             return np.concatenate([source.randn(shape) for source in self._sources])
 
         return noise
@@ -216,7 +217,7 @@ class Run(Iterator[Step]):
         size = (self.settings.width, self.settings.height)
         return larger(size, self.settings.hires or 1.0, self._manifest.latent.downscale)
 
-    def _enlarged(self, latents: Latents, width: int, height: int, noise: Noise) -> Latents:
+    def _enlarged(self, latents: Array, width: int, height: int, noise: Noise) -> Array:
         """The first pass's latents, for an image of this size in pixels."""
         downscale = self._manifest.latent.downscale
         if self.settings.hires_mode == "latent":

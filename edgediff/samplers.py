@@ -23,19 +23,19 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgediff.arrays import Array
 from edgediff.consistency import lcm, tcd
 from edgediff.errors import InputError
 from edgediff.multistep import deis, dpmpp_2m, dpmpp_2m_sde, pndm, unipc
 from edgediff.plan import Plan
 from edgediff.singlestep import ddim, dpmpp_sde, euler, euler_a, heun
-from edgediff.step import Denoise, Latents, Noise, Step, Trajectory
+from edgediff.step import Denoise, Noise, Step, Trajectory
 
 __all__ = [
     "DETERMINISTIC",
     "SAMPLERS",
     "STOCHASTIC",
     "Denoise",
-    "Latents",
     "Noise",
     "Step",
     "Trajectory",
@@ -43,7 +43,7 @@ __all__ = [
     "sample",
 ]
 
-DETERMINISTIC: dict[str, Callable[[Denoise, Latents, Plan], Trajectory]] = {
+DETERMINISTIC: dict[str, Callable[[Denoise, Array, Plan], Trajectory]] = {
     "euler": euler,
     "heun": heun,
     "ddim": ddim,
@@ -53,7 +53,7 @@ DETERMINISTIC: dict[str, Callable[[Denoise, Latents, Plan], Trajectory]] = {
     "unipc": unipc,
     "deis": deis,
 }
-STOCHASTIC: dict[str, Callable[[Denoise, Latents, Plan, Noise], Trajectory]] = {
+STOCHASTIC: dict[str, Callable[[Denoise, Array, Plan, Noise], Trajectory]] = {
     "euler_a": euler_a,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_sde": dpmpp_sde,
@@ -63,14 +63,12 @@ STOCHASTIC: dict[str, Callable[[Denoise, Latents, Plan, Noise], Trajectory]] = {
 SAMPLERS = (*DETERMINISTIC, *STOCHASTIC)
 
 
-def initial_latents(noise: Latents, plan: Plan) -> Latents:
+def initial_latents(noise: Array, plan: Plan) -> Array:
     """N(0, 1) noise (n, c, …) float32 → the latents that the plan starts from, a new array."""
     return noise * plan.noise_scale
 
 
-def sample(
-    denoise: Denoise, latents: Latents, plan: Plan, noise: Noise | None = None
-) -> Trajectory:
+def sample(denoise: Denoise, latents: Array, plan: Plan, noise: Noise | None = None) -> Trajectory:
     """Run the plan's sampler over latents (n, c, …) float32, which are left as they are.
 
     Samplers work on each number by itself, so latents may be those of images (n, c, h, w), of

@@ -43,10 +43,10 @@ class DiscreteSchedule:
 
     Field names and meanings are those of diffusers' scheduler configs.
 
-    timestep_spacing: None leaves it to the sampler, as diffusers does where the config at hand does
-        not set it: "leading" for ddim and pndm, "linspace" for the others. lcm and tcd have a
-        spacing of their own, and so has any sampler where `make_plan` is given one.
-    steps_offset: added to the timesteps of "leading" spacing; 0 … num_train_timesteps - 1.
+    timestep_spacing: None leaves it to the sampler, as diffusers does if a config does not set it:
+        "leading" for ddim and pndm, "linspace" for the others. lcm and tcd have timesteps of their
+        own, and so has a sampler whose noise levels `make_plan` is to spread by a `spacing`.
+    steps_offset: added to "leading" timesteps; 0 … num_train_timesteps - 1.
     set_alpha_to_one: whether ddim and pndm end at ᾱ = 1 rather than at ᾱ_0.
     clip_sample, clip_sample_range: whether, and to what magnitude, ddim, heun and lcm clip x0.
     original_inference_steps: length of the grid that lcm and tcd were distilled on.
@@ -77,8 +77,8 @@ class DiscreteSchedule:
         t = self.num_train_timesteps
         _choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         _choice("prediction_type", self.prediction_type, get_args(PredictionType))
-        spacings = (*get_args(TimestepSpacing), None)
-        _choice("timestep_spacing", self.timestep_spacing, spacings)
+        known = (*get_args(TimestepSpacing), None)
+        _choice("timestep_spacing", self.timestep_spacing, known)
         _check(t >= 2, "num_train_timesteps", t, "2 or more")
         _check(0.0 < self.beta_start < 1.0, "beta_start", self.beta_start, "between 0 and 1")
         _check(

@@ -5,11 +5,12 @@ it leaves to Euler's method."""
 
 import math
 
+from edgediff.arrays import Array
 from edgediff.plan import Plan
-from edgediff.step import Denoise, Latents, Noise, Step, Trajectory, hand_over, mix, to_level
+from edgediff.step import Denoise, Noise, Step, Trajectory, hand_over, mix, to_level
 
 
-def euler(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def euler(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without its second-order correction."""
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
@@ -17,7 +18,7 @@ def euler(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 
-def heun(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def heun(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn.
 
     The mean of the slopes at both ends is that of a step of Euler towards a mean of the two x0, the
@@ -38,7 +39,7 @@ def heun(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
         x = yield from hand_over(Step(index=i, sigma=sigma_next, latents=x, x0=x0))
 
 
-def euler_a(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajectory:
+def euler_a(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """Euler to a level below the next, then noise up to it: Song et al. 2021 (arXiv:2010.02502),
     eq. 16 with eta = 1, over sigma as in k-diffusion's ancestral sampler."""
     for i, step in enumerate(plan.steps):
@@ -48,7 +49,7 @@ def euler_a(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajector
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 
-def dpmpp_sde(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Trajectory:
+def dpmpp_sde(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """SDE-DPM-Solver++ of second order in single steps, Lu et al. 2022 (arXiv:2211.01095), as in
     k-diffusion: an ancestral step to the middle of log sigma, then, from where it began, one to
     sigma_next with the x0 seen in the middle.
@@ -69,7 +70,7 @@ def dpmpp_sde(denoise: Denoise, x: Latents, plan: Plan, noise: Noise) -> Traject
         x = yield from hand_over(Step(index=i, sigma=sigma_next, latents=x, x0=x0))
 
 
-def ddim(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
+def ddim(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0."""
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
@@ -83,8 +84,8 @@ def ddim(denoise: Denoise, x: Latents, plan: Plan) -> Trajectory:
 
 
 def _ancestral(
-    plan: Plan, x: Latents, x0: Latents, sigma: float, sigma_next: float, noise: Latents | None
-) -> Latents:
+    plan: Plan, x: Array, x0: Array, sigma: float, sigma_next: float, noise: Array | None
+) -> Array:
     """From sigma down to sigma_next² / sigma, and up to sigma_next with noise."""
     alpha, _ = plan.alpha_sigma(sigma)
     alpha_next, _ = plan.alpha_sigma(sigma_next)
@@ -95,5 +96,5 @@ def _ancestral(
     return x
 
 
-def _clip(x0: Latents, plan: Plan) -> Latents:
+def _clip(x0: Array, plan: Plan) -> Array:
     return x0 if plan.clip_range is None else x0.clip(-plan.clip_range, plan.clip_range)

@@ -7,14 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff import image
+from edgediff.arrays import Array
 from edgediff.bundle import LatentSpec, Manifest
 from edgediff.errors import InputError, Name, ProviderError
 from edgediff.inputs import ENCODER, require_encoder
-from edgediff.samplers import Latents, Noise
+from edgediff.samplers import Noise
 from edgediff.stages import RunStage
 from edgediff.tiling import OVERLAP, tiled
-
-_Map = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +22,10 @@ class Encoded:
     a distribution of such, N(mean, std²) each: Kingma and Welling 2014 (arXiv:1312.6114), eq. 9.
     `std` is None where the encoder gives latents."""
 
-    mean: _Map
-    std: _Map | None
+    mean: Array
+    std: Array | None
 
-    def sample(self, noise: Noise) -> Latents:
+    def sample(self, noise: Noise) -> Array:
         """Latents of the mean's shape, or of the noise's where one picture is for several; noise is
         drawn where there is a distribution, as in diffusers."""
         return self.mean if self.std is None else self.mean + self.std * noise(0)
@@ -49,7 +48,7 @@ class Vae:
         downscale = manifest.latent.downscale
         self._tile = None if tile is None else check_tile(tile, downscale) // downscale
 
-    def decode(self, latents: _Map) -> list[Image.Image]:
+    def decode(self, latents: Array) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where they, or
         the decoder's values, are not finite."""
         if not np.isfinite(latents).all():
@@ -64,7 +63,7 @@ class Vae:
             for picture in image.to_pictures(self._decode(one))
         ]
 
-    def encode(self, sample: _Map) -> Encoded:
+    def encode(self, sample: Array) -> Encoded:
         """sample (n, 3, h, w) float32 in [-1, 1], see `to_sample` → its latents.
 
         Raises InputError where the bundle has no encoder, ProviderError where the encoder's values
@@ -73,7 +72,7 @@ class Vae:
         (output,) = self._manifest.graphs[ENCODER].outputs
         space = self._manifest.latent
 
-        def scale(z: _Map) -> _Map:
+        def scale(z: Array) -> Array:
             return ((z - space.shift_factor) * space.scaling_factor).astype(np.float32)
 
         encoded = np.concatenate(
@@ -85,16 +84,16 @@ class Vae:
         std = np.exp(np.clip(logvar, -30, 20) / 2) * space.scaling_factor
         return Encoded(mean=scale(mean), std=std.astype(np.float32))
 
-    def _decode(self, latents: _Map) -> _Map:
+    def _decode(self, latents: Array) -> Array:
         """The decoder alone: (1, c, h/8, w/8) → (1, 3, h, w) float32 in [-1, 1], or a little past
         them. Raises ProviderError where they are not finite."""
         return self._mapped("vae_decoder", latents, down=1, up=self._manifest.latent.downscale)
 
-    def _mapped(self, stage: str, x: _Map, *, down: int, up: int) -> _Map:
+    def _mapped(self, stage: str, x: Array, *, down: int, up: int) -> Array:
         """A stage of one input and one output, run whole or in tiles; see `tiled`."""
         graph = self._manifest.graphs[stage]
 
-        def run(part: _Map) -> _Map:
+        def run(part: Array) -> Array:
             outputs = self._run_stage(stage, {graph.inputs[0].name: part})
             values = outputs[graph.outputs[0].name]
             if not np.isfinite(values).all():
@@ -107,12 +106,12 @@ class Vae:
         return run(x) if self._tile is None else tiled(run, x, self._tile, down=down, up=up)
 
 
-def decoder_input(space: LatentSpec, latents: _Map) -> _Map:
+def decoder_input(space: LatentSpec, latents: Array) -> Array:
     """Latents in the form of the denoiser → of the decoder, of the same shape and dtype."""
     return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
 
 
-def to_sample(pixels: NDArray[np.uint8]) -> _Map:
+def to_sample(pixels: NDArray[np.uint8]) -> Array:
     """pixels (h, w, 3) uint8 → (1, 3, h, w) float32 in [-1, 1], rounded where diffusers rounds."""
     unit = pixels.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray((2 * unit - 1).transpose(2, 0, 1)[None])

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgediff.arrays import Array
 from edgediff.denoiser import Conditioning, Denoiser
 from edgediff.errors import InputError
 from edgediff.flow import FLOW_SAMPLERS
@@ -15,7 +16,6 @@ from edgediff.samplers import (
     DETERMINISTIC,
     SAMPLERS,
     STOCHASTIC,
-    Latents,
     initial_latents,
     sample,
 )
@@ -40,7 +40,7 @@ def make_schedule(**changes: Any) -> DiscreteSchedule:
     return DiscreteSchedule(**(fields | changes))
 
 
-def gaussian(plan: Plan, sigma: float, x: Latents, mean: Latents, spread: float) -> Latents:
+def gaussian(plan: Plan, sigma: float, x: Array, mean: Array, spread: float) -> Array:
     """The exact x0 for data of N(mean, spread²): what a perfect network would say."""
     alpha, sigma_t = plan.alpha_sigma(sigma)
     gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma_t**2)
@@ -117,7 +117,7 @@ def test_abandoned_at_any_step(sampler: str) -> None:
     plan = make_plan(make_schedule(), sampler, 6)
     calls: list[float] = []
 
-    def denoise(x: Latents, sigma: float) -> Latents:
+    def denoise(x: Array, sigma: float) -> Array:
         calls.append(sigma)
         return x
 
@@ -155,10 +155,10 @@ def test_arrays_once_yielded_stay(sampler: str) -> None:
 def test_a_batch_equals_single_runs_bit_for_bit(sampler: str) -> None:
     plan = make_plan(make_schedule(), sampler, 4)
 
-    def latents(seeds: list[int]) -> Latents:
+    def latents(seeds: list[int]) -> Array:
         generators = [TorchGenerator(seed) for seed in seeds]
 
-        def draw(index: int) -> Latents:  # noqa: ARG001
+        def draw(index: int) -> Array:  # noqa: ARG001
             return np.concatenate([g.randn((1, 4, 9, 7)) for g in generators])
 
         x = initial_latents(draw(0), plan)
@@ -176,7 +176,7 @@ def test_noise_is_drawn_once_a_step_and_not_for_the_last(sampler: str) -> None:
     drawn: list[int] = []
     z = TorchGenerator(0).randn(SHAPE)
 
-    def draw(index: int) -> Latents:
+    def draw(index: int) -> Array:
         drawn.append(index)
         return z
 
@@ -221,9 +221,9 @@ def test_nothing_sent_changes_nothing(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_next_step_starts_from_latents_that_are_sent(sampler: str) -> None:
     plan = make_plan(make_schedule(), sampler, 4)
-    seen: list[Latents] = []
+    seen: list[Array] = []
 
-    def denoise(x: Latents, sigma: float) -> Latents:  # noqa: ARG001
+    def denoise(x: Array, sigma: float) -> Array:  # noqa: ARG001
         seen.append(x)
         return np.tanh(x)
 
@@ -293,7 +293,7 @@ def trajectory(schedule: Schedule, sampler: str, shape: tuple[int, ...]) -> list
     plan = make_plan(schedule, sampler, 4)
     mask = np.linspace(0.0, 1.0, math.prod(SHAPE[2:]), dtype=np.float32).reshape(1, 1, *shape[2:])
 
-    def network(sample: Latents, timestep: float, states: Latents, extra: Any) -> Latents:  # noqa: ARG001
+    def network(sample: Array, timestep: float, states: Array, extra: Any) -> Array:  # noqa: ARG001
         assert sample.shape[1:] == (5, *shape[2:])
         text = states.reshape(-1, *[1] * (len(shape) - 1))
         return np.asarray(
