@@ -5,30 +5,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgediff.arrays import Array
 from edgediff.bundle.manifest import Manifest
 from edgediff.networks.autoencoder import Vae, to_sample
 from edgediff.request.init_image import Inputs, inpaints, latent_mask, mask_at
 from edgediff.request.settings import Settings
 from edgediff.sampling.plan import Plan
-from edgediff.sampling.samplers import Latents, Noise, Step, Trajectory, initial_latents
-from edgediff.sampling.schedule import alpha_sigma
+from edgediff.sampling.samplers import Noise, Step, Trajectory, initial_latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """What a pass must keep: the latents x0 (n or 1, c, h, w), and the noise (n, c, h, w) that they
-    are under on the way, where mask (1, 1, h, w) is 0. All float32."""
+    are under on the way, where mask (1, 1, h, w) is 0. All float32. plan: gives their noise levels.
+    """
 
-    x0: Latents
-    noise: Latents
-    mask: NDArray[np.float32]
+    plan: Plan
+    x0: Array
+    noise: Array
+    mask: Array
 
-    def blend(self, latents: Latents, sigma: float) -> Latents:
+    def blend(self, latents: Array, sigma: float) -> Array:
         """Lugmayr et al. 2022 (arXiv:2201.09865), eq. 8, with one noise for all steps as in
         diffusers: the known part at level sigma, and the rest from `latents`."""
-        known = noised(self.x0, self.noise, sigma)
+        known = noised(self.plan, self.x0, self.noise, sigma)
         return (1 - self.mask) * known + self.mask * latents
 
 
@@ -38,20 +39,20 @@ class Start:
     beside: what the network takes beside them, (n or 1, k, h, w) float32; None = nothing.
     kept: what each step must keep; None = nothing."""
 
-    latents: Latents
-    beside: Latents | None = None
+    latents: Array
+    beside: Array | None = None
     kept: Kept | None = None
 
 
-def noised(x0: Latents, noise: Latents, sigma: float) -> Latents:
+def noised(plan: Plan, x0: Array, noise: Array, sigma: float) -> Array:
     """Ho et al. 2020 (arXiv:2006.11239), eq. 4: alpha·x0 + sigma_t·noise, float32."""
-    alpha, sigma_t = alpha_sigma(sigma)
+    alpha, sigma_t = plan.alpha_sigma(sigma)
     return x0 * alpha + noise * sigma_t
 
 
-def from_latents(x0: Latents, noise: Noise, plan: Plan) -> Start:
+def from_latents(x0: Array, noise: Noise, plan: Plan) -> Start:
     """SDEdit, Meng et al. 2022 (arXiv:2108.01073), algorithm 1: latents under noise."""
-    return Start(latents=noised(x0, noise(0), plan.start))
+    return Start(latents=noised(plan, x0, noise(0), plan.start))
 
 
 def start(
@@ -77,18 +78,18 @@ def start(
     # diffusers encodes what is masked here too, and draws for it: samplers that draw see that.
     encoded.sample(noise)
     latents = _under(None if settings.strength == 1 else x0, first, plan)
-    return Start(latents=latents, kept=Kept(x0=x0, noise=first, mask=mask))
+    return Start(latents=latents, kept=Kept(plan=plan, x0=x0, noise=first, mask=mask))
 
 
 def repaint(trajectory: Trajectory, kept: Kept, plan: Plan) -> Iterator[Step]:
     """The trajectory's steps, each with what must be kept put back before the next."""
-    latents: Latents | None = None
+    latents: Array | None = None
     for after in (*plan.steps[1:], None):
         step = trajectory.send(latents)
         latents = kept.blend(step.latents, 0.0 if after is None else after.sigma)
         yield dataclasses.replace(step, latents=latents)
 
 
-def _under(x0: Latents | None, noise: Latents, plan: Plan) -> Latents:
+def _under(x0: Array | None, noise: Array, plan: Plan) -> Array:
     """Latents at the plan's first level; of None, noise alone."""
-    return initial_latents(noise, plan) if x0 is None else noised(x0, noise, plan.start)
+    return initial_latents(noise, plan) if x0 is None else noised(plan, x0, noise, plan.start)

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
+from edgediff.arrays import Array
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.manifest import Manifest
@@ -25,7 +26,7 @@ from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.noise import TorchGenerator, VariedGenerator
 from edgediff.sampling.plan import Plan
 from edgediff.sampling.resize import resized
-from edgediff.sampling.samplers import Latents, Noise, Step, sample
+from edgediff.sampling.samplers import Noise, Step, sample
 from edgediff.text.tokenizer import PromptReport
 
 
@@ -73,7 +74,7 @@ class Run(Iterator[Step]):
         self._stage_seconds: dict[Phase, float] = {}
         self._step_seconds: list[float] = []
         self._steps = self._denoise()
-        self._drawn: tuple[Latents, PromptReport]  # once all steps are taken
+        self._drawn: tuple[Array, PromptReport]  # once all steps are taken
         self._error: BaseException | None = None
         self._result: Result | None = None
 
@@ -111,7 +112,7 @@ class Run(Iterator[Step]):
             self._result = self._decode(*self._drawn)
         return self._result
 
-    def _decode(self, latents: Latents, report: PromptReport) -> Result:
+    def _decode(self, latents: Array, report: PromptReport) -> Result:
         with self._phase("decoder"):
             images = self._vae.decode(latents)
             if self.settings.keep_unmasked:
@@ -159,12 +160,11 @@ class Run(Iterator[Step]):
         noise: Noise,
         prompt: Conditioning,
         negative: Conditioning | None,
-    ) -> Generator[Step, None, Latents]:
+    ) -> Generator[Step, None, Array]:
         """Yields the steps, counted on from those before; returns the last one's latents."""
         denoise = Denoiser(
             self._network(plan),
             plan=plan,
-            prediction_type=self._manifest.schedule.prediction_type,
             prompt=prompt,
             negative=negative,
             guidance=self.settings.guidance(self._text.guidance_embedding_dim()),
@@ -208,7 +208,7 @@ class Run(Iterator[Step]):
         space = self._manifest.latent
         shape = (1, space.channels, height // space.downscale, width // space.downscale)
 
-        def noise(_: int) -> Latents:  # the step, which a stream need not know
+        def noise(_: int) -> Array:  # the step, which a stream need not know
             return np.concatenate([source.randn(shape) for source in self._sources])
 
         return noise
@@ -218,7 +218,7 @@ class Run(Iterator[Step]):
         size = (self.settings.width, self.settings.height)
         return larger(size, self.settings.hires or 1.0, self._manifest.latent.downscale)
 
-    def _enlarged(self, latents: Latents, width: int, height: int, noise: Noise) -> Latents:
+    def _enlarged(self, latents: Array, width: int, height: int, noise: Noise) -> Array:
         """The first pass's latents, for an image of this size in pixels."""
         downscale = self._manifest.latent.downscale
         if self.settings.hires_mode == "latent":

@@ -13,7 +13,7 @@ from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import make_plan
 from edgediff.sampling.samplers import SAMPLERS, initial_latents, sample
-from edgediff.sampling.schedule import NoiseSchedule, alphas_cumprod
+from edgediff.sampling.schedule import DiscreteSchedule, alphas_cumprod
 
 with np.load(Path(__file__).parent / "golden" / "numerics.npz") as _archive:
     GOLDEN = dict(_archive)
@@ -24,7 +24,7 @@ def keys(kind: str) -> list[tuple[str, ...]]:
     return [tuple(name.split("/")[1:]) for name in GOLDEN if name.startswith(f"{kind}/")]
 
 
-def schedule(**changes: object) -> NoiseSchedule:
+def schedule(**changes: object) -> DiscreteSchedule:
     fields: dict[str, object] = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -33,7 +33,7 @@ def schedule(**changes: object) -> NoiseSchedule:
         "steps_offset": 1,
         "set_alpha_to_one": False,
     }
-    return NoiseSchedule(**(fields | changes))  # type: ignore[arg-type]
+    return DiscreteSchedule(**(fields | changes))  # type: ignore[arg-type]
 
 
 def model(x: np.ndarray, timestep: float) -> np.ndarray:
@@ -70,7 +70,6 @@ def test_every_step(sampler: str, prediction: str, steps: str) -> None:
     denoise = Denoiser(
         lambda x, timestep, states, extra: model(x, timestep),  # noqa: ARG005
         plan=plan,
-        prediction_type=prediction,  # type: ignore[arg-type]
         prompt=Conditioning(encoder_hidden_states=np.zeros((1, 1, 1), np.float32)),
     )
     x = initial_latents(generator.randn(SHAPE), plan)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from edgediff.arrays import AnyArray
 
 
 class Device(NamedTuple):
@@ -28,7 +28,7 @@ class Binding:
         session: Any,
         values: Any,
         device: Device,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, AnyArray],
         outputs: Sequence[str],
         *,
         captures: int | None = None,
@@ -37,7 +37,7 @@ class Binding:
         self._captures = captures
         self._binding = session.io_binding()
         self._inputs: dict[str, Any] = {}
-        self._unchanging: dict[str, Array] = {}
+        self._unchanging: dict[str, AnyArray] = {}
         for name, array in inputs.items():
             buffer = values.ortvalue_from_shape_and_type(array.shape, array.dtype, *device)
             self._binding.bind_ortvalue_input(name, buffer)
@@ -53,7 +53,7 @@ class Binding:
         onnxruntime, which alone knows the outputs' shapes, allocates their buffers."""
         return self._captures if self._outputs else None
 
-    def run(self, inputs: Mapping[str, Array], options: Any) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, AnyArray], options: Any) -> dict[str, AnyArray]:
         """Copy the inputs in, run, and copy the outputs out. options: RunOptions.
 
         A read-only array that was given the last time stays where it is: what holds for a whole

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from edgediff.arrays import AnyArray
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import Outcome
 from edgediff.backend.memory import estimate
 from edgediff.backend.providers import PROVIDERS
-from edgediff.backend.run_stage import Array, RunStage
+from edgediff.backend.run_stage import RunStage
 from edgediff.backend.session import Session, SessionOptions, free_dimensions
 from edgediff.bundle.manifest import Bundle
 from edgediff.request.control import for_control
@@ -50,7 +51,7 @@ class Stages:
         BundleError, ProviderError, InputError, and Cancelled or DeadlineExceeded."""
         static = PROVIDERS[self._options.provider].static_shapes
 
-        def run_stage(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        def run_stage(stage: str, inputs: dict[str, AnyArray]) -> dict[str, AnyArray]:
             if token is not None:
                 token.check()  # before a session is loaded
             dimensions: dict[str, int] = {}

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edgediff.arrays import AnyArray
 from edgediff.backend.binding import Binding, Device
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import Cache, Outcome
@@ -41,8 +42,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 ort.set_default_logger_severity(4)  # what loading reports comes back as exceptions
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +175,7 @@ class Session:
                 " the files of two bundles were mixed: copy or export the bundle again"
             )
 
-    def run(self, token: CancelToken | None = None, /, **inputs: Array) -> dict[str, Array]:
+    def run(self, token: CancelToken | None = None, /, **inputs: AnyArray) -> dict[str, AnyArray]:
         """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only
         array must hold what it held when it was last given.
 
@@ -239,7 +238,7 @@ class Session:
             options.add_run_config_entry("gpu_graph_id", "-1" if graph is None else str(graph))
         return options
 
-    def _run_bound(self, inputs: Mapping[str, Array], token: CancelToken) -> dict[str, Array]:
+    def _run_bound(self, inputs: Mapping[str, AnyArray], token: CancelToken) -> dict[str, AnyArray]:
         shapes = tuple(inputs[name].shape for name in self._inputs)
         while not self._lock.acquire(timeout=_POLL):  # the buffers are shared
             token.check()
@@ -256,7 +255,7 @@ class Session:
             self._lock.release()
         return found
 
-    def _bind(self, inputs: Mapping[str, Array]) -> Binding:
+    def _bind(self, inputs: Mapping[str, AnyArray]) -> Binding:
         """Buffers for these shapes, which get a CUDA graph of their own."""
         graph = None
         if self._records and self._recorded < _MOST_SHAPES:
@@ -285,7 +284,7 @@ class Session:
         """Where the profile of a session that observes it was written, now that it ends."""
         return Path(self._session.end_profiling())
 
-    def _check(self, inputs: Mapping[str, Array]) -> None:
+    def _check(self, inputs: Mapping[str, AnyArray]) -> None:
         if inputs.keys() != self._inputs.keys():
             raise InputError(
                 f"{self.spec.file}: given {sorted(inputs)}, expected {sorted(self._inputs)}"

@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 from edgediff.bundle.schema import describe, load_json, parse
 from edgediff.errors import BundleError
-from edgediff.sampling.schedule import NoiseSchedule
+from edgediff.sampling.schedule import Schedule
 from edgediff.sampling.sigmas import Spacing
 
 FORMAT_VERSION = 1
@@ -242,7 +242,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     tokenizers: dict[str, TokenizerSpec]
     latent: LatentSpec
-    schedule: NoiseSchedule
+    schedule: Schedule
     defaults: Defaults
     quantization: Quantization
     fidelity: Fidelity
@@ -356,6 +356,8 @@ def parse_manifest(text: str) -> Manifest:
             f"{MANIFEST}: format version {version}, but this edgediff reads up to"
             f" {FORMAT_VERSION}: pip install -U edgediff"
         )
+    if isinstance(raw.get("schedule"), dict):  # the only kind before schedules had a type
+        raw["schedule"].setdefault("type", "discrete")
     manifest: Manifest = parse(Manifest, raw, MANIFEST, BundleError)
     _check_references(manifest)
     return manifest

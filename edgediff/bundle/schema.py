@@ -23,6 +23,7 @@ def _refuse_constant(name: str) -> None:
 def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any:
     """Turn parsed JSON into `kind`: a dataclass, tuple[T, ...], dict[str, T], union or scalar.
 
+    A union of dataclasses is tagged: each has a field `type: Literal["..."]`, which JSON must hold.
     `where` names the place in messages; `error` is raised for what does not fit."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -37,6 +38,8 @@ def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any
         if raw is None and type(None) in args:
             return None
         options = [option for option in args if option is not type(None)]
+        if len(options) > 1 and all(map(dataclasses.is_dataclass, options)):
+            return _parse_tagged(options, raw, where, error)
         matching = [option for option in options if option is type(raw)]
         return parse((matching or options)[0], raw, where, error)
     if kind is float and type(raw) in (int, float):
@@ -71,6 +74,18 @@ def _parse_dataclass(cls: type, raw: object, where: str, error: type[EdgediffErr
     return cls(
         **{key: parse(fields[key][0], item, f"{where}: {key}", error) for key, item in raw.items()}
     )
+
+
+def _parse_tagged(members: list[Any], raw: object, where: str, error: type[EdgediffError]) -> Any:
+    if not isinstance(raw, Mapping):
+        raise error(f"{where}: expected an object, found {describe(raw)}")
+    if "type" not in raw:
+        raise error(f"{where}: type is missing")
+    tags = {tag: m for m in members for tag in typing.get_args(_fields(m)["type"][0])}
+    tag = raw["type"]
+    if not isinstance(tag, str) or tag not in tags:
+        raise error(f"{where}: type: expected one of {', '.join(tags)}, found {describe(tag)}")
+    return _parse_dataclass(tags[tag], raw, where, error)
 
 
 def _type_name(kind: Any) -> str:

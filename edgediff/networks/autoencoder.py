@@ -6,14 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgediff.arrays import Array
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.manifest import LatentSpec, Manifest
 from edgediff.errors import InputError, Name, ProviderError
 from edgediff.networks.tiling import OVERLAP, tiled
 from edgediff.request.init_image import ENCODER, require_encoder
-from edgediff.sampling.samplers import Latents, Noise
-
-_Map = NDArray[np.float32]
+from edgediff.sampling.samplers import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +21,10 @@ class Encoded:
     a distribution of such, N(mean, std²) each: Kingma and Welling 2014 (arXiv:1312.6114), eq. 9.
     `std` is None where the encoder gives latents."""
 
-    mean: _Map
-    std: _Map | None
+    mean: Array
+    std: Array | None
 
-    def sample(self, noise: Noise) -> Latents:
+    def sample(self, noise: Noise) -> Array:
         """Latents of the mean's shape, or of the noise's where one picture is for several; noise is
         drawn where there is a distribution, as in diffusers."""
         return self.mean if self.std is None else self.mean + self.std * noise(0)
@@ -48,7 +47,7 @@ class Vae:
         downscale = manifest.latent.downscale
         self._tile = None if tile is None else check_tile(tile, downscale) // downscale
 
-    def decode(self, latents: _Map) -> list[Image.Image]:
+    def decode(self, latents: Array) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where they, or
         the decoder's values, are not finite."""
         if not np.isfinite(latents).all():
@@ -63,7 +62,7 @@ class Vae:
             for picture in to_images(self._decode(one))
         ]
 
-    def encode(self, sample: _Map) -> Encoded:
+    def encode(self, sample: Array) -> Encoded:
         """sample (n, 3, h, w) float32 in [-1, 1], see `to_sample` → its latents.
 
         Raises InputError where the bundle has no encoder, ProviderError where the encoder's values
@@ -72,7 +71,7 @@ class Vae:
         (output,) = self._manifest.graphs[ENCODER].outputs
         space = self._manifest.latent
 
-        def scale(z: _Map) -> _Map:
+        def scale(z: Array) -> Array:
             return ((z - space.shift_factor) * space.scaling_factor).astype(np.float32)
 
         encoded = np.concatenate(
@@ -84,16 +83,16 @@ class Vae:
         std = np.exp(np.clip(logvar, -30, 20) / 2) * space.scaling_factor
         return Encoded(mean=scale(mean), std=std.astype(np.float32))
 
-    def _decode(self, latents: _Map) -> _Map:
+    def _decode(self, latents: Array) -> Array:
         """The decoder alone: (1, c, h/8, w/8) → (1, 3, h, w) float32 in [-1, 1], or a little past
         them. Raises ProviderError where they are not finite."""
         return self._mapped("vae_decoder", latents, down=1, up=self._manifest.latent.downscale)
 
-    def _mapped(self, stage: str, x: _Map, *, down: int, up: int) -> _Map:
+    def _mapped(self, stage: str, x: Array, *, down: int, up: int) -> Array:
         """A stage of one input and one output, run whole or in tiles; see `tiled`."""
         graph = self._manifest.graphs[stage]
 
-        def run(part: _Map) -> _Map:
+        def run(part: Array) -> Array:
             outputs = self._run_stage(stage, {graph.inputs[0].name: part})
             values = outputs[graph.outputs[0].name]
             if not np.isfinite(values).all():
@@ -106,7 +105,7 @@ class Vae:
         return run(x) if self._tile is None else tiled(run, x, self._tile, down=down, up=up)
 
 
-def decoder_input(space: LatentSpec, latents: _Map) -> _Map:
+def decoder_input(space: LatentSpec, latents: Array) -> Array:
     """Latents in the form of the denoiser → of the decoder, of the same shape and dtype."""
     return (latents / space.scaling_factor + space.shift_factor).astype(np.float32)
 
@@ -118,7 +117,7 @@ def to_images(decoded: NDArray[np.float32]) -> list[Image.Image]:
     return [Image.fromarray(p, mode=None) for p in pixels]
 
 
-def to_sample(pixels: NDArray[np.uint8]) -> _Map:
+def to_sample(pixels: NDArray[np.uint8]) -> Array:
     """pixels (h, w, 3) uint8 → (1, 3, h, w) float32 in [-1, 1], rounded where diffusers rounds."""
     unit = pixels.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray((2 * unit - 1).transpose(2, 0, 1)[None])

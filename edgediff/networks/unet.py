@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgediff.arrays import Array
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from edgediff.errors import BundleError
 from edgediff.request.control import CONTROLLED_UNET, NETWORK, Control
 from edgediff.sampling.denoiser import UNet, read_only
 from edgediff.sampling.plan import Plan
-from edgediff.sampling.samplers import Latents
 
-Array = npt.NDArray[np.float32]
 Residuals = dict[str, Array]
 _HALVINGS = (1, 2, 4, 8, 16, 32)
 
@@ -43,12 +42,12 @@ class GraphUNet:
 
     def __call__(
         self,
-        sample: Latents,
+        sample: Array,
         timestep: float,
         encoder_hidden_states: Array,
         extra: Mapping[str, Array],
         /,
-    ) -> Latents:
+    ) -> Array:
         """One evaluation, as `denoiser.UNet` describes it."""
         outputs = self._run_stage(
             self._stage,
@@ -95,12 +94,12 @@ class ControlledUNet:
 
     def __call__(
         self,
-        sample: Latents,
+        sample: Array,
         timestep: float,
         encoder_hidden_states: Array,
         extra: Mapping[str, Array],
         /,
-    ) -> Latents:
+    ) -> Array:
         """One evaluation, as `denoiser.UNet` describes it."""
         # An inpainting UNet has further channels, which say nothing to a control network.
         latents = sample[:, : self._latent.channels]
@@ -144,7 +143,7 @@ class _Network:
 
     def __call__(
         self,
-        latents: Latents,
+        latents: Array,
         timestep: float,
         encoder_hidden_states: Array,
         extra: Mapping[str, Array],

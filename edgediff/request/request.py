@@ -35,7 +35,7 @@ from edgediff.request.settings import Settings, states_output
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import check_seed, check_variation_strength
 from edgediff.sampling.plan import Plan, make_plan
-from edgediff.sampling.schedule import NoiseSchedule
+from edgediff.sampling.schedule import Schedule
 from edgediff.text.emphasis import parse_weights
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
     )
 
 
-def _second_pass(schedule: NoiseSchedule, settings: Settings) -> tuple[Plan, ...]:
+def _second_pass(schedule: Schedule, settings: Settings) -> tuple[Plan, ...]:
     """The plan of the pass under `hires`, if any. Raises InputError for a strength that leaves no
     step."""
     if settings.hires_steps is None:

@@ -5,36 +5,34 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from edgediff.arrays import Array
 from edgediff.errors import InputError
 from edgediff.sampling.guidance import NO_GUIDANCE, Guidance
 from edgediff.sampling.plan import Plan
-from edgediff.sampling.schedule import PredictionType, alpha_sigma
-from edgediff.sampling.trajectory import Latents
 
-_Inputs = dict[str, npt.NDArray[np.float32]]
-_Row = tuple[npt.NDArray[np.float32], _Inputs]
+_Inputs = dict[str, Array]
+_Row = tuple[Array, _Inputs]
 """One image's encoder_hidden_states and further inputs, or a batch of two for guidance."""
 
 
 class UNet(Protocol):
     """The network, behind whatever runs it.
 
-    sample (m, c, h, w) float32, timestep, encoder_hidden_states (m, t, d) float32, and any further
-    inputs by name, each (m, …) float32 → prediction (m, c, h, w) float32. m is 1 or 2. The timestep
-    is a Python float (euler's may be fractional); the callee casts it to the graph's dtype.
+    sample (m, c, …) float32, timestep, encoder_hidden_states (m, t, d) float32, and any further
+    inputs by name, each (m, …) float32 → prediction (m, c, …) float32. m is 1 or 2. The timestep is
+    a Python float (euler's may be fractional); the callee casts it to the graph's dtype.
 
     Read-only arrays do not change as long as they live, so that they need reach a device once."""
 
     def __call__(
         self,
-        sample: Latents,
+        sample: Array,
         timestep: float,
-        encoder_hidden_states: npt.NDArray[np.float32],
-        extra: Mapping[str, npt.NDArray[np.float32]],
+        encoder_hidden_states: Array,
+        extra: Mapping[str, Array],
         /,
-    ) -> Latents: ...
+    ) -> Array: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +43,24 @@ class Conditioning:
     extra: further inputs of the network by name, each (n, …) or (1, …) float32.
     """
 
-    encoder_hidden_states: npt.NDArray[np.float32]
-    extra: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    encoder_hidden_states: Array
+    extra: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Denoiser:
     """`denoise(x, sigma) -> x0` for one network, one plan and one set of prompts.
 
     unet: see `UNet`.
-    plan: the noise levels that will be asked for, and the timestep of each.
-    prediction_type: what the network predicts; see NoiseSchedule.
+    plan: the noise levels that will be asked for, the timestep of each, and, by its schedule, the
+        network's prediction.
     prompt, negative: one Conditioning each; `negative` may be None where it is not needed.
     guidance: see `Guidance`. In the steps at which it acts, both predictions are evaluated as one
         batch of two; the other steps evaluate only the prompt, which costs half.
-    beside: what the network takes beside the latents, along the channels: (n, k, h, w) float32, or
-        (1, k, h, w) for all images; the same under guidance.
+    beside: further channels that the network takes after those of the latents: (n, k, …) float32,
+        or (1, k, …) for all images; the same under guidance.
+
+    Latents have any rank from 3: (n, c, h, w) for images, (n, c, f, h, w) for frames, (n, c, t) for
+    one-dimensional ones such as audio.
 
     Images run one by one, so each is bit for bit what it would be alone.
 
@@ -72,15 +73,14 @@ class Denoiser:
         unet: UNet,
         *,
         plan: Plan,
-        prediction_type: PredictionType,
         prompt: Conditioning,
         negative: Conditioning | None = None,
         guidance: Guidance = NO_GUIDANCE,
-        beside: Latents | None = None,
+        beside: Array | None = None,
     ) -> None:
         self._unet = unet
+        self._plan = plan
         self._timesteps = plan.timesteps
-        self._prediction_type = prediction_type
         self._guidance = guidance
         rows = [_row(prompt, k) for k in range(_check_rows(prompt, "prompt"))]
         self._guided: dict[float, bool] = {}  # sigma → whether guidance acts there
@@ -107,10 +107,10 @@ class Denoiser:
         self._rows = [_frozen(row) for row in rows]
         self._beside = beside
 
-    def __call__(self, x: Latents, sigma: float) -> Latents:
-        """Latents x (n, c, h, w) float32 at noise level sigma → x0 (n, c, h, w) float32.
+    def __call__(self, x: Array, sigma: float) -> Array:
+        """Latents x (n, c, …) float32 at noise level sigma → x0, alike.
 
-        x is in variance-preserving form: alpha·x0 + sigma_t·eps, see `edgediff.sampling.samplers`.
+        x is alpha·x0 + sigma_t·eps, with the plan's alpha and sigma_t.
         Raises InputError for a sigma outside the plan and for another number of images."""
         timestep = self._timesteps.get(sigma)
         if timestep is None:
@@ -130,8 +130,8 @@ class Denoiser:
         return x0
 
     def _predict(
-        self, x: Latents, beside: Latents | None, timestep: float, row: _Row, guided: bool
-    ) -> Latents:
+        self, x: Array, beside: Array | None, timestep: float, row: _Row, guided: bool
+    ) -> Array:
         states, extra = row
         sample = x if beside is None else np.concatenate((x, beside), axis=1)
         if guided:
@@ -144,17 +144,21 @@ class Denoiser:
             )
         return self._guidance.combine(out[:1], out[1:]) if guided else out
 
-    def _x0(self, x: Latents, sigma: float, out: Latents) -> Latents:
-        """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
-        alpha, sigma_t = alpha_sigma(sigma)
-        if self._prediction_type == "sample":
-            return out
-        if self._prediction_type == "v_prediction":
-            x0 = x * alpha
-            x0 -= out * sigma_t
-            return x0
-        x0 = x - out * sigma_t
-        x0 /= alpha
+    def _x0(self, x: Array, sigma: float, out: Array) -> Array:
+        """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D; for the velocity of
+        flow matching, Liu et al. 2023 (arXiv:2209.03003), eq. 1."""
+        alpha, sigma_t = self._plan.alpha_sigma(sigma)
+        match self._plan.schedule.prediction_type:
+            case "sample":
+                return out
+            case "v_prediction":
+                x0 = x * alpha
+                x0 -= out * sigma_t
+            case "epsilon":
+                x0 = x - out * sigma_t
+                x0 /= alpha
+            case "flow":
+                x0 = x - out * sigma_t
         return x0
 
 
@@ -185,7 +189,7 @@ def _frozen(row: _Row) -> _Row:
     return read_only(states), {name: read_only(value) for name, value in extra.items()}
 
 
-def read_only(array: Latents) -> Latents:
+def read_only(array: Array) -> Array:
     """The same values, which nothing changes from now on: see `UNet`."""
     view = array.view()
     view.flags.writeable = False

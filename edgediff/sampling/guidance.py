@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from edgediff.arrays import Array
 from edgediff.checks import is_number
 from edgediff.errors import InputError, Name, Value
 
@@ -73,9 +73,7 @@ class Guidance:
         start, end = self.interval
         return tuple(k for k in range(count) if start <= k / count < end)
 
-    def combine(
-        self, uncond: npt.NDArray[np.float32], cond: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
+    def combine(self, uncond: Array, cond: Array) -> Array:
         """The predictions for one image without and with the prompt → the guided one.
 
         Ho and Salimans 2022, eq. 6, in the form uncond + scale·(cond - uncond); then Lin et al.
@@ -90,7 +88,7 @@ class Guidance:
                 guided *= self.rescale * ratio + (1.0 - self.rescale)
         return guided
 
-    def embedding(self) -> npt.NDArray[np.float32] | None:
+    def embedding(self) -> Array | None:
         """The scale as the network's `timestep_cond`, (1, embedding_dim) float32; None if the
         network has no such input.
 

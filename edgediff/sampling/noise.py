@@ -19,6 +19,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from edgediff.arrays import Array
 from edgediff.checks import is_number
 from edgediff.errors import InputError, Name
 
@@ -52,7 +53,7 @@ class TorchGenerator:
         self._words = np.random.RandomState(check_seed(seed) & 0xFFFFFFFF)
         self._spare: float | None = None
 
-    def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    def randn(self, shape: Sequence[int]) -> Array:
         """The stream's next normals: shape → array of that shape, float32.
 
         Equal to `torch.randn(shape, generator=…)`. Raises InputError for a negative size."""
@@ -65,7 +66,7 @@ class TorchGenerator:
     def _draw(self, count: int) -> npt.NDArray[np.uint32]:
         return np.frombuffer(self._words.bytes(4 * count), dtype="<u4")
 
-    def _blocks(self, size: int) -> npt.NDArray[np.float32]:
+    def _blocks(self, size: int) -> Array:
         tail = _BLOCK if size % _BLOCK else 0
         u = (self._draw(size + tail) & np.uint32(0xFFFFFF)).astype(np.float32)
         u *= np.float32(2.0**-24)
@@ -78,7 +79,7 @@ class TorchGenerator:
         out[-_BLOCK:] = _box_muller(u[size:])
         return out
 
-    def _pairs(self, size: int) -> npt.NDArray[np.float32]:
+    def _pairs(self, size: int) -> Array:
         out = np.empty(size, np.float32)
         for i in range(size):
             if self._spare is not None:
@@ -107,7 +108,7 @@ class VariedGenerator:
         self._seed = TorchGenerator(seed)
         self._variation = TorchGenerator(variation_seed)
 
-    def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    def randn(self, shape: Sequence[int]) -> Array:
         """The next normals: shape → array of that shape, float32, interpolated as a whole."""
         return slerp(self._seed.randn(shape), self._variation.randn(shape), self._strength)
 
@@ -123,9 +124,7 @@ def check_variation_strength(strength: float) -> float:
     return float(strength)
 
 
-def slerp(
-    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], weight: float
-) -> npt.NDArray[np.float32]:
+def slerp(a: Array, b: Array, weight: float) -> Array:
     """Spherical interpolation, Shoemake 1985: a and b, of one shape, as vectors → float32 of that
     shape, a at weight 0 and b at 1. Linear where they point the same way, or opposite ways."""
     if weight in (0.0, 1.0):
@@ -139,7 +138,7 @@ def slerp(
     return a * np.float32(wa) + b * np.float32(wb)
 
 
-def _box_muller(u: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _box_muller(u: Array) -> Array:
     """Uniforms (16·k,) float32 in [0, 1) → normals (16·k,) float32, block by block."""
     u = u.reshape(-1, 2, _BLOCK // 2)
     radius = np.sqrt(np.float32(-2.0) * np.log(np.float32(1.0) - u[:, 0]))

@@ -4,7 +4,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from edgediff.checks import is_number
 from edgediff.errors import InputError, Name
+from edgediff.flow import FLOW_SAMPLERS, FLOW_SPACED, flow_levels, flow_shift
 from edgediff.sampling.schedule import (
-    NoiseSchedule,
-    PredictionType,
+    DiscreteSchedule,
+    FlowSchedule,
+    Schedule,
     TimestepSpacing,
-    alpha_sigma,
     alphas_cumprod,
     sigma_of,
     sigma_to_timestep,
@@ -24,7 +25,7 @@ from edgediff.sampling.schedule import (
 )
 from edgediff.sampling.sigmas import SPACINGS, Spacing
 
-_Array = npt.NDArray[np.float64]
+_Timesteps = npt.NDArray[np.float64]
 
 
 class PlannedStep(NamedTuple):
@@ -56,14 +57,15 @@ class Plan:
 
     spacing: as asked for; None with dpmpp_2m_karras, whose name says it.
     total: how many steps there are without `strength`, which leaves the last of them.
-    noise_scale: standard deviation of the initial latents where they are noise alone. 1, except for
-        euler, euler_a, heun and dpmpp_sde with "linspace" or "trailing" timesteps, which start from
-        pure noise without the signal's share.
+    noise_scale: standard deviation of the initial latents if they are only noise. 1, except for
+        euler, euler_a, heun and dpmpp_sde with "linspace" or "trailing" timesteps of a discrete
+        schedule, which start from pure noise without the signal's share.
     clip_range: the magnitude that ddim, heun and lcm clip x0 to, or None.
-    timestep_scaling: as in NoiseSchedule, for lcm.
-    prediction_type: as in NoiseSchedule; pndm keeps a history of what the network predicts.
-    zero_signal: whether the first step begins where zero terminal SNR leaves nothing of the image:
-        at sigma infinite, or what stands for it (see `edgediff.sampling.schedule.sigmas`).
+    timestep_scaling: as in DiscreteSchedule, for lcm.
+    zero_signal: whether the first step begins at a discrete schedule's zero terminal SNR: at sigma
+        infinite, or at the large value that stands for it (see `schedule.sigmas`).
+    schedule: that of the model; it gives alpha and sigma_t of each level. Plans that step alike are
+        equal, whatever else their schedules say.
     """
 
     sampler: str
@@ -73,14 +75,18 @@ class Plan:
     noise_scale: float
     clip_range: float | None
     timestep_scaling: float
-    prediction_type: PredictionType
     zero_signal: bool
+    schedule: Schedule = field(compare=False)
 
     @property
     def start(self) -> float:
         """The noise level that the first step expects: for a run that begins with an image, noise
-        z0 to alpha·z0 + sigma_t·noise with `alpha, sigma_t = alpha_sigma(plan.start)`."""
+        z0 to alpha·z0 + sigma_t·noise with `alpha, sigma_t = plan.alpha_sigma(plan.start)`."""
         return self.steps[0].sigma
+
+    def alpha_sigma(self, sigma: float) -> tuple[float, float]:
+        """Noise level sigma (0 … inf) → (alpha, sigma_t) of the latents alpha·x0 + sigma_t·eps."""
+        return self.schedule.alpha_sigma(sigma)
 
     @property
     def timesteps(self) -> dict[float, float]:
@@ -89,12 +95,13 @@ class Plan:
 
 
 def make_plan(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     sampler: str,
     steps: int,
     *,
     spacing: Spacing | None = None,
     strength: float | None = None,
+    image_seq_len: int | None = None,
 ) -> Plan:
     """The noise levels and timesteps that diffusers' scheduler of that kind would step through.
 
@@ -102,26 +109,32 @@ def make_plan(
     steps: 1 … num_train_timesteps; for lcm and tcd, 1 … original_inference_steps.
     spacing: how the noise levels are spread, instead of by timesteps: "karras", "exponential" or
         "beta" (see `sigmas`). Not for ddim, pndm, euler_a, lcm and tcd, which have none
-        in diffusers; dpmpp_2m_karras is dpmpp_2m with "karras".
+        in diffusers; dpmpp_2m_karras is dpmpp_2m with "karras". Flow matching has them for euler
+        and heun, over s instead of sigma.
     strength: for a run that begins with an image, how much of it is made anew, above 0 and up to 1:
         the last int(steps·strength) steps are taken. None takes them all.
+    image_seq_len: how many tokens the network makes of the latents, for flow matching with a
+        dynamic shift.
 
-    Raises InputError for an unknown sampler, for a number of steps that the schedule has no room
-    for, for a strength that leaves no step, and for a model that cannot start where the sampler
-    does."""
+    Raises InputError for an unknown sampler or one that cannot sample such a schedule, for a number
+    of steps that the schedule has no room for, for a strength that leaves no step, and for a model
+    that cannot start where the sampler does."""
     if sampler not in _GRIDS:
         raise InputError(Name("sampler"), f" is {sampler!r}: choose one of {', '.join(_GRIDS)}")
-    spacing = _check_spacing(sampler, spacing)
-    distilled = sampler in ("lcm", "tcd")
-    most = schedule.original_inference_steps if distilled else schedule.num_train_timesteps
-    steps = _whole(steps, most, sampler)
-    kept = steps if strength is None else _kept(steps, strength)
-    grid = _GRIDS[sampler]
-    planned = grid(schedule, steps, spacing)
-    if not _fits(schedule, planned):
-        fewer = next(
-            n for n in range(steps - 1, 0, -1) if _fits(schedule, grid(schedule, n, spacing))
+    flow = isinstance(schedule, FlowSchedule)
+    if flow and sampler not in FLOW_SAMPLERS:
+        raise InputError(
+            Name("sampler"),
+            f" is {sampler!r}, which cannot sample a model of flow matching: choose one of"
+            f" {', '.join(FLOW_SAMPLERS)}",
         )
+    spacing = _check_spacing(sampler, spacing, FLOW_SPACED if flow else SPACED)
+    steps = _whole(steps, _most_steps(schedule, sampler), sampler)
+    kept = steps if strength is None else _kept(steps, strength)
+    grid = _grid(schedule, sampler, spacing, image_seq_len)
+    planned = grid(steps)
+    if not _fits(schedule, planned):
+        fewer = next(n for n in range(steps - 1, 0, -1) if _fits(schedule, grid(n)))
         raise InputError(
             Name("steps"),
             f" is {steps}: with this model's timesteps, {sampler} would repeat one or leave"
@@ -134,22 +147,48 @@ def make_plan(
             f" is {sampler!r}: it starts at zero signal, where a model that predicts epsilon says"
             " nothing of the image: use euler, or a model that predicts v",
         )
-    pure = sampler in _FROM_PURE_NOISE and _timestep_spacing(schedule, "linspace") != "leading"
-    clips = schedule.clip_sample and sampler in ("ddim", "heun", "lcm")
+    noise_scale, clip_range, zero_signal = 1.0, None, False
+    timestep_scaling = 1.0
+    if isinstance(schedule, DiscreteSchedule):
+        start = planned[0].sigma
+        if sampler in _FROM_PURE_NOISE and _timestep_spacing(schedule, "linspace") != "leading":
+            noise_scale = schedule.alpha_sigma(start)[1]
+        if schedule.clip_sample and sampler in ("ddim", "heun", "lcm"):
+            clip_range = schedule.clip_sample_range
+        timestep_scaling = schedule.timestep_scaling
+        zero_signal = schedule.rescale_betas_zero_snr and start > sigmas(schedule)[-2]
     return Plan(
         sampler=sampler,
         spacing=None if sampler == "dpmpp_2m_karras" else spacing,
         steps=planned,
         total=steps,
-        noise_scale=alpha_sigma(planned[0].sigma)[1] if pure else 1.0,
-        clip_range=schedule.clip_sample_range if clips else None,
-        timestep_scaling=schedule.timestep_scaling,
-        prediction_type=schedule.prediction_type,
-        zero_signal=schedule.rescale_betas_zero_snr and planned[0].sigma > sigmas(schedule)[-2],
+        noise_scale=noise_scale,
+        clip_range=clip_range,
+        timestep_scaling=timestep_scaling,
+        zero_signal=zero_signal,
+        schedule=schedule,
     )
 
 
-def _check_spacing(sampler: str, spacing: Spacing | None) -> Spacing | None:
+def _most_steps(schedule: Schedule, sampler: str) -> int:
+    if isinstance(schedule, DiscreteSchedule) and sampler in ("lcm", "tcd"):
+        return schedule.original_inference_steps
+    return schedule.num_train_timesteps
+
+
+def _grid(
+    schedule: Schedule, sampler: str, spacing: Spacing | None, image_seq_len: int | None
+) -> Callable[[int], tuple[PlannedStep, ...]]:
+    """Number of steps → the steps."""
+    if isinstance(schedule, DiscreteSchedule):
+        return lambda n: _GRIDS[sampler](schedule, n, spacing)
+    shift = flow_shift(schedule, image_seq_len)
+    return lambda n: _chain(*flow_levels(schedule, sampler, n, spacing, shift))
+
+
+def _check_spacing(
+    sampler: str, spacing: Spacing | None, spaced: tuple[str, ...]
+) -> Spacing | None:
     if spacing is None:
         return "karras" if sampler == "dpmpp_2m_karras" else None
     if spacing not in SPACINGS:
@@ -158,10 +197,10 @@ def _check_spacing(sampler: str, spacing: Spacing | None) -> Spacing | None:
         raise InputError(
             Name("spacing"), f" is {spacing!r}: sampler dpmpp_2m_karras is fixed: use dpmpp_2m"
         )
-    if sampler not in (*SPACED, "dpmpp_2m_karras"):
+    if sampler not in (*spaced, "dpmpp_2m_karras"):
         raise InputError(
             Name("spacing"),
-            f" is {spacing!r}: sampler {sampler} takes none: use {', '.join(SPACED)}",
+            f" is {spacing!r}: sampler {sampler} takes none: use {', '.join(spaced)}",
         )
     return spacing
 
@@ -184,25 +223,27 @@ def _kept(steps: int, strength: float) -> int:
     return kept
 
 
-def _timestep_spacing(schedule: NoiseSchedule, unset: TimestepSpacing) -> TimestepSpacing:
+def _timestep_spacing(schedule: DiscreteSchedule, unset: TimestepSpacing) -> TimestepSpacing:
     return unset if schedule.timestep_spacing is None else schedule.timestep_spacing
 
 
-def _spread(schedule: NoiseSchedule, spacing: TimestepSpacing, points: int) -> _Array:
+def _spread(
+    schedule: DiscreteSchedule, timestep_spacing: TimestepSpacing, points: int
+) -> _Timesteps:
     """`points` descending timesteps: Lin et al. 2023 (arXiv:2305.08891), table 2."""
     t = schedule.num_train_timesteps
-    if spacing == "linspace":
+    if timestep_spacing == "linspace":
         return np.linspace(0.0, t - 1, points)[::-1]
-    if spacing == "leading":
-        multiples: _Array = np.arange(points, dtype=np.float64)[::-1] * (t // points)
+    if timestep_spacing == "leading":
+        multiples: _Timesteps = np.arange(points, dtype=np.float64)[::-1] * (t // points)
         return multiples + schedule.steps_offset
     # The cut is for the step sizes whose last multiple falls just short of t.
-    fractions: _Array = np.arange(t, 0, -t / points)[:points]
+    fractions: _Timesteps = np.arange(t, 0, -t / points)[:points]
     return fractions.round() - 1.0
 
 
 def _euler_levels(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[list[float], list[float]]:
     """(sigmas, timesteps), fractional where they fall so; `spacing` goes between their ends."""
     # diffusers tells the network float32 timesteps.
@@ -216,13 +257,13 @@ def _euler_levels(
 
 
 def _euler_grid(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
     return _chain(*_euler_levels(schedule, steps, spacing))
 
 
 def _dpmpp_sde_grid(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
     """Each step but the last has its middle, in log sigma."""
     *planned, last = _chain(*_euler_levels(schedule, steps, spacing))
@@ -237,10 +278,12 @@ def _dpmpp_sde_grid(
     )
 
 
-def _ddim_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[PlannedStep, ...]:
+def _ddim_grid(
+    schedule: DiscreteSchedule, steps: int, _: Spacing | None
+) -> tuple[PlannedStep, ...]:
     t = _spread(schedule, _timestep_spacing(schedule, "leading"), steps).round()
     table = alphas_cumprod(schedule)
-    # diffusers steps to t - T // steps whichever the spacing, even where the next timestep differs.
+    # diffusers steps to t - T // steps, even if the next step is at another timestep.
     t_next = t - schedule.num_train_timesteps // steps
     return tuple(
         PlannedStep(_sigma(table, now), _sigma_or_last(schedule, table, then), now)
@@ -248,7 +291,9 @@ def _ddim_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[
     )
 
 
-def _pndm_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[PlannedStep, ...]:
+def _pndm_grid(
+    schedule: DiscreteSchedule, steps: int, _: Spacing | None
+) -> tuple[PlannedStep, ...]:
     """As ddim's where each step ends at the next one's start, which a history of steps needs."""
     t = _spread(schedule, _timestep_spacing(schedule, "leading"), steps).round().tolist()
     table = alphas_cumprod(schedule)
@@ -257,7 +302,7 @@ def _pndm_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[
 
 
 def _dpmpp_grid(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
     if spacing is None:
         return _whole_timesteps(schedule, steps)
@@ -267,7 +312,7 @@ def _dpmpp_grid(
 
 
 def _unipc_grid(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
     if spacing is None:
         return _whole_timesteps(schedule, steps)
@@ -275,7 +320,7 @@ def _unipc_grid(
 
 
 def _deis_grid(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
     """As unipc's, but down to the schedule's lowest level: log sigma is integrated over. With a
     spacing that is where the last step stands already, and it changes nothing."""
@@ -284,7 +329,7 @@ def _deis_grid(
     return (*planned[:-1], planned[-1]._replace(sigma_next=end))
 
 
-def _whole_timesteps(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, ...]:
+def _whole_timesteps(schedule: DiscreteSchedule, steps: int) -> tuple[PlannedStep, ...]:
     timestep_spacing = _timestep_spacing(schedule, "linspace")
     if timestep_spacing == "trailing":
         t = _spread(schedule, timestep_spacing, steps)
@@ -296,7 +341,10 @@ def _whole_timesteps(schedule: NoiseSchedule, steps: int) -> tuple[PlannedStep, 
 
 
 def _spaced(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing, whole: Callable[[_Array], _Array]
+    schedule: DiscreteSchedule,
+    steps: int,
+    spacing: Spacing,
+    whole: Callable[[_Timesteps], _Timesteps],
 ) -> tuple[PlannedStep, ...]:
     """`spacing` over all of the schedule's levels, with whole timesteps."""
     table = sigmas(schedule)
@@ -304,7 +352,7 @@ def _spaced(
     return _chain(levels, whole(np.array(sigma_to_timestep(schedule, levels))).tolist())
 
 
-def _distilled_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
+def _distilled_timesteps(schedule: DiscreteSchedule, steps: int) -> list[int]:
     """Luo et al. 2023 (arXiv:2310.04378), section 4.3: steps of the distillation's own grid."""
     original = schedule.original_inference_steps
     skip = schedule.num_train_timesteps // original
@@ -313,13 +361,13 @@ def _distilled_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
     return [int(i) for i in t]
 
 
-def _lcm_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[PlannedStep, ...]:
+def _lcm_grid(schedule: DiscreteSchedule, steps: int, _: Spacing | None) -> tuple[PlannedStep, ...]:
     t = _distilled_timesteps(schedule, steps)
     table = alphas_cumprod(schedule)
     return _chain([_sigma(table, i) for i in t], [float(i) for i in t])
 
 
-def _tcd_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[PlannedStep, ...]:
+def _tcd_grid(schedule: DiscreteSchedule, steps: int, _: Spacing | None) -> tuple[PlannedStep, ...]:
     """Zheng et al. 2024 (arXiv:2402.19159): on the way to each t lies s = (1 - gamma)·t; the last t
     is 0."""
     t = _distilled_timesteps(schedule, steps)
@@ -332,7 +380,7 @@ def _tcd_grid(schedule: NoiseSchedule, steps: int, _: Spacing | None) -> tuple[P
     )
 
 
-_GRIDS: dict[str, Callable[[NoiseSchedule, int, Spacing | None], tuple[PlannedStep, ...]]] = {
+_GRIDS: dict[str, Callable[[DiscreteSchedule, int, Spacing | None], tuple[PlannedStep, ...]]] = {
     "euler": _euler_grid,
     "euler_a": _euler_grid,
     "heun": _euler_grid,
@@ -363,16 +411,17 @@ def _sigma(table: list[float], timestep: float) -> float:
     return sigma_of(table[min(int(timestep), len(table) - 1)])
 
 
-def _sigma_or_last(schedule: NoiseSchedule, table: list[float], timestep: float) -> float:
+def _sigma_or_last(schedule: DiscreteSchedule, table: list[float], timestep: float) -> float:
     """The noise level at a whole timestep, or where ddim and pndm end for one below 0."""
     if timestep >= 0:
         return _sigma(table, timestep)
     return 0.0 if schedule.set_alpha_to_one else sigma_of(table[0])
 
 
-def _fits(schedule: NoiseSchedule, steps: tuple[PlannedStep, ...]) -> bool:
+def _fits(schedule: Schedule, steps: tuple[PlannedStep, ...]) -> bool:
     """Whether the timesteps lie in the schedule and noise goes down at every step."""
-    inside = all(0 <= s.timestep < schedule.num_train_timesteps for s in steps)
+    last = schedule.num_train_timesteps - (1 if isinstance(schedule, DiscreteSchedule) else 0)
+    inside = all(0 <= s.timestep <= last for s in steps)
     falls = all(a.sigma > b.sigma for a, b in itertools.pairwise(steps))
     return inside and falls and all(s.sigma >= s.sigma_next for s in steps)
 

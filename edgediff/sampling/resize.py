@@ -1,12 +1,11 @@
 """Latents at another size."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgediff.sampling.trajectory import Latents
+from edgediff.arrays import Array
 
 
-def resized(latents: Latents, height: int, width: int) -> Latents:
+def resized(latents: Array, height: int, width: int) -> Array:
     """latents (n, c, h, w) float32 → (n, c, height, width), by cubic convolution: Keys 1981, with
     a = -0.75 and repeated edges, as torch's bicubic interpolation has it."""
     rows, columns = (
@@ -15,7 +14,7 @@ def resized(latents: Latents, height: int, width: int) -> Latents:
     return np.ascontiguousarray(rows @ latents @ columns.T)
 
 
-def _cubic(size: int, new: int) -> NDArray[np.float32]:
+def _cubic(size: int, new: int) -> Array:
     """The interpolation from `size` samples to `new`, as a matrix (new, size)."""
     place = (np.arange(new) + 0.5) * size / new - 0.5
     nearest = np.floor(place).astype(int)

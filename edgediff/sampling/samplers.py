@@ -1,11 +1,11 @@
 """Samplers: generators that take latents from noise to an image, step by step.
 
-All of them keep the latents in variance-preserving form, x = alpha·x0 + sigma_t·eps, which is what
-the network itself is given (`schedule.alpha_sigma` turns a noise level sigma into alpha
-and sigma_t). Papers write some of them over x / alpha = x0 + sigma·eps instead; the two are equal,
-but that one is infinite at zero terminal SNR, and there rounding errors of its large values end up
-in the image. Multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler and
-Heun schedulers; the others hold the same numbers as here.
+Latents under noise are x = alpha·x0 + sigma_t·eps, in the form that the network was trained on: the
+plan's `alpha_sigma` turns a noise level sigma into alpha and sigma_t. Papers write some samplers
+over x / alpha = x0 + sigma·eps instead; the two are equal, but that one is infinite at zero
+terminal SNR, and there rounding errors of its large values end up in the image. With a discrete
+schedule, multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler and Heun
+schedulers; the others, and those for flow matching, hold the same numbers as here.
 
 A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
 plan (`make_plan`), and yields a `Step` after each of the plan's steps. A step takes
@@ -23,19 +23,19 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgediff.arrays import Array
 from edgediff.errors import InputError
 from edgediff.sampling.consistency import lcm, tcd
 from edgediff.sampling.multistep import deis, dpmpp_2m, dpmpp_2m_sde, pndm, unipc
 from edgediff.sampling.plan import Plan
 from edgediff.sampling.singlestep import ddim, dpmpp_sde, euler, euler_a, heun
-from edgediff.sampling.trajectory import Denoise, Latents, Noise, Step, Trajectory
+from edgediff.sampling.trajectory import Denoise, Noise, Step, Trajectory
 
 __all__ = [
     "DETERMINISTIC",
     "SAMPLERS",
     "STOCHASTIC",
     "Denoise",
-    "Latents",
     "Noise",
     "Step",
     "Trajectory",
@@ -43,7 +43,7 @@ __all__ = [
     "sample",
 ]
 
-DETERMINISTIC: dict[str, Callable[[Denoise, Latents, Plan], Trajectory]] = {
+DETERMINISTIC: dict[str, Callable[[Denoise, Array, Plan], Trajectory]] = {
     "euler": euler,
     "heun": heun,
     "ddim": ddim,
@@ -53,7 +53,7 @@ DETERMINISTIC: dict[str, Callable[[Denoise, Latents, Plan], Trajectory]] = {
     "unipc": unipc,
     "deis": deis,
 }
-STOCHASTIC: dict[str, Callable[[Denoise, Latents, Plan, Noise], Trajectory]] = {
+STOCHASTIC: dict[str, Callable[[Denoise, Array, Plan, Noise], Trajectory]] = {
     "euler_a": euler_a,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_sde": dpmpp_sde,
@@ -63,21 +63,22 @@ STOCHASTIC: dict[str, Callable[[Denoise, Latents, Plan, Noise], Trajectory]] = {
 SAMPLERS = (*DETERMINISTIC, *STOCHASTIC)
 
 
-def initial_latents(noise: Latents, plan: Plan) -> Latents:
-    """N(0, 1) noise (n, c, h, w) float32 → the latents that the plan starts from, a new array."""
+def initial_latents(noise: Array, plan: Plan) -> Array:
+    """N(0, 1) noise (n, c, …) float32 → the latents that the plan starts from, a new array."""
     return noise * plan.noise_scale
 
 
-def sample(
-    denoise: Denoise, latents: Latents, plan: Plan, noise: Noise | None = None
-) -> Trajectory:
-    """Run the plan's sampler over latents (n, c, h, w) float32, which are left as they are.
+def sample(denoise: Denoise, latents: Array, plan: Plan, noise: Noise | None = None) -> Trajectory:
+    """Run the plan's sampler over latents (n, c, …) float32, which are left as they are.
 
+    Samplers work on each number by itself, so latents may be those of images (n, c, h, w), of
+    frames (n, c, f, h, w) or one-dimensional (n, c, t).
     noise: needed by the samplers in STOCHASTIC; the others draw none.
     Raises InputError, at once, for latents of another kind or where noise is missing."""
-    if latents.dtype != np.float32 or latents.ndim != 4:
+    if latents.dtype != np.float32 or latents.ndim < 3:
         raise InputError(
-            f"latents are {latents.dtype} of shape {latents.shape}: expected float32 (n, c, h, w)"
+            f"latents are {latents.dtype} of shape {latents.shape}: expected float32 (n, c, …),"
+            " such as (n, c, h, w)"
         )
     if plan.sampler not in STOCHASTIC:
         return DETERMINISTIC[plan.sampler](denoise, latents, plan)

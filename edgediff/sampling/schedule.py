@@ -1,13 +1,22 @@
-"""The noise schedule a model was trained with.
+"""The noise schedule a model was trained with: discrete, over betas, or flow matching.
 
-Notation, after Karras et al. 2022 (arXiv:2206.00364) and Lu et al. 2022 (arXiv:2211.01095):
-`alphas_cumprod` is ᾱ_t; `sigma` = sqrt((1 - ᾱ) / ᾱ) is the noise level, in units of the latents;
-the network sees x = alpha·x0 + sigma_t·eps with alpha = sqrt(ᾱ) and sigma_t = sqrt(1 - ᾱ).
-sigma is 0 for a clean latent and infinite where ᾱ is 0.
+Notation, after Karras et al. 2022 (arXiv:2206.00364) and Lu et al. 2022 (arXiv:2211.01095): latents
+under noise are x = alpha·x0 + sigma_t·eps, and `sigma` = sigma_t / alpha is their noise level, in
+units of the latents: 0 for clean latents, infinite for pure noise. Samplers name a level by sigma
+and take (alpha, sigma_t) from the schedule, so that x is always what the network was trained on:
+
+* discrete: alpha² + sigma_t² = 1 (variance preserving), with alpha = sqrt(ᾱ), `alphas_cumprod`;
+* flow matching: alpha + sigma_t = 1, with sigma_t = s, the fraction of noise.
+
+The other consistent design keeps the latents of every model variance preserving, and multiplies
+them by hypot(1 - s, s) before the network. It would spare the samplers the schedule, but costs a
+pass over the latents and a rounding in each step, and latents that are shown, sent or compared
+would not be those of the flow. Only pndm and tcd need variance to be preserved, and both are for
+discrete schedules.
 
 Models are trained on float32 betas, and at the noisy end of a schedule 1 - beta keeps only a few
-of their bits. So the table of ᾱ is made in float32, as in training; what is computed from it is
-float64 and handed out as Python floats, since an np.float64 would promote float32 latents.
+of their bits. So the table of ᾱ is made in float32, as in training. The numbers computed from it
+are float64 and handed out as Python floats, since an np.float64 would promote float32 latents.
 """
 
 import math
@@ -22,20 +31,22 @@ from edgediff.errors import BundleError
 BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
+FlowTimestepSpacing = Literal["linspace", "trailing"]
+TimeShift = Literal["exponential", "linear"]
 
 _LAST_ALPHA_CUMPROD = 2.0**-24
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseSchedule:
+class DiscreteSchedule:
     """How a model was trained to see noise, and how its author meant it to be sampled.
 
     Field names and meanings are those of diffusers' scheduler configs.
 
-    timestep_spacing: None leaves it to the sampler, as diffusers does where the config at hand does
-        not set it: "leading" for ddim and pndm, "linspace" for the others. lcm and tcd have a
-        spacing of their own, and so has any sampler where `make_plan` is given one.
-    steps_offset: added to the timesteps of "leading" spacing; 0 … num_train_timesteps - 1.
+    timestep_spacing: None leaves it to the sampler, as diffusers does if a config does not set it:
+        "leading" for ddim and pndm, "linspace" for the others. lcm and tcd have timesteps of their
+        own, and so has a sampler whose noise levels `make_plan` is to spread by a `spacing`.
+    steps_offset: added to "leading" timesteps; 0 … num_train_timesteps - 1.
     set_alpha_to_one: whether ddim and pndm end at ᾱ = 1 rather than at ᾱ_0.
     clip_sample, clip_sample_range: whether, and to what magnitude, ddim, heun and lcm clip x0.
     original_inference_steps: length of the grid that lcm and tcd were distilled on.
@@ -46,6 +57,7 @@ class NoiseSchedule:
     Raises BundleError for values out of range.
     """
 
+    type: Literal["discrete"] = "discrete"
     num_train_timesteps: int = 1000
     beta_start: float
     beta_end: float
@@ -65,8 +77,8 @@ class NoiseSchedule:
         t = self.num_train_timesteps
         _choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         _choice("prediction_type", self.prediction_type, get_args(PredictionType))
-        spacings = (*get_args(TimestepSpacing), None)
-        _choice("timestep_spacing", self.timestep_spacing, spacings)
+        known = (*get_args(TimestepSpacing), None)
+        _choice("timestep_spacing", self.timestep_spacing, known)
         _check(t >= 2, "num_train_timesteps", t, "2 or more")
         _check(0.0 < self.beta_start < 1.0, "beta_start", self.beta_start, "between 0 and 1")
         _check(
@@ -92,14 +104,108 @@ class NoiseSchedule:
         )
         _check(0.0 <= self.eta <= 1.0, "eta", self.eta, "from 0 to 1")
 
+    def alpha_sigma(self, sigma: float) -> tuple[float, float]:
+        """Noise level sigma (0 … inf) → (alpha, sigma_t) with alpha² + sigma_t² = 1."""
+        sigma_t = 1.0 / math.hypot(1.0, 1.0 / sigma) if sigma > 0.0 else 0.0
+        return 1.0 / math.hypot(1.0, sigma), sigma_t
 
-def alpha_sigma(sigma: float) -> tuple[float, float]:
-    """Noise level sigma (0 … inf) → (alpha, sigma_t) with alpha² + sigma_t² = 1."""
-    sigma_t = 1.0 / math.hypot(1.0, 1.0 / sigma) if sigma > 0.0 else 0.0
-    return 1.0 / math.hypot(1.0, sigma), sigma_t
+    def time(self, sigma: float) -> float:
+        """The time of the ODE that Heun's method solves: sigma, over x / alpha, as Karras et al.
+        2022 chose it."""
+        return sigma
 
 
-def betas(schedule: NoiseSchedule) -> list[float]:
+@dataclass(frozen=True, kw_only=True)
+class DynamicShift:
+    """A shift that grows with the size of the image, Esser et al. 2024 (arXiv:2403.03206), section
+    5.3.2, in the form that FLUX was published with.
+
+    mu goes linearly from base_shift for base_image_seq_len tokens to max_shift for
+    max_image_seq_len, and on. The shift is e^mu for an "exponential" time_shift_type, mu for a
+    "linear" one.
+    Raises BundleError for values out of range."""
+
+    time_shift_type: TimeShift = "exponential"
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+
+    def __post_init__(self) -> None:
+        _choice("time_shift_type", self.time_shift_type, get_args(TimeShift))
+        base = self.base_image_seq_len
+        _check(base >= 1, "base_image_seq_len", base, "1 or more")
+        _check(
+            self.max_image_seq_len > base,
+            "max_image_seq_len",
+            self.max_image_seq_len,
+            f"more than base_image_seq_len ({base})",
+        )
+        for name, least in (("base_shift", 0.0), ("max_shift", self.base_shift)):
+            value = getattr(self, name)
+            ok = least <= value <= 100.0 and (value > 0.0 or self.time_shift_type != "linear")
+            _check(ok, name, value, f"from {least:g} to 100, and above 0 for a linear shift")
+
+    def shift(self, image_seq_len: int) -> float:
+        """The shift for an image of so many tokens."""
+        base = self.base_image_seq_len
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - base)
+        mu = image_seq_len * slope + (self.base_shift - slope * base)
+        return math.exp(mu) if self.time_shift_type == "exponential" else mu
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSchedule:
+    """Flow matching, Lipman et al. 2023 (arXiv:2210.02747), with straight paths, Liu et al. 2023
+    (arXiv:2209.03003): x = (1 - s)·x0 + s·noise for s from 1 (noise) to 0. The network predicts the
+    velocity, noise - x0.
+
+    Field names and meanings are those of diffusers' FlowMatchEulerDiscreteScheduler, but for:
+
+    num_train_timesteps: the multiplier of s that makes the network's timestep.
+    timestep_spacing: of euler and heun, before the shift: "linspace" goes from s = 1 to the lowest
+        trained level, "trailing" to 1 / steps (diffusers' pipelines ask for it with `sigmas`).
+    shift: s becomes shift·s / (1 + (shift - 1)·s); above 1, more steps are at high noise.
+    dynamic_shift: None, or takes the place of `shift`.
+    shift_terminal: None, or the s that the last step begins at, which the others are stretched to.
+
+    Raises BundleError for values out of range."""
+
+    type: Literal["flow"] = "flow"
+    num_train_timesteps: int = 1000
+    prediction_type: Literal["flow"] = "flow"
+    timestep_spacing: FlowTimestepSpacing = "linspace"
+    shift: float = 1.0
+    dynamic_shift: DynamicShift | None = None
+    shift_terminal: float | None = None
+
+    def __post_init__(self) -> None:
+        t = self.num_train_timesteps
+        _choice("prediction_type", self.prediction_type, ("flow",))
+        _choice("timestep_spacing", self.timestep_spacing, get_args(FlowTimestepSpacing))
+        _check(t >= 2, "num_train_timesteps", t, "2 or more")
+        _check(0.0 < self.shift <= 1000.0, "shift", self.shift, "above 0 and up to 1000")
+        terminal = self.shift_terminal
+        ok = terminal is None or 0.0 < terminal < 1.0
+        _check(ok, "shift_terminal", terminal, "between 0 and 1, or null")
+
+    def alpha_sigma(self, sigma: float) -> tuple[float, float]:
+        """Noise level sigma = s / (1 - s) (0 … inf) → (alpha, sigma_t) = (1 - s, s)."""
+        if math.isinf(sigma):
+            return 0.0, 1.0
+        return 1.0 / (1.0 + sigma), sigma / (1.0 + sigma)
+
+    def time(self, sigma: float) -> float:
+        """The time of the ODE that Heun's method solves: s, over x."""
+        return self.alpha_sigma(sigma)[1]
+
+
+Schedule = DiscreteSchedule | FlowSchedule
+"""Tagged by `type`. `alpha_sigma(sigma)` gives the form of a level's latents, `time(sigma)` the
+time of the probability flow ODE."""
+
+
+def betas(schedule: DiscreteSchedule) -> list[float]:
     """β_t for each training timestep, each a float32 value.
 
     "linear": Ho et al. 2020 (arXiv:2006.11239), section 4; "scaled_linear": Rombach et al. 2022
@@ -108,13 +214,13 @@ def betas(schedule: NoiseSchedule) -> list[float]:
     return [float(b) for b in _betas(schedule)]
 
 
-def alphas_cumprod(schedule: NoiseSchedule) -> list[float]:
+def alphas_cumprod(schedule: DiscreteSchedule) -> list[float]:
     """ᾱ_t = Π (1 - β) for each training timestep, each a float32 value; the last is 0 with
     `rescale_betas_zero_snr`."""
     return [float(a) for a in _alphas_cumprod(schedule)]
 
 
-def sigmas(schedule: NoiseSchedule) -> list[float]:
+def sigmas(schedule: DiscreteSchedule) -> list[float]:
     """sigma for each training timestep, each a float32 value; all finite: at zero terminal SNR, ᾱ
     stays at 2**-24 and sigma at 4096."""
     return [float(s) for s in _sigmas(schedule)]
@@ -127,7 +233,7 @@ def sigma_of(alpha_cumprod: float) -> float:
     return math.sqrt((1.0 - alpha_cumprod) / alpha_cumprod)
 
 
-def sigma_to_timestep(schedule: NoiseSchedule, levels: list[float]) -> list[float]:
+def sigma_to_timestep(schedule: DiscreteSchedule, levels: list[float]) -> list[float]:
     """Noise levels → fractional timesteps, by linear interpolation of log sigma over the
     training timesteps (`sigmas`); levels outside the schedule get its ends."""
     table = _sigmas(schedule)
@@ -142,7 +248,7 @@ def sigma_to_timestep(schedule: NoiseSchedule, levels: list[float]) -> list[floa
     return [float(t) for t in (1.0 - w) * low + w * (low + 1)]
 
 
-def _betas(schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
+def _betas(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
     t = schedule.num_train_timesteps
     if schedule.beta_schedule == "squaredcos_cap_v2":
         bar = [math.cos((i / t + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(t + 1)]
@@ -169,11 +275,11 @@ def _cumprod(alpha: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.cumprod(alpha.astype(np.float64)).astype(np.float32)
 
 
-def _alphas_cumprod(schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
+def _alphas_cumprod(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
     return _cumprod(np.float32(1.0) - _betas(schedule))
 
 
-def _sigmas(schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
+def _sigmas(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
     alpha = _alphas_cumprod(schedule)
     if schedule.rescale_betas_zero_snr:
         alpha[-1] = _LAST_ALPHA_CUMPROD

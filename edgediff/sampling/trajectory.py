@@ -4,16 +4,15 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from edgediff.arrays import Array
 from edgediff.errors import InputError
-from edgediff.sampling.schedule import alpha_sigma
+from edgediff.sampling.plan import Plan
 
-Latents = npt.NDArray[np.float32]
-Denoise = Callable[[Latents, float], Latents]
-"""(x (n, c, h, w) float32, sigma) → x0, the model's view of the clean latents, alike in shape."""
-Noise = Callable[[int], Latents]
-"""Step index → fresh N(0, 1) noise (n, c, h, w) float32. Called in order of the steps: once in a
+Denoise = Callable[[Array, float], Array]
+"""(x (n, c, …) float32, sigma) → x0, the model's view of the clean latents, alike in shape."""
+Noise = Callable[[int], Array]
+"""Step index → fresh N(0, 1) noise (n, c, …) float32. Called in order of the steps: once in a
 step, by dpmpp_sde twice, and not where a step adds none, such as the last."""
 
 
@@ -22,21 +21,21 @@ class Step:
     """Where a sampler stands after step `index` (from 0).
 
     sigma: the noise level left in `latents`.
-    latents: (n, c, h, w) float32, in variance-preserving form.
-    x0: (n, c, h, w) float32, the clean latents as this step last saw them; good for a preview.
+    latents: (n, c, …) float32, alpha·x0 + sigma_t·eps at that level.
+    x0: (n, c, …) float32, the clean latents as this step last saw them; good for a preview.
     """
 
     index: int
     sigma: float
-    latents: Latents
-    x0: Latents
+    latents: Array
+    x0: Array
 
 
-Trajectory = Generator[Step, Latents | None, None]
+Trajectory = Generator[Step, Array | None, None]
 """What a sampler is: yields each Step and may be sent latents to go on with instead of its own."""
 
 
-def hand_over(step: Step) -> Generator[Step, Latents | None, Latents]:
+def hand_over(step: Step) -> Generator[Step, Array | None, Array]:
     """Yield a step; the latents to go on with: its own, or those sent in their place.
 
     Raises InputError, in the sampler, for latents of another shape or dtype."""
@@ -51,15 +50,15 @@ def hand_over(step: Step) -> Generator[Step, Latents | None, Latents]:
     return sent
 
 
-def to_level(x: Latents, x0: Latents, sigma: float, sigma_next: float) -> Latents:
+def to_level(plan: Plan, x: Array, x0: Array, sigma: float, sigma_next: float) -> Array:
     """Lu et al. 2022 (arXiv:2211.01095), eq. 9 with k = 1: keep x0 and eps, change the noise level.
     The same as a step of Euler over x / alpha."""
-    _, sigma_t = alpha_sigma(sigma)
-    alpha_next, sigma_t_next = alpha_sigma(sigma_next)
+    _, sigma_t = plan.alpha_sigma(sigma)
+    alpha_next, sigma_t_next = plan.alpha_sigma(sigma_next)
     return mix(x, x0, sigma_t_next / sigma_t, alpha_next * (1.0 - sigma_next / sigma))
 
 
-def mix(a: Latents, b: Latents, wa: float, wb: float) -> Latents:
+def mix(a: Array, b: Array, wa: float, wb: float) -> Array:
     """wa·a + wb·b, a new array."""
     out = a * wa
     out += b * wb

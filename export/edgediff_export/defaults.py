@@ -6,7 +6,7 @@ from edgediff.bundle.manifest import Defaults, LatentSpec
 from edgediff.errors import InputError
 from edgediff.request.request import check_size
 from edgediff.sampling.plan import make_plan
-from edgediff.sampling.schedule import NoiseSchedule
+from edgediff.sampling.schedule import DiscreteSchedule
 from edgediff_export.options import Options
 from edgediff_export.scheduling import Sampling, choose_sampling
 from edgediff_export.sources import Source
@@ -33,7 +33,7 @@ def named(options: Options, source: Source) -> str:
 
 
 def choose_defaults(
-    options: Options, source: Source, schedule: NoiseSchedule, latent: LatentSpec
+    options: Options, source: Source, schedule: DiscreteSchedule, latent: LatentSpec
 ) -> Defaults:
     """What the user asked for, or else what the pipeline suggests. Raises InputError."""
     suggested: Sampling = choose_sampling(

@@ -9,7 +9,12 @@ from typing import Any, get_args
 
 from edgediff.errors import BundleError, ExportError
 from edgediff.sampling.plan import SPACED
-from edgediff.sampling.schedule import BetaSchedule, NoiseSchedule, PredictionType, TimestepSpacing
+from edgediff.sampling.schedule import (
+    BetaSchedule,
+    DiscreteSchedule,
+    PredictionType,
+    TimestepSpacing,
+)
 from edgediff.sampling.sigmas import SPACINGS, Spacing
 from edgediff_export.quiet import quiet
 
@@ -58,9 +63,9 @@ class Sampling:
     spacing: Spacing | None = None
 
 
-def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """scheduler_config.json → NoiseSchedule; what it leaves out are the diffusers class's defaults,
-    but for the timestep spacing, which is left to the sampler.
+def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
+    """scheduler_config.json → DiscreteSchedule; values that it leaves out are the diffusers class's
+    defaults, but for the timestep spacing, which is left to the sampler.
 
     Raises ExportError, naming the value, for what edgediff's samplers cannot do."""
     name = config.get("_class_name")
@@ -83,10 +88,10 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
             raise ExportError(
                 f"scheduler {name}: {key} is {full.get(key)!r}: expected one of {', '.join(valid)}"
             )
-    fields = {f.name for f in dataclasses.fields(NoiseSchedule)}
+    fields = {f.name for f in dataclasses.fields(DiscreteSchedule)} - {"type"}
     known = {k: v for k, v in full.items() if k in fields and v is not None}
     try:
-        return NoiseSchedule(**known)
+        return DiscreteSchedule(**known)
     except BundleError as e:
         raise ExportError(f"scheduler {name}: {str(e).rpartition(':')[0]}") from e
 

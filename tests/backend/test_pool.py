@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import edgediff
-from edgediff.backend import pool as stages_module
+from edgediff.backend import memory, pool
 from edgediff.backend.memory import StageMemory, estimate, memory_limit, parse_memory
 from edgediff.backend.pool import Stages
 from edgediff.backend.session import SessionOptions
@@ -34,7 +34,8 @@ def sized(monkeypatch: pytest.MonkeyPatch) -> None:
         "unet": StageMemory(weights=50, work=20),
         "vae_decoder": StageMemory(weights=5, work=30),
     }
-    monkeypatch.setattr(stages_module, "estimate", lambda *_: sizes)
+    for module in (memory, pool):
+        monkeypatch.setattr(module, "estimate", lambda *_: sizes)
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_what_became_of_caches_is_told_by_stage(
         def cached(self) -> dict[str, str]:
             return self._found
 
-    monkeypatch.setattr(stages_module, "Session", Compiled)
+    monkeypatch.setattr(pool, "Session", Compiled)
     stages = Stages(bundle, SessionOptions(threads=1), None)
     stages.session("unet", {})
     assert stages.notes() == ["unet: engine cache hit, timing cache unused"]
@@ -193,7 +194,7 @@ def test_what_became_of_caches_is_told_by_stage(
 
 @pytest.fixture
 def least(bundle: Bundle) -> int:
-    return max(memory.peak for memory in estimate(bundle.manifest).values())
+    return max(stage.peak for stage in estimate(bundle.manifest).values())
 
 
 def test_pictures_are_the_same_and_stages_load_when_needed(tiny_bundle: Path, least: int) -> None:
@@ -240,7 +241,7 @@ def test_releasing_gives_memory_back() -> None:
     pipe.generate("a red apple", seed=0, steps=1)
     before = resident()
     pipe.close()
-    weights = sum(memory.weights for memory in estimate(pipe.bundle.manifest).values())
+    weights = sum(stage.weights for stage in estimate(pipe.bundle.manifest).values())
     assert before - resident() > weights / 2
 
 
@@ -248,10 +249,10 @@ def test_without_malloc_trim_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     def absent(_: None) -> None:
         raise TypeError("no library None")  # as on Windows
 
-    monkeypatch.setattr(stages_module.ctypes, "CDLL", absent)
-    stages_module._malloc_trim.cache_clear()
+    monkeypatch.setattr(pool.ctypes, "CDLL", absent)
+    pool._malloc_trim.cache_clear()
     stages = Stages(bundle, SessionOptions(threads=1), None)
     stages.session("text_encoder", {})
     stages.close()
     assert stages.loaded == ()
-    stages_module._malloc_trim.cache_clear()
+    pool._malloc_trim.cache_clear()

@@ -7,7 +7,7 @@ import pytest
 from edgediff_export.scheduling import _SAMPLERS, adapt, choose_sampling, read_schedule
 
 from edgediff.errors import ExportError
-from edgediff.sampling.schedule import NoiseSchedule, alphas_cumprod
+from edgediff.sampling.schedule import DiscreteSchedule, alphas_cumprod
 
 SD: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -30,7 +30,7 @@ def test_the_noise_levels_are_the_schedulers(name: str) -> None:
 
 
 def test_what_the_config_leaves_out_is_diffusers_default_but_for_the_spacing() -> None:
-    assert read_schedule({"_class_name": "PNDMScheduler"}) == NoiseSchedule(
+    assert read_schedule({"_class_name": "PNDMScheduler"}) == DiscreteSchedule(
         beta_start=0.0001,
         beta_end=0.02,
         beta_schedule="linear",
@@ -55,7 +55,7 @@ def test_every_field_is_read() -> None:
             clip_sample_range=2.0,
         )
     )
-    assert schedule == NoiseSchedule(
+    assert schedule == DiscreteSchedule(
         **SD,
         num_train_timesteps=500,
         prediction_type="v_prediction",

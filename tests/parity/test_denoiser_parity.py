@@ -26,7 +26,7 @@ from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import make_plan
 from edgediff.sampling.samplers import initial_latents, sample
-from edgediff.sampling.schedule import NoiseSchedule
+from edgediff.sampling.schedule import DiscreteSchedule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning",
@@ -150,7 +150,9 @@ def test_latents_equal_the_pipelines(
         return out.sample.numpy()
 
     # The pipeline samples TCD at eta 0 where it is told nothing.
-    schedule = NoiseSchedule(**CONFIG, prediction_type=prediction, set_alpha_to_one=False, eta=0.0)
+    schedule = DiscreteSchedule(
+        **CONFIG, prediction_type=prediction, set_alpha_to_one=False, eta=0.0
+    )
     plan = make_plan(schedule, sampler, steps)
     generators = [TorchGenerator(seed) for seed in seeds]
 
@@ -160,7 +162,6 @@ def test_latents_equal_the_pipelines(
     denoise = Denoiser(
         run,
         plan=plan,
-        prediction_type=schedule.prediction_type,
         prompt=Conditioning(encoder_hidden_states=prompt),
         negative=Conditioning(encoder_hidden_states=negative),
         guidance=Guidance(scale=guidance, embedding_dim=dim, rescale=rescale),

@@ -60,7 +60,7 @@ from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import Plan, PlannedStep, make_plan
 from edgediff.sampling.samplers import SAMPLERS, STOCHASTIC, Trajectory, initial_latents, sample
-from edgediff.sampling.schedule import NoiseSchedule, alpha_sigma, alphas_cumprod, betas
+from edgediff.sampling.schedule import DiscreteSchedule, alphas_cumprod, betas
 from edgediff.sampling.sigmas import Spacing
 
 # diffusers hands torch tensors to numpy functions.
@@ -114,7 +114,7 @@ and leave too few digits to compare with."""
 NOT_IN_DIFFUSERS = {(name, "sample") for name in ("euler_a", "dpmpp_sde", "pndm")}
 
 
-def make_schedule(**changes: Any) -> NoiseSchedule:
+def make_schedule(**changes: Any) -> DiscreteSchedule:
     beta_schedule = changes.get("beta_schedule", "scaled_linear")
     start, end = BETAS[beta_schedule]
     fields = {
@@ -125,11 +125,11 @@ def make_schedule(**changes: Any) -> NoiseSchedule:
         "steps_offset": 1,
         "set_alpha_to_one": False,
     }
-    return NoiseSchedule(**(fields | changes))
+    return DiscreteSchedule(**(fields | changes))
 
 
 def diffusers_scheduler(
-    schedule: NoiseSchedule, sampler: str, spacing: Spacing | None = None
+    schedule: DiscreteSchedule, sampler: str, spacing: Spacing | None = None
 ) -> Any:
     cls, fixed = SCHEDULERS[sampler]
     known = cls.__init__.__wrapped__.__code__.co_varnames
@@ -158,7 +158,7 @@ Evaluated = tuple[float, np.ndarray, np.ndarray | None]
 
 
 def theirs(
-    schedule: NoiseSchedule,
+    schedule: DiscreteSchedule,
     sampler: str,
     steps: int,
     seed: int = 0,
@@ -232,17 +232,16 @@ def brownian(generator: torch.Generator) -> Any:
     return increment
 
 
-def our_denoiser(schedule: NoiseSchedule, plan: Plan) -> Denoiser:
+def our_denoiser(plan: Plan) -> Denoiser:
     return Denoiser(
         lambda x, timestep, states, extra: model(x, timestep),  # noqa: ARG005
         plan=plan,
-        prediction_type=schedule.prediction_type,
         prompt=Conditioning(encoder_hidden_states=np.zeros((1, 1, 1), np.float32)),
     )
 
 
 def ours(
-    schedule: NoiseSchedule,
+    schedule: DiscreteSchedule,
     sampler: str,
     steps: int,
     seed: int = 0,
@@ -256,13 +255,13 @@ def ours(
     if strength is None:
         x = initial_latents(noise, plan)
     else:
-        alpha, sigma_t = alpha_sigma(plan.start)
+        alpha, sigma_t = plan.alpha_sigma(plan.start)
         x = alpha * IMAGE + sigma_t * noise
-    return sample(our_denoiser(schedule, plan), x, plan, lambda _: generator.randn(SHAPE))
+    return sample(our_denoiser(plan), x, plan, lambda _: generator.randn(SHAPE))
 
 
 def in_float64(
-    schedule: NoiseSchedule, sampler: str, steps: int, seed: int = 0
+    schedule: DiscreteSchedule, sampler: str, steps: int, seed: int = 0
 ) -> Iterator[np.ndarray]:
     """The samplers of OVER_SIGMA in float64 over x0 + sigma·eps, as Karras et al. write it."""
     plan = make_plan(schedule, sampler, steps)
@@ -315,7 +314,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def largest_error(
-    schedule: NoiseSchedule, sampler: str, steps: int, seed: int = 0, **changes: Any
+    schedule: DiscreteSchedule, sampler: str, steps: int, seed: int = 0, **changes: Any
 ) -> float:
     """Over all steps, of latents and x0 against diffusers; timesteps must be the same."""
     planned = make_plan(schedule, sampler, steps, **changes).steps
@@ -341,7 +340,7 @@ def tolerance(sampler: str, steps: tuple[PlannedStep, ...]) -> float:
     return TOLERANCE
 
 
-def comparable(schedule: NoiseSchedule, sampler: str, steps: int) -> bool:
+def comparable(schedule: DiscreteSchedule, sampler: str, steps: int) -> bool:
     if (sampler, schedule.prediction_type) in NOT_IN_DIFFUSERS:
         return False
     try:
@@ -501,7 +500,7 @@ def test_pndm_of_part_of_its_steps_is_a_run_of_its_own() -> None:
     for t in timesteps:
         x = scheduler.step(torch.from_numpy(model(x.numpy(), float(t))), t, x).prev_sample
     plan = make_plan(schedule, "pndm", 8, strength=0.5)
-    *_, last = sample(our_denoiser(schedule, plan), start, plan)
+    *_, last = sample(our_denoiser(plan), start, plan)
     assert len(plan.steps) == 4
     assert difference(last.latents, x.numpy()) < TOLERANCE
 
@@ -513,7 +512,7 @@ def test_latents_sent_in_their_place_equal_latents_replaced_between_steps(sample
     known = np.arange(SHAPE[-1]) < SHAPE[-1] // 2
 
     def blend(latents: np.ndarray, level: float) -> np.ndarray:
-        alpha, sigma_t = alpha_sigma(level)
+        alpha, sigma_t = schedule.alpha_sigma(level)
         return np.where(known, alpha * IMAGE + sigma_t * PATTERN, latents).astype(latents.dtype)
 
     levels = [step.sigma_next for step in make_plan(schedule, sampler, 6).steps]

@@ -10,17 +10,20 @@ from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import Plan, PlannedStep, make_plan
-from edgediff.sampling.schedule import NoiseSchedule, alpha_sigma
+from edgediff.sampling.schedule import DiscreteSchedule
 
 
-def make_plan_for(prediction: Any = "epsilon") -> Plan:
-    schedule = NoiseSchedule(
+def schedule_of(prediction: Any = "epsilon") -> DiscreteSchedule:
+    return DiscreteSchedule(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type=prediction,
     )
-    return make_plan(schedule, "euler", 4)
+
+
+def make_plan_for(prediction: Any = "epsilon", sampler: str = "euler") -> Plan:
+    return make_plan(schedule_of(prediction), sampler, 4)
 
 
 def text(value: float, rows: int = 1, **extra: Any) -> Conditioning:
@@ -55,14 +58,13 @@ def test_the_true_prediction_gives_back_x0(prediction: Any) -> None:
     plan = make_plan_for(prediction)
     x0, eps = TorchGenerator(1).randn((2, 4, 6, 6)), TorchGenerator(2).randn((2, 4, 6, 6))
     for step in plan.steps:
-        alpha, sigma_t = alpha_sigma(step.sigma)
+        alpha, sigma_t = plan.alpha_sigma(step.sigma)
         v = alpha * eps - sigma_t * x0
         truth = {"epsilon": eps, "v_prediction": v, "sample": x0}[prediction]
         rows = iter(truth)
         denoise = Denoiser(
             lambda *_, rows=rows: next(rows)[None],
             plan=plan,
-            prediction_type=prediction,
             prompt=text(0.0),
         )
         got = denoise(alpha * x0 + sigma_t * eps, step.sigma)
@@ -80,10 +82,10 @@ def test_sigma_zero(prediction: Any) -> None:
         noise_scale=1.0,
         clip_range=None,
         timestep_scaling=10.0,
-        prediction_type=prediction,
         zero_signal=False,
+        schedule=schedule_of(prediction),
     )
-    denoise = Denoiser(Recorder(), plan=plan, prediction_type=prediction, prompt=text(0.0))
+    denoise = Denoiser(Recorder(), plan=plan, prompt=text(0.0))
     np.testing.assert_array_equal(denoise(X, 0.0), X)
 
 
@@ -96,10 +98,10 @@ def test_infinite_sigma() -> None:
         noise_scale=1.0,
         clip_range=None,
         timestep_scaling=10.0,
-        prediction_type="v_prediction",
         zero_signal=True,
+        schedule=schedule_of("v_prediction"),
     )
-    denoise = Denoiser(Recorder(), plan=plan, prediction_type="v_prediction", prompt=text(0.0))
+    denoise = Denoiser(Recorder(), plan=plan, prompt=text(0.0))
     np.testing.assert_array_equal(denoise(X, math.inf), -0.5 * X)
 
 
@@ -109,7 +111,6 @@ def test_no_guidance_costs_one_evaluation(guidance_scale: float) -> None:
     denoise = Denoiser(
         unet,
         plan=plan,
-        prediction_type="epsilon",
         prompt=text(1.0),
         negative=text(-1.0),
         guidance=Guidance(scale=guidance_scale),
@@ -128,7 +129,6 @@ def test_guidance_is_one_batch_of_two() -> None:
     denoise = Denoiser(
         unet,
         plan=plan,
-        prediction_type="sample",
         prompt=text(1.0),
         negative=text(-1.0),
         guidance=Guidance(scale=7.5),
@@ -144,7 +144,6 @@ def test_guidance_is_one_batch_of_two() -> None:
 def guided(unet: Recorder, plan: Plan, **changes: Any) -> Denoiser:
     arguments: dict[str, Any] = {
         "plan": plan,
-        "prediction_type": "epsilon",
         "prompt": text(1.0),
         "negative": text(-1.0),
         "guidance": Guidance(scale=7.5),
@@ -175,13 +174,7 @@ def test_guidance_on_part_of_the_steps(interval: Any, rows: list[int]) -> None:
 
 
 def test_the_interval_holds_for_a_steps_second_evaluation_too() -> None:
-    schedule = NoiseSchedule(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-    )
-    plan = make_plan(schedule, "dpmpp_sde", 4)
+    plan = make_plan_for("epsilon", "dpmpp_sde")
     unet = Recorder()
     denoise = guided(unet, plan, guidance=Guidance(scale=7.5, interval=(0.0, 0.5)))
     for sigma in plan.timesteps:
@@ -198,7 +191,6 @@ def test_rescaled_guidance_has_the_deviation_of_the_prompts_prediction() -> None
         return Denoiser(
             lambda *_: answers,
             plan=plan,
-            prediction_type="sample",
             prompt=text(1.0),
             negative=text(-1.0),
             guidance=Guidance(scale=5.0, rescale=rescale),
@@ -216,7 +208,6 @@ def test_rescaling_a_prediction_that_is_the_same_everywhere() -> None:
     denoise = Denoiser(
         lambda *_: np.concatenate([flat, flat]),
         plan=plan,
-        prediction_type="sample",
         prompt=text(1.0),
         negative=text(-1.0),
         guidance=Guidance(scale=5.0, rescale=1.0),
@@ -230,7 +221,6 @@ def test_guidance_embedding_replaces_the_second_evaluation() -> None:
     denoise = Denoiser(
         unet,
         plan=plan,
-        prediction_type="epsilon",
         prompt=text(1.0),
         guidance=guidance,
     )
@@ -252,7 +242,6 @@ def test_a_batch_equals_single_runs_bit_for_bit(guidance_scale: float) -> None:
         return Denoiser(
             unet,
             plan=plan,
-            prediction_type="epsilon",
             prompt=Conditioning(encoder_hidden_states=states),
             negative=text(0.0),
             guidance=Guidance(scale=guidance_scale),
@@ -271,7 +260,6 @@ def test_further_inputs_go_with_their_prompt() -> None:
     denoise = Denoiser(
         unet,
         plan=plan,
-        prediction_type="epsilon",
         prompt=text(1.0, rows=2, pooled=np.float32([[1], [2]]), ids=np.float32([[9]])),
         negative=text(0.0, pooled=np.float32([[-1]]), ids=np.float32([[8]])),
         guidance=Guidance(scale=2.0),
@@ -297,7 +285,6 @@ def test_inputs_that_do_not_go_together(prompt: Any, negative: Any, message: str
         Denoiser(
             Recorder(),
             plan=make_plan_for(),
-            prediction_type="epsilon",
             prompt=prompt,
             negative=negative,
             guidance=Guidance(scale=2.0),
@@ -306,7 +293,7 @@ def test_inputs_that_do_not_go_together(prompt: Any, negative: Any, message: str
 
 def test_bad_calls() -> None:
     plan = make_plan_for()
-    kwargs: dict[str, Any] = {"plan": plan, "prediction_type": "epsilon"}
+    kwargs: dict[str, Any] = {"plan": plan}
     denoise = Denoiser(Recorder(), **kwargs, prompt=text(0.0, rows=2))
     with pytest.raises(InputError, match="not a noise level of the plan"):
         denoise(X, 1.25)

@@ -36,6 +36,15 @@ def test_shape_and_dtype(shape: tuple[int, ...]) -> None:
     assert out.flags.writeable
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 64), (1, 4, 2, 4, 8), (256,)])
+def test_a_shape_only_arranges_the_numbers(shape: tuple[int, ...]) -> None:
+    def draw(generator: TorchGenerator | VariedGenerator, shape: tuple[int, ...]) -> np.ndarray:
+        return np.concatenate([generator.randn(shape).reshape(-1) for _ in range(2)])
+
+    for make in (lambda: TorchGenerator(5), lambda: VariedGenerator(5, 6, 0.3)):
+        np.testing.assert_array_equal(draw(make(), shape), draw(make(), (1, 4, 8, 8)))
+
+
 def test_statistics() -> None:
     z = TorchGenerator(1).randn((1, 4, 256, 256))
     assert abs(float(z.mean())) < 0.01

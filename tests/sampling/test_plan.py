@@ -9,7 +9,7 @@ from edgediff.errors import InputError
 from edgediff.sampling.plan import SPACED, make_plan
 from edgediff.sampling.samplers import SAMPLERS
 from edgediff.sampling.schedule import (
-    NoiseSchedule,
+    DiscreteSchedule,
     alphas_cumprod,
 )
 
@@ -23,8 +23,8 @@ SD: dict[str, Any] = {
 }
 
 
-def make(**changes: Any) -> NoiseSchedule:
-    return NoiseSchedule(**(SD | changes))
+def make(**changes: Any) -> DiscreteSchedule:
+    return DiscreteSchedule(**(SD | changes))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

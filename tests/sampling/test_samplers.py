@@ -5,24 +5,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgediff.arrays import Array
 from edgediff.errors import InputError
+from edgediff.flow import FLOW_SAMPLERS
+from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import Plan, make_plan
 from edgediff.sampling.samplers import (
     DETERMINISTIC,
     SAMPLERS,
     STOCHASTIC,
-    Latents,
     initial_latents,
     sample,
 )
-from edgediff.sampling.schedule import NoiseSchedule, alpha_sigma
+from edgediff.sampling.schedule import DiscreteSchedule, FlowSchedule, Schedule
 from edgediff.sampling.sigmas import Spacing
 
 SHAPE = (2, 4, 8, 8)
 
 
-def make_schedule(**changes: Any) -> NoiseSchedule:
+RANKS = [(2, 4, 64), (2, 4, 2, 4, 8)]
+"""SHAPE's latents as one-dimensional ones and as frames."""
+
+
+def make_schedule(**changes: Any) -> DiscreteSchedule:
     fields: dict[str, Any] = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -30,12 +37,12 @@ def make_schedule(**changes: Any) -> NoiseSchedule:
         "prediction_type": "v_prediction",
         "timestep_spacing": "trailing",
     }
-    return NoiseSchedule(**(fields | changes))
+    return DiscreteSchedule(**(fields | changes))
 
 
-def gaussian(sigma: float, x: Latents, mean: Latents, spread: float) -> Latents:
+def gaussian(plan: Plan, sigma: float, x: Array, mean: Array, spread: float) -> Array:
     """The exact x0 for data of N(mean, spread²): what a perfect network would say."""
-    alpha, sigma_t = alpha_sigma(sigma)
+    alpha, sigma_t = plan.alpha_sigma(sigma)
     gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma_t**2)
     return (mean + gain * (x - alpha * mean)).astype(np.float32)
 
@@ -64,7 +71,7 @@ def test_a_network_that_knows_the_image_yields_it(sampler: str, steps: int, zero
     noise = 5.0 * left  # five times its standard deviation
     # With v, pndm is exact only for few or many steps: v turns as eps and x0 stay.
     inexact = {"lcm": 2e-3, "pndm": 0.7 if zero_snr else 1e-4}.get(sampler, 1e-6)
-    alpha, _ = alpha_sigma(left)
+    alpha, _ = plan.alpha_sigma(left)
     np.testing.assert_allclose(taken[-1].latents / alpha, image, atol=noise + inexact)
     for step in taken:
         assert step.latents.dtype == step.x0.dtype == np.float32
@@ -77,7 +84,7 @@ def test_latents_keep_unit_variance(sampler: str) -> None:
     shape = (1, 4, 64, 64)
     mean = np.zeros(shape, np.float32)
     plan = make_plan(make_schedule(), sampler, 25)
-    for step in run(plan, lambda x, sigma: gaussian(sigma, x, mean, 1.0), shape=shape):
+    for step in run(plan, lambda x, sigma: gaussian(plan, sigma, x, mean, 1.0), shape=shape):
         # Those take the mean of what an image may be for an image: their latents lose variance.
         least = 0.3 if sampler in ("lcm", "tcd") else 0.9
         assert least < step.latents.std() < 1.1
@@ -92,9 +99,9 @@ def test_second_order_is_nearer_than_first() -> None:
         schedule = make_schedule(timestep_spacing="trailing" if spacing is None else "linspace")
         plan = make_plan(schedule, sampler, steps, spacing=spacing)
         x = initial_latents(z, plan)
-        alpha, sigma_t = alpha_sigma(plan.steps[0].sigma)
+        alpha, sigma_t = plan.alpha_sigma(plan.steps[0].sigma)
         exact = mean + 0.4 * (x - alpha * mean) / math.hypot(alpha * 0.4, sigma_t)
-        *_, last = sample(lambda x, sigma: gaussian(sigma, x, mean, 0.4), x, plan)
+        *_, last = sample(lambda x, sigma: gaussian(plan, sigma, x, mean, 0.4), x, plan)
         return float(np.abs(last.latents - exact).max())
 
     assert error("heun", 20, "karras") < 0.2 * error("euler", 20, "karras")
@@ -110,7 +117,7 @@ def test_abandoned_at_any_step(sampler: str) -> None:
     plan = make_plan(make_schedule(), sampler, 6)
     calls: list[float] = []
 
-    def denoise(x: Latents, sigma: float) -> Latents:
+    def denoise(x: Array, sigma: float) -> Array:
         calls.append(sigma)
         return x
 
@@ -148,10 +155,10 @@ def test_arrays_once_yielded_stay(sampler: str) -> None:
 def test_a_batch_equals_single_runs_bit_for_bit(sampler: str) -> None:
     plan = make_plan(make_schedule(), sampler, 4)
 
-    def latents(seeds: list[int]) -> Latents:
+    def latents(seeds: list[int]) -> Array:
         generators = [TorchGenerator(seed) for seed in seeds]
 
-        def draw(index: int) -> Latents:  # noqa: ARG001
+        def draw(index: int) -> Array:  # noqa: ARG001
             return np.concatenate([g.randn((1, 4, 9, 7)) for g in generators])
 
         x = initial_latents(draw(0), plan)
@@ -169,7 +176,7 @@ def test_noise_is_drawn_once_a_step_and_not_for_the_last(sampler: str) -> None:
     drawn: list[int] = []
     z = TorchGenerator(0).randn(SHAPE)
 
-    def draw(index: int) -> Latents:
+    def draw(index: int) -> Array:
         drawn.append(index)
         return z
 
@@ -192,7 +199,10 @@ def test_dpmpp_sde_follows_one_brownian_path() -> None:
     length = first.sigma - first.sigma_next
     path = draws[0] * math.sqrt((first.sigma - first.sigma_mid) / length)
     path += draws[1] * math.sqrt((first.sigma_mid - first.sigma_next) / length)
-    up = math.sqrt(1.0 - (first.sigma_next / first.sigma) ** 2) * alpha_sigma(first.sigma_next)[1]
+    up = (
+        math.sqrt(1.0 - (first.sigma_next / first.sigma) ** 2)
+        * plan.alpha_sigma(first.sigma_next)[1]
+    )
     np.testing.assert_allclose(step.latents, path * up, rtol=1e-5, atol=1e-6)
 
 
@@ -211,9 +221,9 @@ def test_nothing_sent_changes_nothing(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_next_step_starts_from_latents_that_are_sent(sampler: str) -> None:
     plan = make_plan(make_schedule(), sampler, 4)
-    seen: list[Latents] = []
+    seen: list[Array] = []
 
-    def denoise(x: Latents, sigma: float) -> Latents:  # noqa: ARG001
+    def denoise(x: Array, sigma: float) -> Array:  # noqa: ARG001
         seen.append(x)
         return np.tanh(x)
 
@@ -264,12 +274,57 @@ def test_initial_latents_are_a_new_float32_array() -> None:
 
 
 @pytest.mark.parametrize(
-    "latents", [np.zeros((1, 4, 8, 8)), np.zeros((4, 8, 8), np.float32), np.zeros(3, np.float16)]
+    "latents",
+    [
+        np.zeros((1, 4, 8, 8)),
+        np.zeros((1, 4), np.float32),
+        np.zeros(3, np.float32),
+        np.zeros((1, 4, 8, 8), np.float16),
+    ],
 )
 def test_bad_latents(latents: Any) -> None:
     plan = make_plan(make_schedule(), "euler", 2)
-    with pytest.raises(InputError, match=r"expected float32 \(n, c, h, w\)"):
+    with pytest.raises(InputError, match=r"expected float32 \(n, c, …\), such as \(n, c, h, w\)"):
         sample(lambda x, sigma: x, latents, plan)  # noqa: ARG005
+
+
+def trajectory(schedule: Schedule, sampler: str, shape: tuple[int, ...]) -> list[Any]:
+    """Under guidance that is rescaled, beside a mask, with a network that looks at each number."""
+    plan = make_plan(schedule, sampler, 4)
+    mask = np.linspace(0.0, 1.0, math.prod(SHAPE[2:]), dtype=np.float32).reshape(1, 1, *shape[2:])
+
+    def network(sample: Array, timestep: float, states: Array, extra: Any) -> Array:  # noqa: ARG001
+        assert sample.shape[1:] == (5, *shape[2:])
+        text = states.reshape(-1, *[1] * (len(shape) - 1))
+        return np.asarray(
+            np.tanh(sample[:, :4] + np.float32(timestep * 1e-3)) + sample[:, 4:] * text
+        )
+
+    denoise = Denoiser(
+        network,
+        plan=plan,
+        prompt=Conditioning(encoder_hidden_states=np.full((1, 1, 1), 0.5, np.float32)),
+        negative=Conditioning(encoder_hidden_states=np.full((1, 1, 1), -0.5, np.float32)),
+        guidance=Guidance(scale=4.0, rescale=0.7, interval=(0.0, 0.75)),
+        beside=mask,
+    )
+    return run(plan, denoise, shape=shape)
+
+
+@pytest.mark.parametrize("shape", RANKS)
+@pytest.mark.parametrize(
+    ("schedule", "sampler"),
+    [(make_schedule(), s) for s in SAMPLERS] + [(FlowSchedule(), s) for s in FLOW_SAMPLERS],
+)
+def test_latents_of_any_rank_are_the_same_numbers(
+    schedule: Schedule, sampler: str, shape: tuple[int, ...]
+) -> None:
+    expected = trajectory(schedule, sampler, SHAPE)
+    taken = trajectory(schedule, sampler, shape)
+    for a, b in zip(taken, expected, strict=True):
+        assert a.latents.shape == a.x0.shape == shape
+        np.testing.assert_allclose(a.latents.reshape(SHAPE), b.latents, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(a.x0.reshape(SHAPE), b.x0, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC)

@@ -7,8 +7,9 @@ import pytest
 from edgediff.errors import BundleError
 from edgediff.sampling.plan import make_plan
 from edgediff.sampling.schedule import (
-    NoiseSchedule,
-    alpha_sigma,
+    DiscreteSchedule,
+    DynamicShift,
+    FlowSchedule,
     alphas_cumprod,
     betas,
     sigma_of,
@@ -26,8 +27,8 @@ SD: dict[str, Any] = {
 }
 
 
-def make(**changes: Any) -> NoiseSchedule:
-    return NoiseSchedule(**(SD | changes))
+def make(**changes: Any) -> DiscreteSchedule:
+    return DiscreteSchedule(**(SD | changes))
 
 
 def test_tables_are_python_floats_that_fall() -> None:
@@ -72,18 +73,67 @@ def test_a_schedule_is_frozen_and_keyword_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().steps_offset = 2  # type: ignore[misc]
     with pytest.raises(TypeError):
-        NoiseSchedule(1000)  # type: ignore[call-arg]
-    assert NoiseSchedule(**dataclasses.asdict(make())) == make()
+        DiscreteSchedule(1000)  # type: ignore[call-arg]
+    assert DiscreteSchedule(**dataclasses.asdict(make())) == make()
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1e-6, 0.03, 1.0, 14.6, 4096.0, 1e200, math.inf])
 def test_alpha_sigma(sigma: float) -> None:
-    alpha, sigma_t = alpha_sigma(sigma)
+    discrete, flow = make(), FlowSchedule()
+    alpha, sigma_t = discrete.alpha_sigma(sigma)
     assert alpha**2 + sigma_t**2 == pytest.approx(1.0)
-    if 0.0 < sigma < math.inf:
-        assert sigma_t / alpha == pytest.approx(sigma)
-    assert alpha_sigma(0.0) == (1.0, 0.0)
-    assert alpha_sigma(math.inf) == (0.0, 1.0)
+    assert sum(flow.alpha_sigma(sigma)) == pytest.approx(1.0)
+    for schedule in (discrete, flow):
+        alpha, sigma_t = schedule.alpha_sigma(sigma)
+        if 0.0 < sigma < math.inf:
+            assert sigma_t / alpha == pytest.approx(sigma)
+        assert schedule.alpha_sigma(0.0) == (1.0, 0.0)
+        assert schedule.alpha_sigma(math.inf) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prediction_type", "epsilon"),
+        ("timestep_spacing", "leading"),
+        ("num_train_timesteps", 1),
+        ("shift", 0.0),
+        ("shift", -1.0),
+        ("shift", math.nan),
+        ("shift", math.inf),
+        ("shift_terminal", 0.0),
+        ("shift_terminal", 1.0),
+        ("shift_terminal", math.nan),
+    ],
+)
+def test_bad_fields_of_a_flow(field: str, value: Any) -> None:
+    changes: dict[str, Any] = {field: value}
+    with pytest.raises(BundleError, match=f"schedule: {field} is .*expected .*: export"):
+        FlowSchedule(**changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("time_shift_type", "none"),
+        ("base_image_seq_len", 0),
+        ("max_image_seq_len", 256),
+        ("base_shift", -0.1),
+        ("base_shift", math.nan),
+        ("max_shift", 0.4),
+        ("max_shift", math.inf),
+    ],
+)
+def test_bad_fields_of_a_dynamic_shift(field: str, value: Any) -> None:
+    changes: dict[str, Any] = {field: value}
+    with pytest.raises(BundleError, match=f"schedule: {field} is .*expected .*: export"):
+        DynamicShift(**changes)
+
+
+def test_a_linear_shift_of_0_would_leave_no_noise() -> None:
+    assert DynamicShift(base_shift=0.0).shift(256) == 1.0
+    with pytest.raises(BundleError, match=r"base_shift is 0\.0"):
+        DynamicShift(time_shift_type="linear", base_shift=0.0)
 
 
 def test_sigma_to_timestep_inverts_the_table() -> None:
