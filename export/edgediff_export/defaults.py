@@ -8,8 +8,8 @@ from edgediff.plan import make_plan
 from edgediff.request import check_size
 from edgediff.schedule import DiscreteSchedule
 from edgediff_export.options import Options
-from edgediff_export.scheduling import Sampling, choose_sampling
-from edgediff_export.sources import Source
+from edgediff_export.source.pipeline import Source
+from edgediff_export.source.scheduler import Sampling, choose_sampling
 
 
 def latent_space(source: Source) -> LatentSpec:

@@ -11,23 +11,25 @@ from edgediff.bundle import Fidelity, Manifest, PlanSearch, Provenance, Quantiza
 from edgediff.control import CONTROLLED_UNET, for_control
 from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
-from edgediff_export import fidelity, precision, qdq, tokenizer
-from edgediff_export.controlnet import open_controlnets
+from edgediff_export.convert import Lowering, Written
 from edgediff_export.defaults import choose_defaults, latent_space, named
-from edgediff_export.families import TEXT_ENCODERS
-from edgediff_export.fidelity import Case, Shot
-from edgediff_export.lower.cpu import prepare
-from edgediff_export.lower.dense import Format
-from edgediff_export.lowering import Lowering, Written
+from edgediff_export.fidelity import measure as fidelity
+from edgediff_export.fidelity.measure import Case, Shot
+from edgediff_export.fidelity.shots import choose_shots, examples, scale, trial_shots
+from edgediff_export.graph.write import folder_in_one_piece, write_bundle
 from edgediff_export.options import PROVIDERS, Options, Target, check_target
-from edgediff_export.plan import SavedPlan, read_plan
-from edgediff_export.scheduling import adapt, read_schedule
-from edgediff_export.search import Trial
-from edgediff_export.shots import choose_shots, examples, scale, trial_shots
-from edgediff_export.sources import open_source
-from edgediff_export.stages import stages_of
-from edgediff_export.tracing import Traced, Tracer
-from edgediff_export.write import folder_in_one_piece, write_bundle
+from edgediff_export.search.saved_plan import SavedPlan, read_plan
+from edgediff_export.search.trial import Trial
+from edgediff_export.source import tokenizer
+from edgediff_export.source.controlnet import open_controlnets
+from edgediff_export.source.families import TEXT_ENCODERS
+from edgediff_export.source.pipeline import open_source
+from edgediff_export.source.scheduler import adapt, read_schedule
+from edgediff_export.targets import float16, qdq
+from edgediff_export.targets.cpu.dense import Format
+from edgediff_export.targets.cpu.prepare import prepare
+from edgediff_export.trace.stage import stages_of
+from edgediff_export.trace.tracer import Traced, Tracer
 
 __all__ = ["Exported", "Options", "Target", "export"]
 
@@ -205,7 +207,7 @@ def _plan_lowering(
     """How to lower each stage: at once, or after looking for a plan that keeps the budget."""
     bfloat16 = target == "openvino"
     if (target, options.precision) != ("cpu", "int8"):
-        convert = {"fp16": precision.to_float16, "int8": qdq.to_qdq}.get(options.precision)
+        convert = {"fp16": float16.to_float16, "int8": qdq.to_qdq}.get(options.precision)
         lower = {}
         if convert is not None:
             half = options.precision == "fp16"

@@ -7,10 +7,10 @@ from typing import Literal
 from edgediff.bundle import Precision
 from edgediff.errors import InputError
 from edgediff.schedule import PredictionType, TimestepSpacing
-from edgediff_export.budget import Budget
-from edgediff_export.embedding import Embedding
-from edgediff_export.lora import Lora
-from edgediff_export.lower.kernels import Profile
+from edgediff_export.search.budget import Budget
+from edgediff_export.source.lora import Lora
+from edgediff_export.source.textual_inversion import Embedding
+from edgediff_export.targets.cpu.kernels import Profile
 
 Target = Literal["cpu", "openvino", "gpu"]
 """What a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a GPU."""

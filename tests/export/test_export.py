@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from edgediff_export import fidelity, qdq
 from edgediff_export.export import Exported, Options, export
-from edgediff_export.lowered import Lowered
+from edgediff_export.fidelity import measure as fidelity
+from edgediff_export.targets import qdq
+from edgediff_export.targets.lowered import Lowered
 
 import edgediff
 from edgediff.bundle import Bundle, Precision, write_manifest

@@ -1,0 +1,153 @@
+"""What the stages of a pipeline are: which component each is made of, what it takes and gives, and
+how torch evaluates it."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgediff.settings import clip_skip_output
+from edgediff_export.source.pipeline import Source
+
+Axes = Mapping[str, Mapping[int, str]]
+"""Name of an input or output → {axis: the name of its free dimension}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One graph of a bundle. component: what `Source.load` is asked for.
+
+    inputs, outputs: see Axes; `height` and `width` count latents. Further inputs, which only some
+    models have, are free in their batch alone.
+    evaluate: (module, inputs by name, torch tensors) → the outputs, in order."""
+
+    name: str
+    component: str
+    inputs: Axes
+    outputs: Axes
+    evaluate: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]
+
+    def axes(self, name: str) -> Mapping[int, str]:
+        """The free dimensions of an input or output."""
+        return {**self.inputs, **self.outputs}.get(name, {0: "batch"})
+
+    def bind(self, module: Any, names: Sequence[str]) -> None:
+        """Let `module(*inputs)` be the stage, its inputs in the order of `names`."""
+
+        def bound(*inputs: Any) -> tuple[Any, ...]:
+            return self.evaluate(module, dict(zip(names, inputs, strict=True)))
+
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        bound.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, positional) for name in names]
+        )
+        module.forward = bound
+
+
+CLIP_SKIPS = 2
+"""How many of its last layers a text encoder can leave out; a further output each, whose cost is
+that of a norm."""
+
+
+def stages_of(source: Source, *, with_encoder: bool = False) -> list[Stage]:
+    """The stages that a pipeline becomes, in the order in which they run."""
+    stages = [_text_encoder(source, component) for component in source.text_encoders]
+    stages += [UNET, VAE_DECODER]
+    return [*stages, _vae_encoder(source)] if with_encoder else stages
+
+
+def forward(module: Any, inputs: Mapping[str, Any]) -> Any:
+    """What a module's class says that it computes, `Stage.bind` or not."""
+    return type(module).forward(module, **inputs)
+
+
+def _text_encoder(source: Source, component: str) -> Stage:
+    """Token ids → hidden states, first those that condition the UNet as it was trained, then those
+    of `clip_skip_1` and so on, which are as many layers before them.
+
+    Stable Diffusion takes the last layer's, through the final norm; SDXL (Podell et al. 2023,
+    arXiv:2307.01952, section 2.1) those of the last but one, of both its encoders, and of the
+    second one also `text_embeds`, the projected embedding of the whole prompt."""
+    xl = "text_encoder_2" in source.text_encoders
+    projected = component == "text_encoder_2"
+    # CLIPTextConfig's own default, which its files may leave out.
+    layers = source.text_encoders[component].get("num_hidden_layers", 12)
+    usual = "penultimate_hidden_state" if xl else "last_hidden_state"
+    skips = range(1, min(CLIP_SKIPS, layers - xl) + 1)
+
+    def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        encoded = forward(module, {**inputs, "output_hidden_states": True})
+        states = encoded.hidden_states
+        if xl:
+            taken = (states[-2], *(states[-2 - n] for n in skips))
+        else:
+            norm = module.text_model.final_layer_norm
+            taken = (encoded.last_hidden_state, *(norm(states[-1 - n]) for n in skips))
+        return (*taken, encoded.text_embeds) if projected else taken
+
+    names = [usual, *map(clip_skip_output, skips), *(["text_embeds"] if projected else [])]
+    return Stage(
+        name=component,
+        component=component,
+        inputs={"input_ids": {0: "batch"}},
+        outputs={name: {0: "batch"} for name in names},
+        evaluate=encode,
+    )
+
+
+ADDED = ("text_embeds", "time_ids")
+"""Inputs of SDXL's UNet: the embedding of the whole prompt, and sizes, see `families.TIME_IDS`."""
+
+
+def _predict(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    plain = {name: value for name, value in inputs.items() if name not in ADDED}
+    added = {name: inputs[name] for name in ADDED if name in inputs}
+    return (forward(module, {**plain, "added_cond_kwargs": added}).sample,)
+
+
+UNET = Stage(
+    name="unet",
+    component="unet",
+    inputs={
+        "sample": {0: "batch", 2: "height", 3: "width"},
+        # A float32 scalar, since some samplers stop between the timesteps of training.
+        "timestep": {},
+        "encoder_hidden_states": {0: "batch", 1: "sequence"},
+    },
+    outputs={"out_sample": {0: "batch", 2: "height", 3: "width"}},
+    evaluate=_predict,
+)
+
+
+def _decode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (module.decode(inputs["latent_sample"]).sample,)
+
+
+VAE_DECODER = Stage(
+    name="vae_decoder",
+    component="vae",
+    inputs={"latent_sample": {0: "batch", 2: "height", 3: "width"}},
+    outputs={"sample": {0: "batch", 2: "picture_height", 3: "picture_width"}},
+    evaluate=_decode,
+)
+
+
+def _vae_encoder(source: Source) -> Stage:
+    """Pictures (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
+    of the variance of AutoencoderKL's (Kingma and Welling 2013, arXiv:1312.6114), one after the
+    other along the channels; both before scaling."""
+    tiny = source.vae["_class_name"] == "AutoencoderTiny"
+
+    def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        encoded = module.encode(inputs["sample"])
+        return (encoded.latents if tiny else encoded.latent_dist.parameters,)
+
+    return Stage(
+        name="vae_encoder",
+        component="vae",
+        inputs={"sample": {0: "batch", 2: "picture_height", 3: "picture_width"}},
+        outputs={
+            "latents" if tiny else "latent_parameters": {0: "batch", 2: "height", 3: "width"},
+        },
+        evaluate=encode,
+    )
