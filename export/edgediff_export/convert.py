@@ -11,8 +11,8 @@ import onnx_ir as ir
 from edgediff.bundle import GraphSpec, PlanSearch, Precision, Quantization, StageFidelity
 from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError
-from edgediff_export.fidelity import measure as fidelity
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
+from edgediff_export.fidelity.measure import judge, measure, seconds
 from edgediff_export.graph.write import write_graph
 from edgediff_export.search.saved_plan import SavedPlan
 from edgediff_export.targets.cpu.dense import Format
@@ -100,14 +100,12 @@ class Lowering:
         precision, plan = lowered.precision, lowered.plan
         del lowered  # with the weights that it was made of
         gc.collect()
-        error, max_abs_error = fidelity.measure(path, spec, cases)
+        error, max_abs_error = measure(path, spec, cases)
         refusal = ""
         if not error <= _LIMITS[self.precision]:
             refusal = f"in {self.precision} it is {error:.2g} of its output's norm from float"
         elif self.precision == "int8" and size(bundle, spec) >= size(floats, traced.spec):
-            was, now = (
-                fidelity.seconds(p, s, cases[0]) for p, s in ((source, traced.spec), (path, spec))
-            )
+            was, now = (seconds(p, s, cases[0]) for p, s in ((source, traced.spec), (path, spec)))
             if now >= was:
                 refusal = f"in {self.precision} it is neither smaller nor faster"
         if refusal:
@@ -115,7 +113,7 @@ class Lowering:
                 (bundle / file).unlink()
             written = self._as_float(traced, floats, bundle, dict.fromkeys(plan, "fp32"))
             return replace(written, note=f"{name} stays in float32: {refusal}")
-        judged = fidelity.judge(error, max_abs_error, precision, bfloat16=self.bfloat16)
+        judged = judge(error, max_abs_error, precision, bfloat16=self.bfloat16)
         return Written(spec=spec, fidelity=judged, tensors=plan)
 
     def write_controlled(
@@ -126,13 +124,13 @@ class Lowering:
         Raises ExportError where it is wrong though the UNet is not: there is no other."""
         residuals = [i for i in traced.spec.inputs if unet.spec.input(i.name) is None]
         spec = write_controlled(bundle, unet.spec, find_joins(floats), residuals)
-        error, max_abs_error = fidelity.measure(bundle / spec.file, spec, traced.cases)
+        error, max_abs_error = measure(bundle / spec.file, spec, traced.cases)
         if spec.precision != "fp32" and not error <= _LIMITS[self.precision]:
             raise ExportError(
                 f"{CONTROLLED_UNET}: in {self.precision} it is {error:.2g} of its output's norm"
                 " from float: export it in another precision; nothing was written"
             )
-        judged = fidelity.judge(error, max_abs_error, spec.precision, bfloat16=self.bfloat16)
+        judged = judge(error, max_abs_error, spec.precision, bfloat16=self.bfloat16)
         return Written(spec=spec, fidelity=judged, tensors={})
 
     def quantization(self, written: Mapping[str, "Written"]) -> Quantization:
@@ -159,7 +157,7 @@ class Lowering:
             except OSError:  # a file system without hard links
                 shutil.copy(floats / name, bundle / name)
         f = traced.fidelity
-        judged = fidelity.judge(f.error, f.max_abs_error, "fp32", bfloat16=self.bfloat16)
+        judged = judge(f.error, f.max_abs_error, "fp32", bfloat16=self.bfloat16)
         return Written(spec=traced.spec, fidelity=judged, tensors=plan)
 
 

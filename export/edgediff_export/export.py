@@ -11,24 +11,25 @@ from edgediff.bundle import Fidelity, Manifest, PlanSearch, Provenance, Quantiza
 from edgediff.control import CONTROLLED_UNET, for_control
 from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
+from edgediff_export.bundle_folder import folder_in_one_piece, write_bundle
+from edgediff_export.calibration_set import examples, scale
 from edgediff_export.convert import Lowering, Written
 from edgediff_export.defaults import choose_defaults, latent_space, named
-from edgediff_export.fidelity import measure as fidelity
-from edgediff_export.fidelity.measure import Case, Shot
-from edgediff_export.fidelity.shots import choose_shots, examples, scale, trial_shots
-from edgediff_export.graph.write import folder_in_one_piece, write_bundle
+from edgediff_export.fidelity import images
+from edgediff_export.fidelity.cases import Case
+from edgediff_export.fidelity.shots import Shot, choose_shots, trial_shots
 from edgediff_export.options import PROVIDERS, Options, Target, check_target
 from edgediff_export.search.saved_plan import SavedPlan, read_plan
 from edgediff_export.search.trial import Trial
 from edgediff_export.source import tokenizer
 from edgediff_export.source.controlnet import open_controlnets
 from edgediff_export.source.families import TEXT_ENCODERS
-from edgediff_export.source.pipeline import open_source
+from edgediff_export.source.open import open_source
 from edgediff_export.source.scheduler import adapt, read_schedule
 from edgediff_export.targets import float16, qdq
 from edgediff_export.targets.cpu.dense import Format
 from edgediff_export.targets.cpu.prepare import prepare
-from edgediff_export.trace.stage import stages_of
+from edgediff_export.trace.stage import network_stage, stages_of
 from edgediff_export.trace.tracer import Traced, Tracer
 
 __all__ = ["Exported", "Options", "Target", "export"]
@@ -69,7 +70,7 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         report("pictures of the float model")
         manifest = write_bundle(floats, manifest)
         shots = choose_shots(manifest, traced["unet"].parameters)
-        references = fidelity.take_pictures(floats, shots)
+        references = images.take_pictures(floats, shots)
         seen = examples(traced, references, floats)
         lowering = _plan_lowering(
             options, target, plan, manifest, traced, seen, shots[0], work, report
@@ -97,10 +98,10 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         if options.precision != "fp32":
             report(f"pictures in {options.precision}")
             write_bundle(bundle, manifest)
-            pictures = fidelity.take_pictures(bundle, shots)
+            pictures = images.take_pictures(bundle, shots)
         cases = {name: stage.cases for name, stage in traced.items()}
-        fidelity.write_fixtures(bundle / FIXTURES, cases, shots, references)
-        compared = fidelity.compare(shots, pictures, references)
+        images.write_fixtures(bundle / FIXTURES, cases, shots, references)
+        compared = images.compare(shots, pictures, references)
         manifest = write_bundle(
             bundle,
             replace(
@@ -156,11 +157,11 @@ def _trace(
         defaults=defaults,
         floats=floats,
         scratch=work / "trace",
-        networks={network.stage.name: network for network in networks},
+        networks={network_stage(network).name: network for network in networks},
     )
     traced: dict[str, Traced] = {}
     stages = stages_of(source, with_encoder=options.with_encoder or source.inpaints)
-    for stage in (*stages, *(network.stage for network in networks)):
+    for stage in (*stages, *map(network_stage, networks)):
         report(f"{stage.name}: tracing")
         traced[stage.name] = tracer.trace(stage, traced)
     if networks:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from edgediff_export.cli import export as export_command
 from edgediff_export.export import Options, export
 from edgediff_export.source.lora import Lora
-from edgediff_export.source.pipeline import open_source
+from edgediff_export.source.open import open_source
 from edgediff_export.source.textual_inversion import Embedding
 from safetensors.torch import load_file, save_file
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir.passes import common
 
-from edgediff_export.fidelity.measure import Case
-
+Inputs = Mapping[str, npt.NDArray[Any]]
+"""Input → the array that a graph is evaluated on."""
 _LARGE = 1 << 16  # bytes
 
 
@@ -23,8 +23,8 @@ def load_typed(source: Path) -> ir.Model:
     return model
 
 
-def magnitudes(source: Path, cases: Sequence[Case]) -> dict[str, float]:
-    """Name → the largest |value| over the cases, of every float32 value that a node computes.
+def magnitudes(source: Path, examples: Sequence[Inputs]) -> dict[str, float]:
+    """Name → the largest |value| over the examples, of every float32 value that a node computes.
 
     inf stands for one that is not finite."""
     names = [
@@ -33,15 +33,15 @@ def magnitudes(source: Path, cases: Sequence[Case]) -> dict[str, float]:
         for value in node.outputs
         if value.dtype == ir.DataType.FLOAT and value.name is not None
     ]
-    largest = {k: max(-low, high) for k, (low, high) in extremes(source, names, cases).items()}
+    largest = {k: max(-low, high) for k, (low, high) in extremes(source, names, examples).items()}
     return {k: v if np.isfinite(v) else float("inf") for k, v in largest.items()}
 
 
 def extremes(
-    source: Path, names: Sequence[str], cases: Sequence[Case]
+    source: Path, names: Sequence[str], examples: Sequence[Inputs]
 ) -> dict[str, tuple[float, float]]:
-    """Name → the smallest and the largest over the cases, of float32 inputs and values that nodes
-    compute. Not finite where one of the values is not."""
+    """Name → the smallest and the largest over the examples, of float32 inputs and values that
+    nodes compute. Not finite where one of the values is not."""
     if not names:  # which onnxruntime would take for all
         return {}
     model = ir.load(source)
@@ -61,7 +61,7 @@ def extremes(
             else:
                 graph.insert_after(producer, node)
     found = dict.fromkeys(names, (np.inf, -np.inf))
-    for seen in run(model, source, outputs, cases):
+    for seen in run(model, source, outputs, examples):
         for name in names:
             low, high = found[name]
             # np.minimum keeps a nan, which min() may lose.
@@ -84,12 +84,11 @@ def add_output(graph: ir.Graph, node: ir.Node) -> str:
 
 
 def run(
-    model: ir.Model, source: Path, names: Sequence[str], cases: Sequence[Case]
+    model: ir.Model, source: Path, names: Sequence[str], examples: Sequence[Inputs]
 ) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """Named values of a changed copy of the graph at `source`, one case at a time."""
+    """Named values of a changed copy of the graph at `source`, one example at a time."""
     with session(model, source) as running:
-        for case in cases:
-            inputs: Mapping[str, Any] = case.inputs
+        for inputs in examples:
             yield dict(zip(names, running.run(list(names), dict(inputs)), strict=True))
 
 

@@ -29,22 +29,6 @@ LADDER: tuple[Format, ...] = ("int8-weights", "fp16")
 """What layers are raised to, rung by rung."""
 _ROUNDS = 6
 """The first try raises 1 in 2^(rounds - 1) of the layers, the last one all."""
-PROMPTS = (
-    "a blue bird on a branch",
-    "a bowl of fruit",
-    "a castle on a hill",
-    "a yellow taxi in the rain",
-    "a portrait of an old sailor",
-    "a slice of chocolate cake",
-    "a robot reading a book",
-    "a pair of running shoes",
-    "a snowy mountain at night",
-    "a green frog on a leaf",
-    "an umbrella on the beach",
-    "a cup of coffee",
-)
-"""Calibration prompts first, then those for the measurement afterwards."""
-CALIBRATION = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,12 @@ import numpy as np
 import edgediff
 from edgediff.bundle import MANIFEST, Manifest, PlanSearch
 from edgediff.image import psnr
-from edgediff_export.fidelity import measure as fidelity
-from edgediff_export.fidelity.measure import Picture, Shot
-from edgediff_export.graph.write import write_bundle, write_graph
+from edgediff_export.bundle_folder import write_bundle
+from edgediff_export.fidelity import images
+from edgediff_export.fidelity.cases import Array
+from edgediff_export.fidelity.images import Picture
+from edgediff_export.fidelity.shots import Shot, trajectory
+from edgediff_export.graph.write import write_graph
 from edgediff_export.search import budget
 from edgediff_export.search.budget import Budget, Measured, Plan
 from edgediff_export.search.sensitivity import Probe, make_probe, mean_square
@@ -67,10 +70,10 @@ class Trial:
     def _measure(self, plans: Mapping[str, Plan], unseen: bool) -> Measured:
         shots = self.unseen if unseen else self.calibration
         if unseen not in self._references:
-            self._references[unseen] = fidelity.take_pictures(self.floats, shots)
+            self._references[unseen] = images.take_pictures(self.floats, shots)
         with self._folder() as folder:
             self._write(folder, plans)
-            pictures = fidelity.take_pictures(folder, shots)
+            pictures = images.take_pictures(folder, shots)
         pairs = zip(pictures, self._references[unseen], strict=True)
         return Measured.of([psnr(p.pixels, r.pixels) for p, r in pairs])
 
@@ -124,16 +127,16 @@ class Trial:
         costs: dict[str, float] = {}
         work = {(s, y.name): p.work(y) for s, p in self.prepared.items() for y in p.layers}
 
-        def probed(stage: str, inputs: dict[str, fidelity.Array]) -> dict[str, fidelity.Array]:
+        def probed(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
             return probes[stage].run(inputs)
 
         with edgediff.load(self.floats, provider="cpu", check_hashes=False) as pipe:
 
-            def latents() -> list[fidelity.Array]:
-                runs = [fidelity.trajectory(pipe, s, lambda _: probed) for s in shots]
+            def latents() -> list[Array]:
+                runs = [trajectory(pipe, s, lambda _: probed) for s in shots]
                 return [list(run)[-1].latents for run in runs]
 
-            def pixels(of: list[fidelity.Array]) -> list[fidelity.Array]:
+            def pixels(of: list[Array]) -> list[Array]:
                 return [
                     probed("vae_decoder", {"latent_sample": pipe.decoder_input(x)})["sample"]
                     for x in of
@@ -162,7 +165,7 @@ def _switch(probe: Probe, *names: str) -> None:
     probe.on = set(names)
 
 
-def _error(a: list[fidelity.Array], b: list[fidelity.Array]) -> float:
+def _error(a: list[Array], b: list[Array]) -> float:
     return float(np.mean([mean_square(x, y) for x, y in zip(a, b, strict=True)]))
 
 

@@ -1,5 +1,5 @@
-"""Control networks (Zhang et al. 2023, arXiv:2302.05543) of a pipeline: where they come from,
-whether they fit its UNet, and the stages that they become."""
+"""Control networks (Zhang et al. 2023, arXiv:2302.05543) of a pipeline: where they come from, and
+whether they fit its UNet."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgediff.bundle import LatentSpec
-from edgediff.control import CONTROLLED_UNET, NETWORK
-from edgediff.errors import ExportError, InputError, first_line
-from edgediff_export.fidelity.measure import Case, Named
+from edgediff.errors import ExportError, InputError
 from edgediff_export.quiet import quiet
-from edgediff_export.source.pipeline import Source, load_weights, read_config
-from edgediff_export.trace.stage import ADDED, Axes, Stage, forward
+from edgediff_export.source.config_file import read_config
+from edgediff_export.source.hub import download_controlnet, is_hub_id
+from edgediff_export.source.pipeline import Source
+from edgediff_export.source.weights import load_weights
 
-_SIDE = 16
-"""Latents a side in the fixtures. Residuals are many: at 32 they would take 27 MB of Stable
-Diffusion 1.5's, at 16 a quarter of that."""
-_STRENGTH = np.float32(0.25)
-"""Standard deviation of the made-up residuals that the controlled UNet is compared on."""
 _UNSUPPORTED = (
     "class_embed_type",
     "num_class_embeds",
@@ -30,7 +23,6 @@ _UNSUPPORTED = (
     "global_pool_conditions",
 )
 """Options of ControlNetModel that add an input or change what the UNet is to do with the rest."""
-_MID = "mid_residual"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +37,9 @@ class ControlNet:
     config: Mapping[str, Any] = field(repr=False)
 
     @property
-    def stage(self) -> Stage:
-        """The network as a stage; its further inputs, SDXL's, are free in their batch."""
-        return Stage(
-            name=NETWORK + self.name,
-            component=NETWORK + self.name,
-            inputs={
-                "sample": {0: "batch", 2: "height", 3: "width"},
-                "timestep": {},
-                "encoder_hidden_states": {0: "batch", 1: "sequence"},
-                "controlnet_cond": {0: "batch", 2: "picture_height", 3: "picture_width"},
-                "conditioning_scale": {},
-            },
-            outputs=_residual_axes(self.config),
-            evaluate=_evaluate,
-        )
+    def levels(self) -> list[tuple[int, int]]:
+        """(channels, by how much it is smaller than the latents) of each residual."""
+        return residual_levels(self.config)
 
     def load(self) -> Any:
         """The torch module in float32, in eval mode. Raises ExportError."""
@@ -100,75 +80,7 @@ def open_controlnets(
     return tuple(found.values())
 
 
-def controlled(unet: Stage, network: ControlNet) -> Stage:
-    """The UNet with the residuals of a control network as further inputs."""
-    names = list(_residual_axes(network.config))
-
-    def evaluate(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-        plain = {k: v for k, v in inputs.items() if k not in names}
-        *down, mid = (inputs[k] for k in names)
-        residuals = {
-            "down_block_additional_residuals": tuple(down),
-            "mid_block_additional_residual": mid,
-        }
-        return unet.evaluate(module, {**plain, **residuals})
-
-    return Stage(
-        name=CONTROLLED_UNET,
-        component=unet.component,
-        inputs={**unet.inputs, **_residual_axes(network.config)},
-        outputs=unet.outputs,
-        evaluate=evaluate,
-    )
-
-
-def network_inputs(unet: Sequence[Case], latent: LatentSpec) -> dict[str, Named]:
-    """What the UNet's fixtures show, cut to _SIDE, under a picture of noise and one of lines."""
-    rng = np.random.default_rng(3)
-    cases: dict[str, Named] = {}
-    for k, case in enumerate(unet):
-        inputs = {name: v for name, v in case.inputs.items() if name != "timestep_cond"}
-        sample = _cut(inputs["sample"])[:, : latent.channels]
-        h, w = (side * latent.downscale for side in sample.shape[2:])
-        noise = rng.random((1, 3, h, w), dtype=np.float32)
-        lines = np.broadcast_to(rng.random((1, 1, h, 1)) > 0.9, noise.shape).astype(np.float32)
-        cases[case.name] = {
-            **inputs,
-            "sample": sample,
-            "controlnet_cond": lines if k % 2 else noise,
-            "conditioning_scale": np.array(1.0, np.float32),
-        }
-    return cases
-
-
-def controlled_inputs(unet: Sequence[Case], network: Sequence[Case]) -> dict[str, Named]:
-    """What the UNet's fixtures show, cut to _SIDE, with made-up residuals: those of a network that
-    was not trained for long are next to nothing."""
-    rng = np.random.default_rng(4)
-    cases: dict[str, Named] = {}
-    for case, of in zip(unet[:1], network, strict=False):
-        residuals = {
-            name: rng.standard_normal(v.shape, dtype=np.float32) * _STRENGTH
-            for name, v in of.outputs.items()
-        }
-        cases[case.name] = {**case.inputs, "sample": _cut(case.inputs["sample"]), **residuals}
-    return cases
-
-
-def _cut(sample: Any) -> Any:
-    return np.ascontiguousarray(sample[:, :, :_SIDE, :_SIDE])
-
-
-def _evaluate(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    plain = dict(inputs)
-    added = {k: plain.pop(k) for k in ADDED if k in plain}
-    if added:
-        plain["added_cond_kwargs"] = added
-    out = forward(module, plain)
-    return (*out.down_block_res_samples, out.mid_block_res_sample)
-
-
-def _levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+def residual_levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(channels, by how much it is smaller than the latents) of each residual, the middle's last:
     one of the first convolution, of each layer, and of each halving."""
     channels = config.get("block_out_channels", (320, 640, 1280, 1280))
@@ -180,17 +92,6 @@ def _levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
         if k < len(channels) - 1:
             found.append((c, 2 ** (k + 1)))
     return [*found, (channels[-1], 2 ** (len(channels) - 1))]
-
-
-def _residual_axes(config: Mapping[str, Any]) -> Axes:
-    """Names of the residuals and their free dimensions, in order."""
-    axes: dict[str, Mapping[int, str]] = {}
-    levels = _levels(config)
-    for k, (_, smaller) in enumerate(levels):
-        name = _MID if k == len(levels) - 1 else f"down_residual_{k}"
-        suffix = "" if smaller == 1 else f"_{smaller}"
-        axes[name] = {0: "batch", 2: f"height{suffix}", 3: f"width{suffix}"}
-    return axes
 
 
 def _split(request: str) -> tuple[str, str]:
@@ -209,21 +110,12 @@ def _find(where: str) -> Path:
     path = Path(where)
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
+    if path.exists() or not is_hub_id(where):
         raise ExportError(
             f"--controlnet {where}: no such folder: give one that holds a control network's"
             " config.json and weights, or a hub id such as owner/name"
         )
-    with quiet():
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(where, allow_patterns=["config.json", "*.safetensors*"]))
-        except Exception as e:  # the hub's client raises a dozen unrelated classes
-            raise ExportError(
-                f"--controlnet {where}: neither a folder here nor to be had from the hub"
-                f" ({first_line(e)}): check the name and the connection, or give a local folder"
-            ) from e
+    return download_controlnet(where)
 
 
 def _no_network(where: str, folder: Path) -> str:
@@ -266,8 +158,8 @@ def _check(network: ControlNet, source: Source, latent: LatentSpec) -> None:
         ),
         (
             "channels of skip connections",
-            [c for c, _ in _levels(config)],
-            [c for c, _ in _levels(unet)],
+            [c for c, _ in residual_levels(config)],
+            [c for c, _ in residual_levels(unet)],
         ),
     ):
         if its != expected:

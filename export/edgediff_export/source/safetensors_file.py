@@ -44,3 +44,14 @@ def open_tensors(path: Path, *, flag: str) -> Any:
         raise ExportError(
             f"{flag} {path}: not a safetensors file ({first_line(e)}): download it again"
         ) from e
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names of the tensors in a .safetensors file; none where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return set(tensors.keys())
+    except (OSError, SafetensorError):
+        return set()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgediff.errors import ExportError
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.build import drop_unused_weights
 from edgediff_export.graph.observe import load_typed, magnitudes
 from edgediff_export.targets.lowered import Lowered
@@ -37,7 +37,7 @@ def to_float16(source: Path, cases: Sequence[Case]) -> Lowered:
         raise ExportError(
             f"{source.name}: has control flow, which is not converted: export it in fp32"
         )
-    kept = _overflowing(graph, magnitudes(source, cases)) | _angles(graph)
+    kept = _overflowing(graph, magnitudes(source, [case.inputs for case in cases])) | _angles(graph)
     plan = _convert(graph, kept)
     return Lowered(model=model, precision="fp16", plan=plan)
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgediff.session import PRECISE
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph import observe
 from edgediff_export.graph.build import initializer
 from edgediff_export.targets.lowered import Lowered
@@ -102,7 +102,7 @@ def as_layer(node: ir.Node) -> Layer | None:
 def activation_ranges(source: Path, cases: Sequence[Case]) -> Ranges:
     """The range on the fixtures of every activation that a layer takes."""
     names = {layer.x.name or "" for layer in _layers(ir.load(source).graph)}
-    return observe.extremes(source, sorted(names), cases)
+    return observe.extremes(source, sorted(names), [case.inputs for case in cases])
 
 
 def activation_errors(source: Path, cases: Sequence[Case], ranges: Ranges) -> dict[str, float]:
@@ -130,7 +130,7 @@ def activation_errors(source: Path, cases: Sequence[Case], ranges: Ranges) -> di
             norm = ir.node("ReduceL2", [y], {"keepdims": 0}, name=f"{k}/{kind}")
             outputs.append(observe.add_output(graph, norm))
     errors = {layer.name: 0.0 for layer in layers}
-    for seen in observe.run(model, source, outputs, cases):
+    for seen in observe.run(model, source, outputs, [case.inputs for case in cases]):
         for k, layer in enumerate(layers):
             error, norm_of_xw = float(seen[f"{k}/noise"]), float(seen[f"{k}/signal"])
             error = error / norm_of_xw if norm_of_xw else error

@@ -4,18 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgediff.bundle import LatentSpec
 from edgediff.conditioning import time_ids
 from edgediff.guidance import Guidance
 from edgediff.prompt import Tokenizer
-from edgediff_export.fidelity.measure import PROMPTS, Array, Case, Named
+from edgediff_export.fidelity.cases import Case, Named
+from edgediff_export.fidelity.shots import PROMPTS, even_areas
 
 # Latents a side: enough for every layer to do what it does, and no more.
 _UNET_SIDE = 32
 _VAE_SIDE = 8
 _TIMESTEPS = (981.0, 261.5)
+_CONTROL_SIDE = 16
+"""Latents a side in the fixtures. Residuals are many: at 32 they would take 27 MB of Stable
+Diffusion 1.5's, at 16 a quarter of that."""
+_RESIDUAL_STRENGTH = np.float32(0.25)
+"""Standard deviation of the made-up residuals that the controlled UNet is compared on."""
 
 
 def text_encoder_inputs(tokenizer: Tokenizer, embeddings: Sequence[str] = ()) -> dict[str, Named]:
@@ -65,7 +70,7 @@ def vae_decoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
     shape = (1, latent.channels, side, side)
     noise = rng.standard_normal(shape, dtype=np.float32)
     # Real latents have large even areas, which a decoder's norms amplify.
-    even = 1.5 * _even_areas(rng, shape) + 0.1 * noise
+    even = 1.5 * even_areas(rng, shape) + 0.1 * noise
     scale = np.float32(1 / latent.scaling_factor)
     return {"noise": {"latent_sample": noise * scale}, "even": {"latent_sample": even * scale}}
 
@@ -76,34 +81,48 @@ def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
     side = min(sample_size, _VAE_SIDE) * latent.downscale
     shape = (1, 3, side, side)
     noise = rng.uniform(-1, 1, shape).astype(np.float32)
-    even = np.clip(0.7 * _even_areas(rng, shape) + 0.05 * noise, -1, 1)
+    even = np.clip(0.7 * even_areas(rng, shape) + 0.05 * noise, -1, 1)
     return {"noise": {"sample": noise}, "even": {"sample": even}}
 
 
-def painting(width: int, height: int) -> tuple[Array, Array]:
-    """A picture (h, w, 3) of even areas, and what to paint anew of it (h, w): its left half. Both
-    uint8."""
-    side = max(width, height)
-    even = _even_areas(np.random.default_rng(5), (1, 3, side, side))[0, :, :height, :width]
-    init = np.clip(even.transpose(1, 2, 0) * 64 + 128, 0, 255).astype(np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    mask[:, : width // 2] = 255
-    return init, mask
+def network_inputs(unet: Sequence[Case], latent: LatentSpec) -> dict[str, Named]:
+    """The UNet's fixtures, cropped to _CONTROL_SIDE, with a picture of noise and one of lines."""
+    rng = np.random.default_rng(3)
+    cases: dict[str, Named] = {}
+    for k, case in enumerate(unet):
+        inputs = {name: v for name, v in case.inputs.items() if name != "timestep_cond"}
+        sample = _cut(inputs["sample"])[:, : latent.channels]
+        h, w = (side * latent.downscale for side in sample.shape[2:])
+        noise = rng.random((1, 3, h, w), dtype=np.float32)
+        lines = np.broadcast_to(rng.random((1, 1, h, 1)) > 0.9, noise.shape).astype(np.float32)
+        cases[case.name] = {
+            **inputs,
+            "sample": sample,
+            "controlnet_cond": lines if k % 2 else noise,
+            "conditioning_scale": np.array(1.0, np.float32),
+        }
+    return cases
+
+
+def controlled_inputs(unet: Sequence[Case], network: Sequence[Case]) -> dict[str, Named]:
+    """The UNet's fixtures, cropped to _CONTROL_SIDE, with made-up residuals: those of a network
+    that was not trained for long are next to nothing."""
+    rng = np.random.default_rng(4)
+    cases: dict[str, Named] = {}
+    for case, of in zip(unet[:1], network, strict=False):
+        residuals = {
+            name: rng.standard_normal(v.shape, dtype=np.float32) * _RESIDUAL_STRENGTH
+            for name, v in of.outputs.items()
+        }
+        cases[case.name] = {**case.inputs, "sample": _cut(case.inputs["sample"]), **residuals}
+    return cases
+
+
+def _cut(sample: Any) -> Any:
+    return np.ascontiguousarray(sample[:, :, :_CONTROL_SIDE, :_CONTROL_SIDE])
 
 
 def sample_side(unet_config: Mapping[str, Any]) -> int:
     """A UNet's own latent size, the shorter side where there are two."""
     size = unet_config.get("sample_size") or 64
     return min(size) if isinstance(size, list | tuple) else int(size)
-
-
-def _even_areas(
-    rng: np.random.Generator, shape: tuple[int, int, int, int]
-) -> npt.NDArray[np.float32]:
-    """Quarters of one value each, (n, c, side, side), standard normal."""
-    n, c, side, _ = shape
-    coarse = rng.standard_normal((n, c, 2, 2), dtype=np.float32)
-    half = -(-side // 2)
-    areas = np.kron(coarse, np.ones((1, 1, half, half), np.float32))
-    quarters: npt.NDArray[np.float32] = areas[..., :side, :side]
-    return quarters

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgediff.control import CONTROLLED_UNET, NETWORK
 from edgediff.settings import clip_skip_output
+from edgediff_export.source.controlnet import ControlNet
 from edgediff_export.source.pipeline import Source
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -151,3 +153,65 @@ def _vae_encoder(source: Source) -> Stage:
         },
         evaluate=encode,
     )
+
+
+_MID = "mid_residual"
+
+
+def network_stage(network: ControlNet) -> Stage:
+    """A control network as a stage; its further inputs, SDXL's, are free in their batch."""
+    return Stage(
+        name=NETWORK + network.name,
+        component=NETWORK + network.name,
+        inputs={
+            "sample": {0: "batch", 2: "height", 3: "width"},
+            "timestep": {},
+            "encoder_hidden_states": {0: "batch", 1: "sequence"},
+            "controlnet_cond": {0: "batch", 2: "picture_height", 3: "picture_width"},
+            "conditioning_scale": {},
+        },
+        outputs=_residual_axes(network),
+        evaluate=_control,
+    )
+
+
+def controlled(unet: Stage, network: ControlNet) -> Stage:
+    """The UNet with the residuals of a control network as further inputs."""
+    names = list(_residual_axes(network))
+
+    def evaluate(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        plain = {k: v for k, v in inputs.items() if k not in names}
+        *down, mid = (inputs[k] for k in names)
+        residuals = {
+            "down_block_additional_residuals": tuple(down),
+            "mid_block_additional_residual": mid,
+        }
+        return unet.evaluate(module, {**plain, **residuals})
+
+    return Stage(
+        name=CONTROLLED_UNET,
+        component=unet.component,
+        inputs={**unet.inputs, **_residual_axes(network)},
+        outputs=unet.outputs,
+        evaluate=evaluate,
+    )
+
+
+def _control(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    plain = dict(inputs)
+    added = {k: plain.pop(k) for k in ADDED if k in plain}
+    if added:
+        plain["added_cond_kwargs"] = added
+    out = forward(module, plain)
+    return (*out.down_block_res_samples, out.mid_block_res_sample)
+
+
+def _residual_axes(network: ControlNet) -> Axes:
+    """Names of the residuals and their free dimensions, in order."""
+    axes: dict[str, Mapping[int, str]] = {}
+    levels = network.levels
+    for k, (_, smaller) in enumerate(levels):
+        name = _MID if k == len(levels) - 1 else f"down_residual_{k}"
+        suffix = "" if smaller == 1 else f"_{smaller}"
+        axes[name] = {0: "batch", 2: f"height{suffix}", 3: f"width{suffix}"}
+    return axes

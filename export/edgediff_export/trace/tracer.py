@@ -12,19 +12,15 @@ import numpy as np
 from edgediff.bundle import Defaults, GraphSpec, LatentSpec, StageFidelity
 from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
-from edgediff_export.fidelity import measure as fidelity
-from edgediff_export.fidelity.measure import Case, Named
+from edgediff_export.fidelity.cases import Case, Named
+from edgediff_export.fidelity.measure import FLOAT_LIMIT, judge, measure
 from edgediff_export.graph.write import graph_spec, write_graph
-from edgediff_export.source.controlnet import (
-    ControlNet,
-    controlled,
-    controlled_inputs,
-    network_inputs,
-)
+from edgediff_export.source.controlnet import ControlNet
 from edgediff_export.source.pipeline import Source
 from edgediff_export.trace import fixtures
 from edgediff_export.trace.controlled_unet import find_joins, write_controlled
-from edgediff_export.trace.stage import UNET, Stage
+from edgediff_export.trace.reference import run_torch
+from edgediff_export.trace.stage import UNET, Stage, controlled, network_stage
 from edgediff_export.trace.to_onnx import trace
 
 
@@ -63,7 +59,7 @@ class Tracer:
         inputs = self._inputs(stage, done)
         module = self._load(stage)
         parameters = sum(p.numel() for p in module.parameters())
-        cases = fidelity.run_torch(module, stage, inputs)
+        cases = run_torch(module, stage, inputs)
         example = _example(cases[0].inputs)
         if stage.name == "unet":
             example["sample"] = _odd_latents(self.source.unet, example["sample"])
@@ -89,11 +85,11 @@ class Tracer:
     def trace_controlled(self, network: ControlNet, done: Mapping[str, Traced]) -> Traced:
         """The UNet with a control network's residuals as inputs: made of its own float graph, and
         compared with torch. Raises ExportError as `trace`."""
-        of = done[network.stage.name]
+        of = done[network_stage(network).name]
         stage = controlled(UNET, network)
         module = self._load(stage)
-        inputs = controlled_inputs(done["unet"].cases, of.cases)
-        cases = fidelity.run_torch(module, stage, inputs)
+        inputs = fixtures.controlled_inputs(done["unet"].cases, of.cases)
+        cases = run_torch(module, stage, inputs)
         del module
         gc.collect()
         spec = write_controlled(
@@ -111,19 +107,19 @@ class Tracer:
         return self.source.load(stage.component) if network is None else network.load()
 
     def _judged(self, stage: Stage, spec: GraphSpec, cases: Sequence[Case]) -> StageFidelity:
-        error, max_abs_error = fidelity.measure(self.floats / spec.file, spec, cases)
-        if not error <= fidelity.FLOAT_LIMIT:
+        error, max_abs_error = measure(self.floats / spec.file, spec, cases)
+        if not error <= FLOAT_LIMIT:
             raise ExportError(
                 f"{stage.name}: the exported graph differs from torch by {error:.1e} of its"
-                f" output's norm, more than {fidelity.FLOAT_LIMIT:.0e}: report this with the"
+                f" output's norm, more than {FLOAT_LIMIT:.0e}: report this with the"
                 " pipeline's configs"
             )
-        return fidelity.judge(error, max_abs_error, "fp32")
+        return judge(error, max_abs_error, "fp32")
 
     def _inputs(self, stage: Stage, done: Mapping[str, Traced]) -> Mapping[str, Named]:
         """The fixtures of a stage."""
         if stage.component in self.networks:
-            return network_inputs(done["unet"].cases, self.latent)
+            return fixtures.network_inputs(done["unet"].cases, self.latent)
         side = fixtures.sample_side(self.source.unet)
         if stage.name in self.tokenizers:
             tokens = [learned.token for learned in self.source.embeddings]

@@ -10,8 +10,11 @@ import onnx
 import pytest
 from edgediff_export import convert
 from edgediff_export.export import Options, export
-from edgediff_export.fidelity import measure as fidelity
-from edgediff_export.source.pipeline import open_source
+from edgediff_export.fidelity.cases import Case
+from edgediff_export.fidelity.measure import judge, measure
+from edgediff_export.source.open import open_source
+from edgediff_export.trace import tracer
+from edgediff_export.trace.reference import run_torch
 from edgediff_export.trace.stage import VAE_DECODER
 
 from edgediff.bundle import Bundle
@@ -20,9 +23,9 @@ from edgediff.verification import verify
 
 
 def test_the_tolerance_is_twice_the_error_or_the_precisions_own() -> None:
-    assert fidelity.judge(0.1, 1.0, "int8").tolerance == 0.2
-    assert fidelity.judge(1e-6, 1.0, "fp32").tolerance == 1e-3
-    assert fidelity.judge(0.0, 0.0, "fp16").tolerance == 1e-2
+    assert judge(0.1, 1.0, "int8").tolerance == 0.2
+    assert judge(1e-6, 1.0, "fp32").tolerance == 1e-3
+    assert judge(0.0, 0.0, "fp16").tolerance == 1e-2
 
 
 def test_measure_takes_the_worst_case(sd1: Any) -> None:
@@ -30,29 +33,27 @@ def test_measure_takes_the_worst_case(sd1: Any) -> None:
     path = sd1.bundle / spec.file
     latents = np.ones((1, 4, 4, 4), np.float32)
     zeros = np.zeros((1, 3, 32, 32), np.float32)
-    case = fidelity.Case(name="a", inputs={"latent_sample": latents}, outputs={"sample": zeros})
-    _, largest = fidelity.measure(path, spec, [case])
+    case = Case(name="a", inputs={"latent_sample": latents}, outputs={"sample": zeros})
+    _, largest = measure(path, spec, [case])
     right = replace(case, outputs={"sample": zeros + largest})
-    error, max_abs_error = fidelity.measure(path, spec, [case, right])
+    error, max_abs_error = measure(path, spec, [case, right])
     assert max_abs_error >= largest
     assert error > 0
     bad = replace(case, inputs={"latent_sample": np.full_like(latents, np.inf)})
-    assert fidelity.measure(path, spec, [bad]) == (np.inf, np.inf)
+    assert measure(path, spec, [bad]) == (np.inf, np.inf)
 
 
 def test_a_model_that_gives_nan(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
     vae = open_source(str(small_pipeline("sd1")), work=tmp_path).load("vae")
     vae.decoder.conv_in.weight.data[:] = np.nan
     with pytest.raises(ExportError, match="the torch model itself gives values that are not fini"):
-        fidelity.run_torch(
-            vae, VAE_DECODER, {"a": {"latent_sample": np.ones((1, 4, 4, 4), np.float32)}}
-        )
+        run_torch(vae, VAE_DECODER, {"a": {"latent_sample": np.ones((1, 4, 4, 4), np.float32)}})
 
 
 def test_a_graph_unlike_torch_is_not_written(
     small_pipeline: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fidelity, "FLOAT_LIMIT", 1e-12)
+    monkeypatch.setattr(tracer, "FLOAT_LIMIT", 1e-12)
     with pytest.raises(ExportError, match="text_encoder: the exported graph differs from torch by"):
         export(Options(source=str(small_pipeline("sd1")), out=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,9 @@ import pytest
 from edgediff_export.defaults import latent_space
 from edgediff_export.export import Exported, Options, export
 from edgediff_export.source.controlnet import open_controlnets
-from edgediff_export.source.pipeline import Source, open_source
+from edgediff_export.source.open import open_source
+from edgediff_export.source.pipeline import Source
+from edgediff_export.trace.stage import network_stage
 
 import edgediff
 from edgediff.bundle import Bundle
@@ -56,7 +58,7 @@ def test_names(source: Source, controlnets: Any) -> None:
     canny, depth = controlnets["canny"], controlnets["depth"]
     found = opened(source, str(canny), f"lines={canny}", f"a-1.x_y={depth}")
     assert [n.name for n in found] == ["canny", "lines", "a-1.x_y"]
-    assert [n.stage.name for n in found] == [
+    assert [network_stage(n).name for n in found] == [
         "controlnet.canny",
         "controlnet.lines",
         "controlnet.a-1.x_y",

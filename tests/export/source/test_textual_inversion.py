@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from edgediff_export.source.pipeline import open_source
+from edgediff_export.source.open import open_source
 from edgediff_export.source.textual_inversion import Embedding, learn, parse_embedding
 from edgediff_export.source.tokenizer import write_tokenizer
 from safetensors.torch import save_file

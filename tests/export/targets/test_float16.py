@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.observe import magnitudes
 from edgediff_export.graph.write import write_graph
 from edgediff_export.targets.float16 import to_float16
@@ -78,8 +78,8 @@ def test_angles_stay_float32(tmp_path: Path) -> None:
 def test_magnitudes_are_the_largest_over_the_cases(sd1: Any) -> None:
     path = sd1.bundle / "vae_decoder.onnx"
     latents = RNG.standard_normal((1, 4, 8, 8)).astype(np.float32)
-    small = [Case(name="one", inputs={"latent_sample": latents}, outputs={})]
-    large = [Case(name="two", inputs={"latent_sample": 10 * latents}, outputs={})]
+    small = [{"latent_sample": latents}]
+    large = [{"latent_sample": 10 * latents}]
     one, two = magnitudes(path, small), magnitudes(path, large)
     both = magnitudes(path, [*small, *large])
     assert len(both) > 100

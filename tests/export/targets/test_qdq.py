@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 import torch
-from edgediff_export.fidelity import measure as fidelity
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
+from edgediff_export.fidelity.measure import measure
 from edgediff_export.graph.write import write_graph
 from edgediff_export.targets.lowered import Lowered
 from edgediff_export.targets.qdq import activation_errors, activation_ranges, as_layer, to_qdq
@@ -274,7 +274,7 @@ def test_the_stages_of_a_pipeline(
     path = tmp_path / spec.file
     data = write_graph(lowered.model, path)
     spec = replace(spec, data=data, precision="int8", session_config=lowered.session_config)
-    error, _ = fidelity.measure(path, spec, cases)
+    error, _ = measure(path, spec, cases)
     assert 0 < error < 0.1
     assert "int8" in lowered.plan.values()
     layers = [node for node in ir.load(source).graph if as_layer(node) is not None]

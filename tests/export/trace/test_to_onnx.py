@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from edgediff_export.fidelity import measure as fidelity
+from edgediff_export.fidelity.measure import measure
 from edgediff_export.graph.write import graph_spec, write_graph
-from edgediff_export.source import pipeline
-from edgediff_export.source.pipeline import open_source
+from edgediff_export.source import weights
+from edgediff_export.source.open import open_source
 from edgediff_export.trace.half_weights import in_float32
+from edgediff_export.trace.reference import run_torch
 from edgediff_export.trace.stage import VAE_DECODER
 from edgediff_export.trace.to_onnx import trace
 
@@ -44,15 +45,15 @@ def test_halves_are_computed_with_in_float32(
     whole = decoder(small_pipeline("sd1"), tmp_path)
     whole.load_state_dict({k: v.float() for k, v in half.state_dict().items()})
     inputs = {"a": {"latent_sample": LATENTS}}
-    (case,) = fidelity.run_torch(half, VAE_DECODER, inputs)
-    (expected,) = fidelity.run_torch(whole, VAE_DECODER, inputs)
+    (case,) = run_torch(half, VAE_DECODER, inputs)
+    (expected,) = run_torch(whole, VAE_DECODER, inputs)
     np.testing.assert_array_equal(case.outputs["sample"], expected.outputs["sample"])
     assert {p.dtype for p in half.parameters()} == {dtype}
     example = {"latent_sample": torch.from_numpy(np.concatenate([LATENTS, LATENTS]))}
     model = trace(half, VAE_DECODER, example, {"sample": (1, 3, 64, 64)}, tmp_path)
     path = tmp_path / "decoder.onnx"
     data = write_graph(model, path)
-    error, _ = fidelity.measure(path, graph_spec(model, path, data, "fp32"), [case])
+    error, _ = measure(path, graph_spec(model, path, data, "fp32"), [case])
     assert error < 1e-5
 
 
@@ -69,6 +70,6 @@ def test_only_large_half_weights_stay_half(
     folder = sd15_shape.write_pipeline(tmp_path / "half", "sd1", half=True)
     source = open_source(str(folder), work=tmp_path)
     assert source.load("unet").dtype is torch.float32
-    monkeypatch.setattr(pipeline, "LARGE", 1e5)
+    monkeypatch.setattr(weights, "LARGE", 1e5)
     assert source.load("unet").dtype is torch.float16
     assert source.load("text_encoder").dtype is torch.float32  # fewer than that

@@ -1,1 +1,1 @@
-"""Graph passes for ONNX Runtime's CPU provider: the same computation in a form that is fast on it."""
+"""Graph passes for ONNX Runtime's CPU provider: the same computation, in a faster form."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.build import Builder
 from edgediff_export.graph.observe import session
 from edgediff_export.targets.cpu.dense import Layer

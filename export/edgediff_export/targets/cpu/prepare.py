@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError
 from edgediff.session import PRECISE
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.observe import store
 from edgediff_export.targets.cpu.averaged import average_keys_and_values
 from edgediff_export.targets.cpu.calibration import Seen, calibrate

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.targets.cpu.calibration import calibrate
 from edgediff_export.targets.cpu.passes import layers, restructure
 

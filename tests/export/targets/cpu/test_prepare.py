@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from edgediff_export.fidelity.measure import Case
+from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.write import write_graph
 from edgediff_export.targets.cpu.calibration import Seen
 from edgediff_export.targets.cpu.passes import layers, restructure

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from edgediff_export.source.pipeline import find_weights, open_source
+from edgediff_export.source.open import open_source
+from edgediff_export.source.weights import find_weights
 
 from edgediff.errors import ExportError
 
