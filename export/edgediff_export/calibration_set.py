@@ -64,8 +64,8 @@ def _pixels(picture: Picture) -> Array:
     return scaled
 
 
-def scale(stage: str, defaults: Defaults, latent: LatentSpec, cases: Sequence[Case]) -> float:
-    """How many times as many pixels a picture of the default size has as the largest example."""
+def area_ratio(stage: str, defaults: Defaults, latent: LatentSpec, cases: Sequence[Case]) -> float:
+    """Pixels of an image of the default size, relative to the largest example."""
     if stage.startswith("text_encoder"):
         return 1.0
     area = float(defaults.width * defaults.height)

@@ -1,7 +1,7 @@
-"""How much each layer costs: one graph in which int8 activations are switched on layer by layer."""
+"""How much each layer costs: int8 activations are switched on layer by layer, in one graph."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+import edgediff
+from edgediff_export.fidelity.cases import Array
+from edgediff_export.fidelity.shots import Shot, trajectory
 from edgediff_export.graph.build import Builder
 from edgediff_export.graph.observe import session
 from edgediff_export.targets.cpu.calibration import rounding_error
 from edgediff_export.targets.cpu.dense import Format
 from edgediff_export.targets.cpu.passes import Choices, layers, write_out
-from edgediff_export.targets.cpu.prepare import quantizable
+from edgediff_export.targets.cpu.prepare import Prepared, quantizable
 
 SWITCHES = "int8_layers"
 
@@ -68,3 +71,56 @@ def make_probe(restructured: ir.Model, source: Path) -> Probe:
 def mean_square(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     """The mean of (a − b)² in float64."""
     return float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+
+
+def layer_costs(
+    prepared: Mapping[str, Prepared], floats: Path, shots: Sequence[Shot]
+) -> dict[str, float]:
+    """`stage/weight` → mean square error of the images, as far as latents show it, for each
+    multiplication in bytes.
+
+    floats: the float bundle. shots: of which the first are run, in a few steps."""
+    # An encoder's layers cost nothing, and go to int4 first: no image passes through it.
+    stages = [stage for stage in prepared if stage != "vae_encoder"]
+    probes = {stage: make_probe(prepared[stage].model, prepared[stage].source) for stage in stages}
+    work = {(stage, y.name): p.work(y) for stage, p in prepared.items() for y in p.layers}
+    short = [replace(shot, steps=min(shot.steps, 4)) for shot in shots[:2]]
+
+    def probed(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        return probes[stage].run(inputs)
+
+    with edgediff.load(floats, provider="cpu", check_hashes=False) as pipe:
+
+        def latents() -> list[Array]:
+            runs = [trajectory(pipe, shot, lambda _: probed) for shot in short]
+            return [list(run)[-1].latents for run in runs]
+
+        def pixels(of: list[Array]) -> list[Array]:
+            return [
+                probed("vae_decoder", {"latent_sample": pipe.decoder_input(x)})["sample"]
+                for x in of
+            ]
+
+        exact = latents()
+        shown = pixels(exact)
+        # How an error of the latents shows in pixels: from all of the UNet's layers at once.
+        unet = probes["unet"]
+        unet.on = set(unet.names)
+        far = latents()
+        ratio = _error(pixels(far), shown) / max(_error(far, exact), 1e-30)
+        unet.on = set()
+        costs: dict[str, float] = {}
+        for stage, probe in probes.items():
+            for name in probe.names:
+                probe.on = {name}
+                if stage == "vae_decoder":
+                    error = _error(pixels(exact), shown)
+                else:
+                    error = _error(latents(), exact) * ratio
+                costs[f"{stage}/{name}"] = error / work[stage, name]
+            probe.on = set()
+    return costs
+
+
+def _error(a: list[Array], b: list[Array]) -> float:
+    return float(np.mean([mean_square(x, y) for x, y in zip(a, b, strict=True)]))

@@ -4,8 +4,7 @@ float16 would overflow.
 Inputs and outputs stay float32, so that stages of different precisions fit together.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgediff.errors import ExportError
-from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.build import drop_unused_weights
 from edgediff_export.graph.observe import load_typed, magnitudes
-from edgediff_export.targets.lowered import Lowered
+from edgediff_export.targets.conversion import Converted, FloatStage
 
 LARGEST = 65504.0
 """The largest float16."""
@@ -26,20 +24,20 @@ _MARGIN = 4.0
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 
-def to_float16(source: Path, cases: Sequence[Case]) -> Lowered:
-    """The float32 graph at `source` in float16, but for nodes whose values come near its limit on
+def to_float16(stage: FloatStage) -> Converted:
+    """A float32 stage in float16, but for nodes whose values come near its limit on
     the fixtures, and for those that compute the timestep's angles, which need more digits.
 
     Raises ExportError for a graph with control flow."""
-    model = load_typed(source)
+    model = load_typed(stage.source)
     graph = model.graph
     if any(a.type == ir.AttributeType.GRAPH for n in graph for a in n.attributes.values()):
         raise ExportError(
-            f"{source.name}: has control flow, which is not converted: export it in fp32"
+            f"{stage.source.name}: has control flow, which is not converted: export it in fp32"
         )
-    kept = _overflowing(graph, magnitudes(source, [case.inputs for case in cases])) | _angles(graph)
-    plan = _convert(graph, kept)
-    return Lowered(model=model, precision="fp16", plan=plan)
+    largest = magnitudes(stage.source, [case.inputs for case in stage.cases])
+    kept = _overflowing(graph, largest) | _angles(graph)
+    return Converted(model=model, precision="fp16", formats=_convert(graph, kept))
 
 
 def _overflowing(graph: ir.Graph, largest: Mapping[str, float]) -> set[ir.Node]:
@@ -73,16 +71,16 @@ def _convert(graph: ir.Graph, kept: set[ir.Node]) -> dict[str, str]:
     """Turn every node but the kept ones to float16, with casts where the two meet."""
     half: dict[ir.Value, ir.Value] = {}  # float32 value or weight → its float16 twin
     full: dict[ir.Value, ir.Value] = {}  # float16 value → its float32 twin
-    plan: dict[str, str] = {}
+    formats: dict[str, str] = {}
     for node in list(graph):
         for i, value in enumerate(node.inputs):
             if value is None:
                 continue
             float32 = node in kept or i in _FLOAT32_INPUTS.get(node.op_type, ())
             if value.is_initializer() and value.dtype == ir.DataType.FLOAT:
-                plan.setdefault(value.name or "", "fp32")
+                formats.setdefault(value.name or "", "fp32")
                 if not float32:
-                    plan[value.name or ""] = "fp16"
+                    formats[value.name or ""] = "fp16"
                     if value not in half:
                         half[value] = _half_weight(graph, value)
                     node.replace_input_with(i, half[value])
@@ -100,7 +98,7 @@ def _convert(graph: ir.Graph, kept: set[ir.Node]) -> dict[str, str]:
         if value.dtype == ir.DataType.FLOAT16:
             _cast_output(graph, i)
     drop_unused_weights(graph)
-    return plan
+    return formats
 
 
 def _retype(node: ir.Node) -> None:

@@ -20,7 +20,7 @@ from edgediff.session import PRECISE
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph import observe
 from edgediff_export.graph.build import initializer
-from edgediff_export.targets.lowered import Lowered
+from edgediff_export.targets.conversion import Converted, FloatStage
 from edgediff_export.targets.weights import (
     activation_scale,
     dequantize_weight,
@@ -58,13 +58,12 @@ class Layer:
         return self.weight.name or ""
 
 
-def to_qdq(source: Path, cases: Sequence[Case]) -> Lowered:
-    """The float32 graph at `source` with int8 weights, and int8 activations where layers bear them.
-
-    What stays float says so in the plan."""
+def to_qdq(stage: FloatStage) -> Converted:
+    """A float32 stage with int8 weights, and int8 activations for the layers that bear them."""
+    source, cases = stage.source, stage.cases
     model = ir.load(source)
     graph = model.graph
-    plan: dict[str, str] = {}
+    formats: dict[str, str] = {}
     kept = first_and_last_conv(graph)
     ranges = activation_ranges(source, cases)
     errors = activation_errors(source, cases, ranges)
@@ -82,9 +81,11 @@ def to_qdq(source: Path, cases: Sequence[Case]) -> Lowered:
                     quantized[layer.x] = _quantize(graph, layer, ranges[layer.x.name or ""])
                 node.replace_input_with(0, quantized[layer.x])
             dequantize_weight(graph, node, 1, axis=layer.axis)
-        plan[weight.name or ""] = "int8"
-    settle(graph, plan)
-    return Lowered(model=model, precision="int8", plan=plan, session_config=dict(SESSION_CONFIG))
+        formats[weight.name or ""] = "int8"
+    settle(graph, formats)
+    return Converted(
+        model=model, precision="int8", formats=formats, session_config=dict(SESSION_CONFIG)
+    )
 
 
 def as_layer(node: ir.Node) -> Layer | None:

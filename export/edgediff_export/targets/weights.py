@@ -27,12 +27,12 @@ REDUCED_RANGE = 63
 """The largest weight in 7 bits: two products of such weights and unsigned bytes fit 16 bits."""
 
 
-def settle(graph: ir.Graph, plan: dict[str, str]) -> None:
-    """Drop the weights that were replaced, and enter in the plan those that stay float."""
+def settle(graph: ir.Graph, formats: dict[str, str]) -> None:
+    """Drop the weights that were replaced, and enter in `formats` those that stay float."""
     drop_unused_weights(graph)
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT and _size(value) > 1 and not name.endswith(".scale"):
-            plan[name] = "fp32"
+            formats[name] = "fp32"
 
 
 def weight_to_quantize(node: ir.Node) -> ir.Value | None:

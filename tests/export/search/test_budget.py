@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgediff_export.search import budget
-from edgediff_export.search.budget import Budget, Measured, Plan, stored_bytes
+from edgediff_export.search.budget import Budget, Formats, Measured, Search, stored_bytes
 from edgediff_export.targets.cpu.dense import Layer
 
 from edgediff.errors import ExportError
@@ -46,13 +45,13 @@ class World:
     tried: list[tuple[int, bool]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
-    def start(self) -> dict[str, Plan]:
+    def start(self) -> Formats:
         return {
             stage: {y.name: "fp32" if y.name == "small" else "int8" for y in layers}
             for stage, layers in self.found.items()
         }
 
-    def psnr(self, plans: Mapping[str, Plan]) -> float:
+    def psnr(self, plans: Formats) -> float:
         share = {
             "int8": 1.0,
             "int8-weights": self.weights,
@@ -67,29 +66,31 @@ class World:
         )
         return -10 * math.log10(error) if error else math.inf
 
-    def measure(self, plans: Mapping[str, Plan], unseen: bool) -> Measured:
+    def measure(self, plans: Formats, unseen: bool) -> Measured:
         out = sum(f != "int8" for p in plans.values() for f in p.values()) - 1
         self.tried.append((out, unseen))
         median = self.psnr(plans) - (self.unseen if unseen else 0)
         return Measured(median=median, lowest=median - 3)
 
-    def size(self, plans: Mapping[str, Plan]) -> int:
+    def size(self, plans: Formats) -> int:
         return REST + sum(
             stored_bytes(y, plans[stage][y.name])
             for stage, layers in self.found.items()
             for y in layers
         )
 
-    def search(self, **wanted: Any) -> tuple[dict[str, Plan], Measured, Measured]:
-        return budget.search(
-            self.found,
-            self.start(),
-            self.cost,
-            Budget(**wanted),
-            self.measure,
-            self.size,
-            self.said.append,
-        )
+    def search(
+        self, measure: Callable[[Formats, bool], Measured] | None = None, **wanted: Any
+    ) -> tuple[Formats, Measured, Measured]:
+        found = Search(
+            layers=self.found,
+            cost=self.cost,
+            budget=Budget(**wanted),
+            measure=measure or self.measure,
+            size_of=self.size,
+            report=self.said.append,
+        ).run(self.start())
+        return found.formats, found.calibration, found.unseen
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def world() -> Callable[..., World]:
     return lambda **how: World(**{"cost": cost, **how})
 
 
-def out_of_int8(plans: Mapping[str, Plan]) -> list[str]:
+def out_of_int8(plans: Formats) -> list[str]:
     return [n for p in plans.values() for n, f in p.items() if f != "int8" and n != "small"]
 
 
@@ -136,7 +137,7 @@ def test_unseen_pictures_have_the_last_word(world: Any) -> None:
     assert unseen.median == pytest.approx(calibration.median - 6)
     assert unseen.median >= 36
     assert len(out_of_int8(plans)) == 9
-    # Int8 weights of five layers did on calibration pictures; others said no.
+    # Int8 weights of five layers did on calibration images; others said no.
     assert w.tried[-3:] == [(5, True), (9, False), (9, True)]
 
 
@@ -172,13 +173,13 @@ def test_what_was_reached_is_less_than_what_was_asked(world: Any) -> None:
     w = world()
     medians = {False: 41.0, True: 38.0}
 
-    def turn(_plans: Mapping[str, Plan], unseen: bool) -> Measured:
+    def turn(_plans: Formats, unseen: bool) -> Measured:
         median = medians[unseen]
         medians[False], medians[True] = (39.0, 45.0) if unseen else (medians[False], medians[True])
         return Measured(median=median, lowest=median)
 
     with pytest.raises(ExportError, match=r"--min-psnr 40: .* is 39\.0 dB"):
-        budget.search(w.found, w.start(), w.cost, Budget(min_psnr=40), turn, w.size, w.said.append)
+        w.search(turn, min_psnr=40)
 
 
 @pytest.mark.parametrize("kept", [1, 10, 30])
@@ -245,7 +246,7 @@ def test_equal_pictures_are_good_enough_for_anything() -> None:
 def test_what_was_tried_is_told(world: Any) -> None:
     w = world()
     w.search(min_psnr=36.0)
-    assert w.said[0].startswith("int8: 27.0 dB on calibration pictures")
+    assert w.said[0].startswith("int8: 27.0 dB on calibration images")
     assert w.said[1:] == [
         f"{n} layers kept out of int8: {text} dB" for n, text in ((4, "35.7"), (6, "40.8"))
     ]

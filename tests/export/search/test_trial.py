@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from edgediff_export.cli import export as command
 from edgediff_export.export import Exported, Options, export
 from edgediff_export.fidelity import shots
-from edgediff_export.search import budget
-from edgediff_export.search.budget import Budget
+from edgediff_export.search.budget import Budget, Formats, Found, Search
 
 from edgediff.bundle import Bundle
 from edgediff.errors import ExportError
@@ -33,15 +32,15 @@ def searched(
     """A search for quality alone; what it said; and its idea of each plan's size."""
     said: list[str] = []
     sizes = []
-    search = budget.search
+    run = Search.run
 
-    def recording(*arguments: Any) -> Any:
-        plans, *measured = search(*arguments)
-        sizes.append((plans, arguments[5](plans)))
-        return (plans, *measured)
+    def recording(search: Search, start: Formats) -> Found:
+        found = run(search, start)
+        sizes.append((found.formats, search.size_of(found.formats)))
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(budget, "search", recording)
+        patch.setattr(Search, "run", recording)
         made = export(
             Options(
                 source=source,
@@ -58,7 +57,7 @@ def searched(
 def test_the_bundle_says_what_was_measured(searched: Any) -> None:
     made, said, _ = searched
     assert "sensitivity of each layer" in said
-    assert any(s.startswith("int8: ") and s.endswith(" on calibration pictures") for s in said)
+    assert any(s.startswith("int8: ") and s.endswith(" on calibration images") for s in said)
     search = Bundle.open(made.root).manifest.quantization.search
     assert search is not None
     assert (search.min_psnr_db, search.max_bytes) == (MIN_PSNR, None)

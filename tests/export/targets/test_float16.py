@@ -11,6 +11,7 @@ import torch
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.observe import magnitudes
 from edgediff_export.graph.write import write_graph
+from edgediff_export.targets.conversion import FloatStage
 from edgediff_export.targets.float16 import to_float16
 from edgediff_export.trace.cleanup import tidy
 
@@ -38,7 +39,7 @@ def lower(module: torch.nn.Module, x: np.ndarray, folder: Path) -> tuple[Any, np
     )
     write_graph(tidy(ir.load(path)), folder / "f.onnx")
     cases = [Case(name="one", inputs={"x": x}, outputs={})]
-    lowered = to_float16(folder / "f.onnx", cases)
+    lowered = to_float16(FloatStage(source=folder / "f.onnx", cases=cases))
     write_graph(lowered.model, folder / "h.onnx")
     session = ort.InferenceSession(folder / "h.onnx", providers=["CPUExecutionProvider"])
     return lowered, session.run(None, {"x": x})[0]
@@ -48,7 +49,7 @@ def lower(module: torch.nn.Module, x: np.ndarray, folder: Path) -> tuple[Any, np
 def test_everything_is_converted_where_nothing_is_large(tmp_path: Path) -> None:
     module, x = Scaled(2.0), RNG.standard_normal((2, 16)).astype(np.float32)
     lowered, y = lower(module, x, tmp_path)
-    assert set(lowered.plan.values()) == {"fp16"}
+    assert set(lowered.formats.values()) == {"fp16"}
     assert Counter(n.op_type for n in lowered.model.graph)["Cast"] == 2
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, module(torch.from_numpy(x)).detach().numpy(), atol=5e-3)
@@ -58,8 +59,8 @@ def test_everything_is_converted_where_nothing_is_large(tmp_path: Path) -> None:
 def test_what_would_overflow_stays_float32(tmp_path: Path) -> None:
     module, x = Scaled(1e6), RNG.standard_normal((2, 16)).astype(np.float32)
     lowered, y = lower(module, x, tmp_path)
-    assert lowered.plan["b.weight"] == "fp32"
-    assert lowered.plan["a.weight"] == lowered.plan["c.weight"] == "fp16"
+    assert lowered.formats["b.weight"] == "fp32"
+    assert lowered.formats["a.weight"] == lowered.formats["c.weight"] == "fp16"
     assert Counter(n.op_type for n in lowered.model.graph)["Cast"] == 4
     np.testing.assert_allclose(y, module(torch.from_numpy(x)).detach().numpy(), atol=5e-3)
 

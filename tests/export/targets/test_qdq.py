@@ -14,7 +14,7 @@ import torch
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.fidelity.measure import measure
 from edgediff_export.graph.write import write_graph
-from edgediff_export.targets.lowered import Lowered
+from edgediff_export.targets.conversion import Converted, FloatStage
 from edgediff_export.targets.qdq import activation_errors, activation_ranges, as_layer, to_qdq
 from edgediff_export.targets.weights import activation_scale
 
@@ -44,7 +44,11 @@ def case(*inputs: npt.NDArray[np.generic]) -> Sequence[Case]:
     return [Case(name=str(k), inputs={"x": x}, outputs={}) for k, x in enumerate(inputs)]
 
 
-def run(lowered: Lowered, x: npt.NDArray[np.generic], folder: Path) -> Floats:
+def quantized(source: Path, cases: Sequence[Case]) -> Converted:
+    return to_qdq(FloatStage(source=source, cases=cases))
+
+
+def run(lowered: Converted, x: npt.NDArray[np.generic], folder: Path) -> Floats:
     """The output on the CPU, with what bundle.json would hand to the session."""
     path = folder / "lowered.onnx"
     data = write_graph(lowered.model, path)
@@ -59,7 +63,7 @@ def run(lowered: Lowered, x: npt.NDArray[np.generic], folder: Path) -> Floats:
     return Session(path, spec, SessionOptions(threads=1)).run(x=x)["y"]
 
 
-def ops(lowered: Lowered) -> Counter[str]:
+def ops(lowered: Converted) -> Counter[str]:
     return Counter(node.op_type for node in lowered.model.graph)
 
 
@@ -100,7 +104,7 @@ def test_a_linear_layer_is_off_by_no_more_than_its_scales(
 ) -> None:
     layer = torch.nn.Linear(96, 80, bias=bias)
     x = normal(*dims)
-    lowered = to_qdq(save(layer, x, tmp_path / "f.onnx"), case(x))
+    lowered = quantized(save(layer, x, tmp_path / "f.onnx"), case(x))
     assert ops(lowered)["QuantizeLinear"] == 1
     assert ops(lowered)["DequantizeLinear"] == 2
     off = np.abs(run(lowered, x, tmp_path) - float_output(layer, x))
@@ -121,9 +125,9 @@ def test_a_convolution_is_off_by_no_more_than_its_scales(
     net.last = torch.nn.Conv2d(48, 48, 1, bias=False)
     net.last.weight.data = torch.eye(48)[:, :, None, None]  # so that the middle's output shows
     x = normal(1, 3, 12, 12)
-    lowered = to_qdq(save(net, x, tmp_path / "f.onnx"), case(x))
-    assert lowered.plan["middle.weight"] == "int8"
-    assert lowered.plan["first.weight"] == lowered.plan["last.weight"] == "fp32"
+    lowered = quantized(save(net, x, tmp_path / "f.onnx"), case(x))
+    assert lowered.formats["middle.weight"] == "int8"
+    assert lowered.formats["first.weight"] == lowered.formats["last.weight"] == "fp32"
     assert ops(lowered)["QuantizeLinear"] == 1
     seen = float_output(net.first, x)
     without = {k: v for k, v in options.items() if k != "bias"}
@@ -140,7 +144,7 @@ def test_a_convolution_is_off_by_no_more_than_its_scales(
 def test_weights_are_signed_and_activations_unsigned(tmp_path: Path) -> None:
     """The pair that processors multiply fast; and per tensor and per channel, which fuses."""
     x = normal(2, 6, 96)
-    lowered = to_qdq(save(torch.nn.Linear(96, 80), x, tmp_path / "f.onnx"), case(x))
+    lowered = quantized(save(torch.nn.Linear(96, 80), x, tmp_path / "f.onnx"), case(x))
     (quantize,) = (n for n in lowered.model.graph if n.op_type == "QuantizeLinear")
     assert [v.dtype for v in quantize.inputs[1:]] == [ir.DataType.FLOAT, ir.DataType.UINT8]
     assert [tuple(v.shape) for v in quantize.inputs[1:]] == [(), ()]
@@ -173,7 +177,7 @@ def test_layers_of_one_input_share_its_quantization(tmp_path: Path) -> None:
 
     x = normal(2, 6, 96)
     net = Two()
-    lowered = to_qdq(save(net, x, tmp_path / "f.onnx"), case(x))
+    lowered = quantized(save(net, x, tmp_path / "f.onnx"), case(x))
     assert ops(lowered)["QuantizeLinear"] == 1
     y, reference = run(lowered, x, tmp_path), float_output(net, x)
     assert np.linalg.norm(y - reference) < 0.02 * np.linalg.norm(reference)
@@ -192,7 +196,7 @@ def test_a_linear_layer_behind_a_join_of_tokens_keeps_float_activations(tmp_path
 
     x = normal(2, 6, 96)
     net = Joined()
-    lowered = to_qdq(save(net, x, tmp_path / "f.onnx"), case(x))
+    lowered = quantized(save(net, x, tmp_path / "f.onnx"), case(x))
     assert ops(lowered)["QuantizeLinear"] == 0
     assert ops(lowered)["DequantizeLinear"] == 1
     y, reference = run(lowered, x, tmp_path), float_output(net, x)
@@ -215,8 +219,8 @@ def test_activations_with_outliers_stay_float(kind: str, tmp_path: Path) -> None
     ((name, odd),) = activation_errors(path, cases, ranges).items()
     assert even < 0.015
     assert odd > 0.05
-    lowered = to_qdq(path, cases)
-    assert lowered.plan[name] == "int8"
+    lowered = quantized(path, cases)
+    assert lowered.formats[name] == "int8"
     assert ops(lowered)["QuantizeLinear"] == 0
     assert ops(lowered)["DequantizeLinear"] == 1
     y, reference = run(lowered, x, tmp_path), float_output(net, x)
@@ -239,26 +243,26 @@ def test_the_error_is_that_of_the_activations_alone(tmp_path: Path) -> None:
 
 def test_activations_of_zeros(tmp_path: Path) -> None:
     layer, x = torch.nn.Linear(96, 80), np.zeros((2, 6, 96), np.float32)
-    lowered = to_qdq(save(layer, x, tmp_path / "f.onnx"), case(x))
+    lowered = quantized(save(layer, x, tmp_path / "f.onnx"), case(x))
     np.testing.assert_allclose(run(lowered, x, tmp_path), float_output(layer, x), atol=1e-6)
 
 
 def test_embeddings_are_looked_up_as_bytes(tmp_path: Path) -> None:
     table = torch.nn.Embedding(500, 32)
     ids = np.array([[3, 499, 0]], np.int64)
-    lowered = to_qdq(save(table, ids, tmp_path / "f.onnx"), case(ids))
+    lowered = quantized(save(table, ids, tmp_path / "f.onnx"), case(ids))
     y, reference = run(lowered, ids, tmp_path), float_output(table, ids)
     assert np.linalg.norm(y - reference) < 0.01 * np.linalg.norm(reference)
-    assert lowered.plan == {"weight": "int8"}
+    assert lowered.formats == {"weight": "int8"}
 
 
 def test_a_graph_without_layers(tmp_path: Path) -> None:
     x = normal(2, 6)
-    lowered = to_qdq(save(torch.nn.SiLU(), x, tmp_path / "f.onnx"), case(x))
+    lowered = quantized(save(torch.nn.SiLU(), x, tmp_path / "f.onnx"), case(x))
     np.testing.assert_allclose(
         run(lowered, x, tmp_path), float_output(torch.nn.SiLU(), x), atol=1e-6
     )
-    assert lowered.plan == {}
+    assert lowered.formats == {}
 
 
 @pytest.mark.parametrize("shape", ["sd1", "sd2"])
@@ -270,13 +274,13 @@ def test_the_stages_of_a_pipeline(
     spec = bundle.manifest.graphs[stage]
     source = bundle.path(spec.file)
     cases = stage_cases(bundle, stage)
-    lowered = to_qdq(source, cases)
+    lowered = quantized(source, cases)
     path = tmp_path / spec.file
     data = write_graph(lowered.model, path)
     spec = replace(spec, data=data, precision="int8", session_config=lowered.session_config)
     error, _ = measure(path, spec, cases)
     assert 0 < error < 0.1
-    assert "int8" in lowered.plan.values()
+    assert "int8" in lowered.formats.values()
     layers = [node for node in ir.load(source).graph if as_layer(node) is not None]
     if stage == "text_encoder":  # so narrow that nothing but the embeddings is worth it
         assert not layers

@@ -60,6 +60,11 @@ class Layer:
         """Whether each token is multiplied by itself: a linear layer, or a convolution like one."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
 
+    @property
+    def takes_int4(self) -> bool:
+        """Whether the layer can be stored in int4, which is in blocks of input channels."""
+        return self.pointwise and self.channels[0] % BLOCK == 0
+
     def matrix(self) -> npt.NDArray[np.float32]:
         """Weights (kh·kw·c, n)."""
         if self.weight.ndim == 2:

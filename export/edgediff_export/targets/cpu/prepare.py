@@ -1,6 +1,6 @@
 """The CPU target: a traced float32 graph → one for ONNX Runtime's CPU provider, in int8."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,16 +8,15 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError
 from edgediff.session import PRECISE
-from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.observe import store
+from edgediff_export.targets.conversion import Converted, FloatStage
 from edgediff_export.targets.cpu.averaged import average_keys_and_values
 from edgediff_export.targets.cpu.calibration import Seen, calibrate
 from edgediff_export.targets.cpu.dense import Format, Kernel, Layer, Range
-from edgediff_export.targets.cpu.kernels import Profile, choose_kernels
+from edgediff_export.targets.cpu.kernels import choose_kernels
 from edgediff_export.targets.cpu.passes import Choices, layers, restructure, write_out
 from edgediff_export.targets.cpu.smoothing import smooth
 from edgediff_export.targets.cpu.upsample import merge_upsampling
-from edgediff_export.targets.lowered import Lowered
 from edgediff_export.targets.weights import (
     FULL_RANGE,
     REDUCED_RANGE,
@@ -54,16 +53,16 @@ class Prepared:
     """Weights of int8 products in 7 bits, whose sums are exact on x86 without VNNI too, by the
     kernels that are fast there."""
 
-    def write(self, plan: Mapping[str, Format] | None = None) -> Lowered:
-        """The stage in a plan, weight → format; without one, in plain int8.
+    def write(self, formats: Mapping[str, Format] | None = None) -> Converted:
+        """The stage with each layer in its format, weight → format; by default in plain int8.
 
-        Raises ExportError where the plan names other layers than there are."""
-        plan = self.plain_plan() if plan is None else plan
-        unknown = sorted(plan.keys() - {layer.name for layer in self.layers})
+        Raises ExportError if the formats name other layers than there are."""
+        formats = self.plain_int8() if formats is None else formats
+        unknown = sorted(formats.keys() - {layer.name for layer in self.layers})
         if unknown:
             raise ExportError(
-                f"{self.source.stem}: the plan names {unknown[0]}, which is none of its"
-                f" {len(self.layers)} layers: give a plan of this model"
+                f"{self.source.stem}: the quantization plan names {unknown[0]}, which is not one of"
+                f" its {len(self.layers)} layers: give a plan of this model"
             )
         model = self.model.clone()
         ranges = {
@@ -74,13 +73,13 @@ class Prepared:
         write_out(
             model,
             Choices(
-                formats=plan,
+                formats=formats,
                 kernel=lambda layer: self.kernels.get(layer.name, "gather"),
                 ranges=ranges,
                 levels=REDUCED_RANGE if self.reduced_range else FULL_RANGE,
             ),
         )
-        stored: dict[str, str] = {y.name: plan.get(y.name, "fp32") for y in self.layers}
+        stored: dict[str, str] = {y.name: formats.get(y.name, "fp32") for y in self.layers}
         stored |= dict.fromkeys(quantize_embeddings(model.graph), "int8")
         # Weights alone in int8 or float16 become float32 when loaded.
         widened = sum(
@@ -90,12 +89,14 @@ class Prepared:
         config = dict(SESSION_CONFIG)
         if self.reduced_range:
             del config[PRECISE]
-        return Lowered(
+        return Converted(
             model=model,
             precision="int8",
-            plan=stored,
+            formats=stored,
             session_config=config,
             widened=widened,
+            direct=self.direct,
+            reduced_range=self.reduced_range,
         )
 
     @property
@@ -103,10 +104,10 @@ class Prepared:
         """The weights of the convolutions that write bytes where they are int8."""
         return tuple(name for name, kernel in self.kernels.items() if kernel == "direct")
 
-    def plain_plan(self) -> dict[str, Format]:
+    def plain_int8(self) -> dict[str, Format]:
         """Int8 for every layer of some size, but for the worst of those whose activations do not
         bear it: as many as SPARED allows, those first whose error is large for their work."""
-        plan: dict[str, Format] = {
+        formats: dict[str, Format] = {
             layer.name: "int8" if quantizable(layer) else "fp32" for layer in self.layers
         }
         able = [layer for layer in self.layers if quantizable(layer) and layer.name in self.seen]
@@ -119,8 +120,8 @@ class Prepared:
                 spared -= self.work(layer)
             elif error <= ACTIVATION_END:
                 continue
-            plan[layer.name] = "int8-weights"
-        return plan
+            formats[layer.name] = "int8-weights"
+        return formats
 
     def work(self, layer: Layer) -> float:
         """Multiplications of a layer on the examples, at most."""
@@ -128,24 +129,14 @@ class Prepared:
         return float(layer.weight.size) * (1 if seen is None else max(seen.rows, 1))
 
 
-def prepare(
-    source: Path,
-    cases: Sequence[Case],
-    *,
-    profile: Profile = "auto",
-    scale: float = 1.0,
-    average: bool = False,
-) -> Prepared:
-    """The float32 graph at `source` through the passes that change no result.
+def prepare(stage: FloatStage) -> Prepared:
+    """A float32 stage through the passes that change no result, calibrated on its cases.
 
-    What they change of the weights is stored beside `source`, which the result needs.
-
-    cases: examples of what it will see, for calibration. profile: the processor that it is for.
-    scale: how many times as many pixels the pictures will have as the largest example. average:
-    average keys and values, which does change results."""
+    What they change of the weights is stored beside `stage.source`, which the result needs."""
+    source, cases = stage.source, stage.cases
     model = ir.load(source)
     restructure(model)
-    if average:
+    if stage.average_attention:
         average_keys_and_values(model)
     if _decodes(model):
         merge_upsampling(model)
@@ -157,21 +148,16 @@ def prepare(
     found = tuple(layers(model))
     kernels: Mapping[str, Kernel] = {}
     if bears_direct(model):
-        rows = {name: round(s.rows * scale) for name, s in seen.items()}
-        kernels = choose_kernels(found, rows, profile)
+        rows = {name: round(s.rows * stage.area_ratio) for name, s in seen.items()}
+        kernels = choose_kernels(found, rows, stage.profile)
     return Prepared(
         model=model,
         source=source,
         layers=found,
         seen=seen,
         kernels=kernels,
-        reduced_range=profile == "x86-avx2",
+        reduced_range=stage.profile == "x86-avx2",
     )
-
-
-def to_int8(source: Path, cases: Sequence[Case]) -> Lowered:
-    """The float32 graph at `source` in plain int8."""
-    return prepare(source, cases).write()
 
 
 def bears_direct(model: ir.Model) -> bool:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.write import write_graph
-from edgediff_export.targets.cpu.prepare import prepare, to_int8
-from edgediff_export.targets.lowered import Lowered
+from edgediff_export.targets.conversion import Converted, FloatStage
+from edgediff_export.targets.cpu.prepare import Prepared, prepare
 from edgediff_export.targets.weights import quantize_weight
 
 Floats = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ def save(module: torch.nn.Module, x: torch.Tensor, path: Path) -> Path:
 
 
 def run(
-    lowered: Lowered, x: npt.NDArray[np.generic], folder: Path
+    lowered: Converted, x: npt.NDArray[np.generic], folder: Path
 ) -> tuple[npt.NDArray[np.float32], Counter[str]]:
     """The output, and what ONNX Runtime makes of the graph."""
     path = folder / "lowered.onnx"
@@ -52,6 +52,10 @@ def run(
 
 def case(x: npt.NDArray[np.generic]) -> Sequence[Case]:
     return [Case(name="one", inputs={"x": x}, outputs={})]
+
+
+def prepared(path: Path, cases: Sequence[Case]) -> Prepared:
+    return prepare(FloatStage(source=path, cases=cases))
 
 
 def error(q: Floats, f: Floats) -> float:
@@ -74,7 +78,7 @@ def test_a_linear_layer_is_fused(bias: bool, dims: tuple[int, ...], tmp_path: Pa
     layer = torch.nn.Linear(96, 80, bias=bias)
     x = normal(*dims)
     path = save(layer, torch.from_numpy(x), tmp_path / "f.onnx")
-    lowered = to_int8(path, case(x))
+    lowered = prepared(path, case(x)).write()
     y, ops = run(lowered, x, tmp_path)
     assert error(y, layer(torch.from_numpy(x)).detach().numpy()) < 0.02
     assert ops["DynamicQuantizeMatMul"] == 1
@@ -93,7 +97,7 @@ def test_layers_of_one_input_share_its_quantization(tmp_path: Path) -> None:
 
     x = normal(2, 6, 96)
     path = save(Two(), torch.from_numpy(x), tmp_path / "f.onnx")
-    lowered = to_int8(path, case(x))
+    lowered = prepared(path, case(x)).write()
     _, ops = run(lowered, x, tmp_path)
     assert ops["DynamicQuantizeLinear"] == 1
     assert ops["MatMulIntegerToFloat"] == 2
@@ -108,13 +112,13 @@ def test_activations_with_outliers_stay_float(tmp_path: Path) -> None:
         torch.from_numpy(x),
         tmp_path / "f.onnx",
     )
-    (even,) = prepare(path, case(x)).seen.values()
+    (even,) = prepared(path, case(x)).seen.values()
     x[0, 0, 0] = 1000.0
-    ((name, odd),) = prepare(path, case(x)).seen.items()
+    ((name, odd),) = prepared(path, case(x)).seen.items()
     assert even.error < 0.012
     assert odd.error > 0.1
-    lowered = to_int8(path, case(x))
-    assert lowered.plan[name] == "int8-weights"
+    lowered = prepared(path, case(x)).write()
+    assert lowered.formats[name] == "int8-weights"
     _, ops = run(lowered, x, tmp_path)
     assert "DynamicQuantizeMatMul" not in ops
     assert "DequantizeLinear" not in ops  # folded
@@ -126,17 +130,17 @@ def test_embeddings_are_looked_up_as_bytes(tmp_path: Path) -> None:
     table = torch.nn.Embedding(500, 32)
     ids = np.array([[3, 499, 0]], np.int64)
     path = save(table, torch.from_numpy(ids), tmp_path / "f.onnx")
-    lowered = to_int8(path, [Case(name="one", inputs={"x": ids}, outputs={})])
+    lowered = prepared(path, [Case(name="one", inputs={"x": ids}, outputs={})]).write()
     y, ops = run(lowered, ids, tmp_path)
     assert error(y, table(torch.from_numpy(ids)).detach().numpy()) < 0.01
     assert ops["Gather"] == 2
-    assert lowered.plan == {"weight": "int8"}
+    assert lowered.formats == {"weight": "int8"}
     assert (tmp_path / "lowered.onnx.data").stat().st_size < 500 * 32 * 1.2
 
 
 def test_no_weight_is_unsigned(sd1: Any) -> None:
     """Processors multiply unsigned activations by signed weights fast, and no other pair."""
-    lowered = to_int8(sd1.bundle / "vae_decoder.onnx", _latents())
+    lowered = prepared(sd1.bundle / "vae_decoder.onnx", _latents()).write()
     weights = [v for v in lowered.model.graph.initializers.values() if v.const_value.size > 1]
     dtypes = {v.dtype for v in weights}
     assert ir.DataType.INT8 in dtypes

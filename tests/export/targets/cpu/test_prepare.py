@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph.write import write_graph
+from edgediff_export.targets.conversion import FloatStage
 from edgediff_export.targets.cpu.calibration import Seen
 from edgediff_export.targets.cpu.passes import layers, restructure
 from edgediff_export.targets.cpu.prepare import (
@@ -21,7 +22,6 @@ from edgediff_export.targets.cpu.prepare import (
     bears_direct,
     prepare,
     quantizable,
-    to_int8,
 )
 
 from edgediff.errors import ExportError
@@ -60,13 +60,13 @@ def chain(new_net: Any, tmp_path: Path) -> Callable[[Mapping[int, float]], Prepa
 
 
 def spared(prepared: Prepared) -> list[int]:
-    plan = prepared.plain_plan()
+    plan = prepared.plain_int8()
     return [k for k, y in enumerate(prepared.layers) if plan[y.name] == "int8-weights"]
 
 
 def test_small_layers_stay_float(chain: Any) -> None:
     prepared = chain({COUNT: 0.5})
-    plan = prepared.plain_plan()
+    plan = prepared.plain_int8()
     assert [plan[y.name] for y in prepared.layers] == ["int8"] * COUNT + ["fp32"]
     assert not quantizable(prepared.layers[-1])
 
@@ -104,7 +104,7 @@ def test_small_work_is_spared_first(chain: Any) -> None:
 
 def test_layers_that_were_not_watched_are_int8(chain: Any) -> None:
     prepared = replace(chain({}), seen={})
-    assert set(prepared.plain_plan().values()) == {"int8", "fp32"}
+    assert set(prepared.plain_int8().values()) == {"int8", "fp32"}
 
 
 @pytest.fixture
@@ -129,23 +129,27 @@ def test_a_stage_is_written_any_number_of_times(
 ) -> None:
     path, cases = stage
     expected = run(loaded(path), cases[0].inputs)
-    prepared = prepare(path, cases)
+    prepared = prepared_stage(path, cases)
     files = ["graph.onnx", "graph.onnx.data", "graph.restructured.data"]
     assert sorted(p.name for p in path.parent.iterdir()) == files
     nodes = [n.op_type for n in prepared.model.graph]
-    plain = prepared.plain_plan()
+    plain = prepared.plain_int8()
     assert list(plain.values()).count("int8") == 2
     plans = [plain, dict.fromkeys(plain, "fp32"), dict.fromkeys(plain, "fp16"), None, plain]
     results = []
     for plan in plans:
         lowered = prepared.write(plan)
-        assert lowered.plan == {**(plain if plan is None else plan), "constant_10": "int8"}
+        assert lowered.formats == {**(plain if plan is None else plan), "constant_10": "int8"}
         results.append(run_written(lowered.model, tmp_path, cases[0]))
         assert [n.op_type for n in prepared.model.graph] == nodes
     for found, tolerance in zip(results, (0.05, 0.02, 0.02, 0.05, 0.05), strict=True):
         assert_close(found, expected, tolerance)
     for k in (3, 4):
         np.testing.assert_array_equal(results[k][0], results[0][0])
+
+
+def prepared_stage(path: Path, cases: list[Case], **how: Any) -> Prepared:
+    return prepare(FloatStage(source=path, cases=cases, **how))
 
 
 def run_written(model: ir.Model, folder: Path, case: Case) -> list[Any]:
@@ -162,13 +166,9 @@ def loaded(path: Path) -> ir.Model:
 
 
 def test_a_plan_of_other_layers_is_refused(stage: Any) -> None:
-    prepared = prepare(*stage)
+    prepared = prepared_stage(*stage)
     with pytest.raises(ExportError, match=r"no\.such\.weight"):
-        prepared.write({**prepared.plain_plan(), "no.such.weight": "int8"})
-
-
-def test_plain_int8_is_the_plain_plan(stage: Any) -> None:
-    assert to_int8(*stage).plan == prepare(*stage).write().plan
+        prepared.write({**prepared.plain_int8(), "no.such.weight": "int8"})
 
 
 def test_a_weight_that_layers_share(net: Any, tmp_path: Path, example: Any, run: Any) -> None:
@@ -180,9 +180,9 @@ def test_a_weight_that_layers_share(net: Any, tmp_path: Path, example: Any, run:
     path = tmp_path / "graph.onnx"
     ir.save(model, path)
     inputs = example(model)
-    prepared = prepare(path, [Case(name="", inputs=inputs, outputs={})])
-    lowered = prepared.write(dict.fromkeys(prepared.plain_plan(), "int8"))
-    assert len(lowered.plan) == 2
+    prepared = prepared_stage(path, [Case(name="", inputs=inputs, outputs={})])
+    lowered = prepared.write(dict.fromkeys(prepared.plain_int8(), "int8"))
+    assert len(lowered.formats) == 2
     np.testing.assert_allclose(run(lowered.model, inputs)[0], run(model, inputs)[0], atol=0.02)
 
 
@@ -212,14 +212,14 @@ def test_decoders_are_known_by_their_input(
     path = tmp_path / "graph.onnx"
     ir.save(model, path)
     cases = [Case(name="", inputs=example(model), outputs={})]
-    prepared = prepare(path, cases, profile="x86-vnni")
+    prepared = prepared_stage(path, cases, profile="x86-vnni")
     restructured = loaded(path)
     restructure(restructured)
     assert bears_direct(restructured) == (kernel == "direct")
     assert set(prepared.kernels.values()) == ({"direct"} if kernel == "direct" else set())
     lowered = prepared.write()
     assert len(ops(lowered.model, "Resize")) == resizes
-    quantized = sum(f == "int8" for f in lowered.plan.values())
+    quantized = sum(f == "int8" for f in lowered.formats.values())
     assert quantized == (1 if resizes else 4)
     assert len(ops(lowered.model, "QLinearConv")) == (quantized if kernel == "direct" else 0)
     assert_close(run(lowered.model, cases[0].inputs), run(loaded(path), cases[0].inputs), 0.1)
@@ -230,13 +230,13 @@ def test_a_profile_chooses_the_kernels(net: Any, tmp_path: Path, example: Any, o
     path = tmp_path / "graph.onnx"
     ir.save(decoder(net), path)
     cases = [Case(name="", inputs=example(loaded(path)), outputs={})]
-    small = prepare(path, cases, profile="x86-amx").write()
+    small = prepared_stage(path, cases, profile="x86-amx").write()
     assert not ops(small.model, "QLinearConv")
     assert ops(small.model, "MatMulIntegerToFloat")
-    large = prepare(path, cases, profile="x86-amx", scale=1e7)
+    large = prepared_stage(path, cases, profile="x86-amx", area_ratio=1e7)
     assert set(large.kernels.values()) == {"direct"}
     assert not large.reduced_range
-    measured = prepare(path, cases, profile="auto")
+    measured = prepared_stage(path, cases, profile="auto")
     assert set(measured.kernels.values()) <= {"direct", "gather"}
     assert measured.kernels.keys() == large.kernels.keys()
 
@@ -248,7 +248,7 @@ def test_without_vnni_weights_have_seven_bits(
     model = decoder(net)
     ir.save(model, path)
     cases = [Case(name="", inputs=example(model), outputs={})]
-    prepared = prepare(path, cases, profile="x86-avx2")
+    prepared = prepared_stage(path, cases, profile="x86-avx2")
     assert set(prepared.kernels.values()) == {"direct"}
     lowered = prepared.write()
     assert "session.x64quantprecision" not in lowered.session_config
@@ -257,7 +257,7 @@ def test_without_vnni_weights_have_seven_bits(
         for v in lowered.model.graph.initializers.values()
         if v.dtype == ir.DataType.INT8 and v.const_value.numpy().ndim > 1
     ]
-    assert bytes_ == [63] * len([f for f in lowered.plan.values() if f == "int8"])
+    assert bytes_ == [63] * len([f for f in lowered.formats.values() if f == "int8"])
     assert_close(run(lowered.model, cases[0].inputs), run(loaded(path), cases[0].inputs), 0.1)
     full = replace(prepared, reduced_range=False).write()
     assert full.session_config["session.x64quantprecision"] == "1"

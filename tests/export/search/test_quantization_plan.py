@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from edgediff_export.search.saved_plan import SavedPlan, read_plan
+from edgediff_export.search.quantization_plan import QuantizationPlan, read_plan
 from edgediff_export.targets.cpu.passes import layers, restructure
 from edgediff_export.targets.cpu.prepare import Prepared
 
@@ -52,18 +52,18 @@ def prepared() -> Prepared:
     )
 
 
-def saved(tensors: dict[str, dict[str, str]]) -> SavedPlan:
-    return SavedPlan(path=Path("other/bundle.json"), model="other", tensors=tensors)
+def saved(tensors: dict[str, dict[str, str]]) -> QuantizationPlan:
+    return QuantizationPlan(path=Path("other/bundle.json"), model="other", tensors=tensors)
 
 
 def test_a_plan_fits_the_stage_it_was_written_from(prepared: Prepared) -> None:
-    plan = {**prepared.plain_plan(), prepared.layers[0].name: "fp16"}
-    stored = prepared.write(plan).plan
+    plan = {**prepared.plain_int8(), prepared.layers[0].name: "fp16"}
+    stored = prepared.write(plan).formats
     assert len(stored) == len(plan) + 1  # and the embedding
     assert saved({"stage": stored}).fitted({"stage": prepared}) == {"stage": plan}
-    assert prepared.write(saved({"stage": stored}).fitted({"stage": prepared})["stage"]).plan == (
-        stored
-    )
+    assert prepared.write(
+        saved({"stage": stored}).fitted({"stage": prepared})["stage"]
+    ).formats == (stored)
 
 
 @pytest.mark.parametrize("reduced", [False, True])
@@ -82,24 +82,24 @@ def test_a_plan_brings_its_kernels_and_its_range(
 
 
 def test_a_stage_that_stayed_float(prepared: Prepared) -> None:
-    stored = prepared.write().plan
+    stored = prepared.write().formats
     assert not saved({"stage": stored}).keeps_float("stage")
     assert saved({"stage": dict.fromkeys(stored, "fp32")}).keeps_float("stage")
     # Float layers, but an embedding in bytes: written, not left as it was.
-    plan = prepared.write(dict.fromkeys(prepared.plain_plan(), "fp32")).plan
+    plan = prepared.write(dict.fromkeys(prepared.plain_int8(), "fp32")).formats
     assert not saved({"stage": plan}).keeps_float("stage")
 
 
 def test_small_layers_may_be_left_out(prepared: Prepared) -> None:
-    plan = prepared.plain_plan()
+    plan = prepared.plain_int8()
     small = plan.copy()
     del small[prepared.layers[-1].name]
     assert saved({"stage": small}).fitted({"stage": prepared}) == {"stage": small}
-    assert prepared.write(small).plan == prepared.write(plan).plan
+    assert prepared.write(small).formats == prepared.write(plan).formats
 
 
 def test_the_plan_of_another_model(prepared: Prepared) -> None:
-    plan = prepared.write().plan
+    plan = prepared.write().formats
     more = saved({"stage": {**plan, "mid.7.weight": "int8"}})
     message = r"other/bundle\.json: the plan of another model, 'other' \(stage: it names mid\.7\.we"
     with pytest.raises(InputError, match=message):
@@ -115,7 +115,7 @@ def test_the_plan_of_another_model(prepared: Prepared) -> None:
 @pytest.mark.parametrize("form", ["int2", "", "FP16"])
 def test_an_unknown_format(form: str, prepared: Prepared) -> None:
     name = prepared.layers[1].name
-    plan = saved({"stage": {**prepared.plain_plan(), name: form}})
+    plan = saved({"stage": {**prepared.plain_int8(), name: form}})
     message = rf"stage: {name} is '{form}', expected one of int8, int8-weights, int4, fp16, fp32"
     with pytest.raises(InputError, match=message):
         plan.fitted({"stage": prepared})

@@ -1,4 +1,4 @@
-"""A plan from another export: which layer became what, read from its bundle.json."""
+"""The quantization plan of another export: which layer became what, read from its bundle.json."""
 
 import typing
 from collections.abc import Mapping
@@ -13,10 +13,12 @@ from edgediff_export.targets.cpu.prepare import Prepared, quantizable
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedPlan:
-    """A plan, `tensors[stage][weight]`, and the model that it was made for. direct: stage → the
-    weights whose kernel is "direct". averaged: whether keys and values are averaged. reduced_range:
-    whether weights of int8 products have 7 bits."""
+class QuantizationPlan:
+    """How each layer of a model was quantized for the CPU.
+
+    model: the name of the model that it was made for. tensors: stage → weight → format. direct:
+    stage → the weights whose kernel is "direct". averaged: whether keys and values are averaged.
+    reduced_range: whether weights of int8 products have 7 bits."""
 
     path: Path
     model: str
@@ -34,7 +36,7 @@ class SavedPlan:
             )
 
     def applied(self, prepared: Prepared, stage: str) -> Prepared:
-        """The stage with kernels and range as they were in the plan's bundle."""
+        """The stage with the kernels and the range of the plan's bundle."""
         names = {layer.name for layer in prepared.layers}
         kernels: dict[str, Kernel] = {
             name: "direct" for name in self.direct.get(stage, ()) if name in names
@@ -42,35 +44,39 @@ class SavedPlan:
         return replace(prepared, kernels=kernels, reduced_range=self.reduced_range)
 
     def fitted(self, prepared: Mapping[str, Prepared]) -> dict[str, dict[str, Format]]:
-        """The plan of each stage. Raises InputError where it is another model's."""
-        fitted: dict[str, dict[str, Format]] = {}
-        for stage, p in prepared.items():
-            if stage not in self.tensors and for_control(stage):
-                continue  # added since: it gets the plan of any other
-            named = self.tensors.get(stage, {})
-            names = {layer.name for layer in p.layers}
-            wanted = {layer.name for layer in p.layers if quantizable(layer)}
-            unknown = sorted(k for k in named if k not in names and not _is_embedding(p, k))
-            missing = sorted(wanted - named.keys())
-            if unknown or missing:
-                what = f"it names {unknown[0]}" if unknown else f"it leaves out {missing[0]}"
-                raise InputError(
-                    f"{self.path}: the plan of another model, {self.model!r} ({stage}: {what}):"
-                    " give the plan of this one, or --min-psnr to search for one"
-                )
-            fitted[stage] = {k: self._format(stage, k, v) for k, v in named.items() if k in names}
-            for layer in p.layers:
-                whole = layer.pointwise and layer.channels[0] % BLOCK == 0
-                if fitted[stage].get(layer.name) == "int4" and not whole:
-                    raise InputError(
-                        f"{self.path}: {stage}: {layer.name} is 'int4', which is for linear layers"
-                        f" whose input has a multiple of {BLOCK} channels: give another format"
-                    )
-        return fitted
+        """Stage → weight → format. Raises InputError if the plan is another model's.
+
+        A control network that was added since is left out: it becomes plain int8."""
+        return {
+            stage: self._formats(stage, p)
+            for stage, p in prepared.items()
+            if stage in self.tensors or not for_control(stage)
+        }
 
     def keeps_float(self, stage: str) -> bool:
         """Whether the stage stayed float as it was traced, its embeddings as well."""
         return set(self.tensors.get(stage, {}).values()) == {"fp32"}
+
+    def _formats(self, stage: str, prepared: Prepared) -> dict[str, Format]:
+        planned = self.tensors.get(stage, {})
+        layers = {layer.name: layer for layer in prepared.layers}
+        unknown = sorted(k for k in planned if k not in layers and not _is_embedding(prepared, k))
+        wanted = {name for name, layer in layers.items() if quantizable(layer)}
+        missing = sorted(wanted - planned.keys())
+        if unknown or missing:
+            why = f"it names {unknown[0]}" if unknown else f"it leaves out {missing[0]}"
+            raise InputError(
+                f"{self.path}: the plan of another model, {self.model!r} ({stage}: {why}):"
+                " give the plan of this one, or --min-psnr to search for one"
+            )
+        formats = {k: self._format(stage, k, v) for k, v in planned.items() if k in layers}
+        for name, form in formats.items():
+            if form == "int4" and not layers[name].takes_int4:
+                raise InputError(
+                    f"{self.path}: {stage}: {name} is 'int4', which is for linear layers"
+                    f" whose input has a multiple of {BLOCK} channels: give another format"
+                )
+        return formats
 
     def _format(self, stage: str, name: str, form: str) -> Format:
         formats = typing.get_args(Format)
@@ -81,7 +87,7 @@ class SavedPlan:
         return typing.cast(Format, form)
 
 
-def read_plan(path: Path) -> SavedPlan:
+def read_plan(path: Path) -> QuantizationPlan:
     """The plan in a bundle, given as its folder or as its bundle.json. Raises InputError."""
     file = path / MANIFEST if path.is_dir() else path
     try:
@@ -94,7 +100,7 @@ def read_plan(path: Path) -> SavedPlan:
             f"{path}: {manifest.name!r} is in {manifest.quantization.precision} for"
             f" {manifest.target}: give the bundle.json of an export in int8 for cpu"
         )
-    return SavedPlan(
+    return QuantizationPlan(
         path=path,
         model=manifest.name,
         tensors=manifest.quantization.tensors,
