@@ -19,7 +19,7 @@ from edgediff.bundle import (
 from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError
 from edgediff.prompt import Tokenizer
-from edgediff.schedule import NoiseSchedule
+from edgediff.schedule import Schedule
 from edgediff_export.bundle_folder import folder_in_one_piece, write_bundle
 from edgediff_export.calibration_set import examples
 from edgediff_export.convert import FloatModel, plan_conversion
@@ -133,7 +133,7 @@ class _Opened:
     """A pipeline with everything that is merged into it, and how it is to be sampled."""
 
     source: Source
-    schedule: NoiseSchedule
+    schedule: Schedule
     latent: LatentSpec
     defaults: Defaults
     networks: tuple[ControlNet, ...]
