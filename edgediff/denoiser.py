@@ -10,6 +10,7 @@ from edgediff.arrays import Array
 from edgediff.errors import InputError
 from edgediff.guidance import NO_GUIDANCE, Guidance
 from edgediff.plan import Plan
+from edgediff.tensor_names import GUIDANCE_EMBEDDING
 
 _Inputs = dict[str, Array]
 _Row = tuple[Array, _Inputs]
@@ -103,7 +104,7 @@ class Denoiser:
             self._guided = _guided_levels(plan, guidance)
         embedding = guidance.embedding()
         if embedding is not None:
-            rows = [(states, {**extra, "timestep_cond": embedding}) for states, extra in rows]
+            rows = [(states, {**extra, GUIDANCE_EMBEDDING: embedding}) for states, extra in rows]
         self._rows = [_frozen(row) for row in rows]
         self._beside = beside
 

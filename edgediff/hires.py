@@ -10,7 +10,7 @@ from edgediff.arrays import Array
 from edgediff.bundle import Manifest
 from edgediff.checks import MAX_SIDE, check_number, check_whole
 from edgediff.errors import InputError, Name
-from edgediff.inputs import ENCODER, require_encoder
+from edgediff.inputs import require_encoder
 
 Mode = Literal["latent", "pixel"]
 
@@ -69,7 +69,7 @@ def resolve_hires(
         "hires_steps": (
             max(steps, FEWEST_STEPS) if own_steps is None else check_whole("hires_steps", own_steps)
         ),
-        "hires_mode": mode or ("pixel" if ENCODER in manifest.graphs else "latent"),
+        "hires_mode": mode or ("pixel" if manifest.encoder is not None else "latent"),
     }
 
 

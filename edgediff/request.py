@@ -23,6 +23,7 @@ from edgediff.picture import Picture
 from edgediff.plan import Plan, make_plan
 from edgediff.schedule import Schedule
 from edgediff.settings import Options, Settings, states_output
+from edgediff.tensor_names import ENCODER_HIDDEN_STATES
 
 T = TypeVar("T")
 
@@ -243,7 +244,7 @@ def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | Non
 
 def _check_long_prompts(manifest: Manifest, value: object) -> bool:
     wanted = check_flag("long_prompts", value)
-    states = manifest.graphs["unet"].input("encoder_hidden_states")
+    states = manifest.denoiser.graph.input(ENCODER_HIDDEN_STATES)
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(
             Name("long_prompts"),
@@ -261,8 +262,9 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
             Name("clip_skip"),
             f" is {value!r}: expected a whole number from 1 up; leave it out for all layers",
         )
-    for encoder in manifest.tokenizers:
-        states_output(manifest.graphs[encoder], int(value))
+    for group in manifest.conditioning.states:
+        for encoder in group:
+            states_output(manifest.graphs[encoder], int(value))
     return int(value)
 
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edgediff.bundle import Bundle, GraphSpec, Manifest
+from edgediff.bundle import EVERY_STEP, Bundle, GraphSpec, Manifest, Role
 from edgediff.cancellation import CancelToken
 from edgediff.compiled import Outcome
-from edgediff.control import for_control
 from edgediff.errors import InputError, Name
 from edgediff.guidance import Guidance
 from edgediff.providers import PROVIDERS
 from edgediff.session import Array, Session, SessionOptions, free_dimensions
+from edgediff.tensor_names import GUIDANCE_EMBEDDING
 
 RunStage = Callable[[str, dict[str, Array]], dict[str, Array]]
 """(stage, inputs by name) → outputs by name."""
@@ -58,19 +58,20 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
     tile: the side of the tiles, in pixels, that the autoencoder works on; None = whole pictures."""
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
-    embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
+    denoiser = manifest.denoiser.graph
+    embeds_guidance = denoiser.input(GUIDANCE_EMBEDDING) is not None
     guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
     rows = 2 if guided else 1
-    lowered = manifest.graphs["unet"].loaded_bytes is not None
+    lowered = denoiser.loaded_bytes is not None
     unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
+    works: dict[Role, int] = {"text_encoder": 0}
     # A control network is half a UNet, whose results are as large as its inner values.
-    networks = ("unet", *(stage for stage in manifest.graphs if for_control(stage)))
-    works = dict.fromkeys(manifest.tokenizers, 0) | dict.fromkeys(networks, rows * pixels * unet)
+    works |= dict.fromkeys(EVERY_STEP, rows * pixels * unet)
     at_once = pixels if tile is None else min(tile, defaults.width) * min(tile, defaults.height)
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),
-            work=works.get(stage, at_once * WORK_BYTES_PER_PIXEL),
+            work=works.get(graph.role, at_once * WORK_BYTES_PER_PIXEL),
         )
         for stage, graph in manifest.graphs.items()
     }
@@ -183,7 +184,7 @@ class Stages:
                 graph = self._bundle.manifest.graphs[stage]
                 path = self._bundle.path(graph.file)
                 started = time.perf_counter()
-                every_step = stage == "unet" or for_control(stage)
+                every_step = graph.role in EVERY_STEP
                 session = Session(path, graph, self._options, dimensions, every_step=every_step)
                 self.load_seconds[stage] = time.perf_counter() - started
             self._sessions[key] = session

@@ -7,12 +7,20 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.arrays import Array
-from edgediff.bundle import GraphSpec, Manifest, TensorSpec
-from edgediff.control import CONTROLLED_UNET, NETWORK, Control
+from edgediff.bundle import GraphSpec, Manifest, Stage, TensorSpec
+from edgediff.control import Control
 from edgediff.denoiser import UNet, read_only
 from edgediff.errors import BundleError
+from edgediff.latent import LatentSpec
 from edgediff.plan import Plan
 from edgediff.stages import RunStage
+from edgediff.tensor_names import (
+    CONTROL_IMAGE,
+    CONTROL_SCALE,
+    ENCODER_HIDDEN_STATES,
+    SAMPLE,
+    TIMESTEP,
+)
 
 Residuals = dict[str, Array]
 _HALVINGS = (1, 2, 4, 8, 16, 32)
@@ -23,22 +31,28 @@ def choose_unet(
 ) -> Callable[[Plan], UNet]:
     """The network that a call runs, plan → UNet. `controls`: opened ones, by the networks' names.
 
-    Where none of them does anything it is the plain UNet, so that the other need not be loaded."""
+    If none of them does anything it is the plain UNet, so that the other need not be loaded.
+    Raises BundleError if the bundle has control networks, but no UNet that takes what they give."""
     acting = {name: c for name, c in controls.items() if c.scale != 0}
     if not acting:
-        plain = GraphUNet(manifest, run_stage, "unet")
+        plain = GraphUNet(manifest.denoiser, run_stage)
         return lambda _: plain
-    steered = GraphUNet(manifest, run_stage, CONTROLLED_UNET)
+    controlled = manifest.controlled_denoiser
+    if controlled is None:
+        raise BundleError(
+            f"{manifest.name} has no denoiser that control networks steer: export the bundle again"
+        )
+    steered = GraphUNet(controlled, run_stage)
     return lambda plan: ControlledUNet(manifest, steered, run_stage, acting, plan)
 
 
 class GraphUNet:
     """A `denoiser.UNet` behind a graph of a bundle."""
 
-    def __init__(self, manifest: Manifest, run_stage: RunStage, stage: str) -> None:
-        self._graph = manifest.graphs[stage]
+    def __init__(self, stage: Stage, run_stage: RunStage) -> None:
+        self._graph = stage.graph
         self._run_stage = run_stage
-        self._stage = stage
+        self._stage = stage.name
 
     def __call__(
         self,
@@ -52,9 +66,9 @@ class GraphUNet:
         outputs = self._run_stage(
             self._stage,
             {
-                "sample": sample,
-                "timestep": _timestep(self._graph, timestep),
-                "encoder_hidden_states": encoder_hidden_states,
+                SAMPLE: sample,
+                TIMESTEP: _timestep(self._graph, timestep),
+                ENCODER_HIDDEN_STATES: encoder_hidden_states,
                 **{name: _rows(value, len(sample)) for name, value in extra.items()},
             },
         )
@@ -81,14 +95,9 @@ class ControlledUNet:
         self._unet = unet
         self._latent = manifest.latent
         self._zeros: dict[tuple[int, ...], Residuals] = {}
+        networks = manifest.controlnets
         self._networks = [
-            _Network(
-                manifest.graphs[NETWORK + name],
-                NETWORK + name,
-                run_stage,
-                control,
-                _timesteps(control, plan),
-            )
+            _Network(networks[name], manifest.latent, run_stage, control, _timesteps(control, plan))
             for name, control in controls.items()
         ]
 
@@ -106,9 +115,7 @@ class ControlledUNet:
         total: Residuals = {}
         for network in self._networks:
             if timestep in network.timesteps:
-                found = network(
-                    latents, timestep, encoder_hidden_states, extra, self._latent.downscale
-                )
+                found = network(latents, timestep, encoder_hidden_states, extra)
                 total = {k: total[k] + v for k, v in found.items()} if total else found
         if not total:
             total = self._no_residuals(sample.shape)
@@ -127,15 +134,16 @@ class _Network:
 
     def __init__(
         self,
-        graph: GraphSpec,
-        stage: str,
+        stage: Stage,
+        latent: LatentSpec,
         run_stage: RunStage,
         control: Control,
         timesteps: frozenset[float],
     ) -> None:
-        self.graph = graph
+        self.graph = stage.graph
         self.timesteps = timesteps
-        self._stage = stage
+        self._stage = stage.name
+        self._latent = latent
         self._run_stage = run_stage
         self._control = control
         self._scale = read_only(np.array(control.scale, np.float32))
@@ -147,19 +155,18 @@ class _Network:
         timestep: float,
         encoder_hidden_states: Array,
         extra: Mapping[str, Array],
-        downscale: int,
     ) -> Residuals:
-        rows, _, *sides = latents.shape
-        height, width = (side * downscale for side in sides)
+        rows = len(latents)
+        width, height = self._latent.size(latents.shape)
         if (rows, width, height) not in self._pixels:
             pixels = _rows(self._control.pixels(width, height), rows)
             self._pixels[rows, width, height] = read_only(pixels)
         inputs: dict[str, npt.NDArray[Any]] = {
-            "sample": latents,
-            "timestep": _timestep(self.graph, timestep),
-            "encoder_hidden_states": encoder_hidden_states,
-            "controlnet_cond": self._pixels[rows, width, height],
-            "conditioning_scale": self._scale,
+            SAMPLE: latents,
+            TIMESTEP: _timestep(self.graph, timestep),
+            ENCODER_HIDDEN_STATES: encoder_hidden_states,
+            CONTROL_IMAGE: self._pixels[rows, width, height],
+            CONTROL_SCALE: self._scale,
         }
         for name, value in extra.items():
             if self.graph.input(name) is not None:  # SDXL's, but not a guidance embedding
@@ -176,9 +183,7 @@ def _timesteps(control: Control, plan: Plan) -> frozenset[float]:
 
 def _timestep(graph: GraphSpec, timestep: float) -> npt.NDArray[Any]:
     """The timestep as the graph takes it: its dtype, and a scalar or a vector of one."""
-    spec = graph.input("timestep")
-    if spec is None:
-        raise BundleError(f"{graph.file}: has no input `timestep`: export the bundle again")
+    spec = graph.require_input(TIMESTEP)
     value = np.asarray(timestep, dtype=spec.dtype)
     return value.reshape((1,) * len(spec.shape))
 
