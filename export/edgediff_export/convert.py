@@ -9,7 +9,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgediff.bundle import GraphSpec, Manifest, PlanSearch, Precision, Quantization, StageFidelity
-from edgediff.control import CONTROLLED_UNET, for_control
 from edgediff.errors import ExportError
 from edgediff_export.calibration_set import area_ratio
 from edgediff_export.fidelity.cases import Case
@@ -19,6 +18,7 @@ from edgediff_export.graph.write import write_graph
 from edgediff_export.options import Options
 from edgediff_export.search.quantization_plan import QuantizationPlan
 from edgediff_export.search.trial import Trial
+from edgediff_export.source.families import CONTROLLED_UNET, UNET
 from edgediff_export.targets.conversion import Converted, FloatStage
 from edgediff_export.targets.cpu.dense import Format
 from edgediff_export.targets.cpu.prepare import Prepared, prepare
@@ -51,13 +51,15 @@ class FloatModel:
 
     def stage(self, name: str, options: Options, *, average_attention: bool) -> FloatStage:
         """A stage with its examples, to be converted."""
-        examples = self.examples[name]
+        examples, spec = self.examples[name], self.traced[name].spec
         return FloatStage(
-            source=self.folder / self.traced[name].spec.file,
+            source=self.folder / spec.file,
             cases=examples,
             profile=options.profile,
-            area_ratio=area_ratio(name, self.manifest.defaults, self.manifest.latent, examples),
-            average_attention=average_attention and name == "unet",
+            area_ratio=area_ratio(
+                spec.role, self.manifest.defaults, self.manifest.latent, examples
+            ),
+            average_attention=average_attention and spec.role == "denoiser",
         )
 
 
@@ -101,7 +103,7 @@ class Conversion:
         for name in self.model.traced:
             report(f"{name}: {self.options.precision}")
             if name == CONTROLLED_UNET:
-                written[name] = self._write_controlled(written["unet"], bundle)
+                written[name] = self._write_controlled(written[UNET], bundle)
             else:
                 written[name] = self._write(name, bundle)
         return written
@@ -112,7 +114,7 @@ class Conversion:
         return Quantization(
             precision=self.options.precision,
             tensors={stage: w.formats for stage, w in written.items() if stage != CONTROLLED_UNET},
-            averaged_attention=self.average_attention and "unet" in int8,
+            averaged_attention=self.average_attention and UNET in int8,
             direct={stage: w.direct for stage, w in int8.items() if w.direct},
             reduced_range=any(w.reduced_range for w in int8.values()),
             search=self.search,
@@ -227,6 +229,7 @@ def plan_conversion(
     )
     if plan is None and not options.budget.asked:
         return conversion
+    networks = [stage.name for stage in model.manifest.controlnets.values()]
     prepared = {}
     for name in model.traced:
         if name == CONTROLLED_UNET:  # made of the finished UNet
@@ -237,15 +240,15 @@ def plan_conversion(
     if plan is not None:
         return replace(
             conversion,
-            formats=plan.fitted(prepared),
+            formats=plan.fitted(prepared, networks),
             prepared={name: plan.applied(p, name) for name, p in prepared.items()},
         )
-    calibration, unseen = trial_shots(model.shots[0], model.traced["unet"].parameters)
+    calibration, unseen = trial_shots(model.shots[0], model.traced[UNET].parameters)
     formats, search = Trial(
         floats=model.folder,
         manifest=model.manifest,
         # Its images are made without control networks: these stay in plain int8.
-        prepared={name: p for name, p in prepared.items() if not for_control(name)},
+        prepared={name: p for name, p in prepared.items() if name not in networks},
         calibration=calibration,
         unseen=unseen,
         scratch=scratch,

@@ -2,8 +2,9 @@
 
 import math
 
-from edgediff.bundle import Defaults, LatentSpec
+from edgediff.bundle import ConditioningSpec, Defaults
 from edgediff.errors import InputError
+from edgediff.latent import LatentSpec
 from edgediff.plan import make_plan
 from edgediff.request import check_size
 from edgediff.schedule import DiscreteSchedule
@@ -27,6 +28,13 @@ def latent_space(source: Source) -> LatentSpec:
     )
 
 
+def conditioning(source: Source) -> ConditioningSpec:
+    """SDXL's UNet reads the states of both text encoders, and the second one's embedding of the
+    whole prompt (Podell et al. 2023, arXiv:2307.01952, section 2.1)."""
+    encoders = tuple(source.text_encoders)
+    return ConditioningSpec(states=(encoders,), pooled=encoders[1:])
+
+
 def named(options: Options, source: Source) -> str:
     """What may say how the model is to be sampled: its names, the user's and its own."""
     return f"{options.name or ''} {source.name}"
@@ -46,7 +54,7 @@ def choose_defaults(
     if options.size is None:
         size = source.unet.get("sample_size") or 64
         rows, columns = size if isinstance(size, list | tuple) else (size, size)
-        width, height = columns * latent.downscale, rows * latent.downscale
+        width, height = latent.size((rows, columns))
     else:
         width, height = options.size
     width, height = check_size((width, height), unit)

@@ -10,27 +10,26 @@ import edgediff
 from edgediff.bundle import (
     Defaults,
     Fidelity,
-    LatentSpec,
     Manifest,
     Provenance,
     Quantization,
     TokenizerSpec,
 )
-from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError
+from edgediff.latent import LatentSpec
 from edgediff.prompt import Tokenizer
 from edgediff.schedule import Schedule
 from edgediff_export.bundle_folder import folder_in_one_piece, write_bundle
 from edgediff_export.calibration_set import examples
 from edgediff_export.convert import FloatModel, plan_conversion
-from edgediff_export.defaults import choose_defaults, latent_space, named
+from edgediff_export.defaults import choose_defaults, conditioning, latent_space, named
 from edgediff_export.fidelity import images
 from edgediff_export.fidelity.shots import choose_shots
 from edgediff_export.options import Options, check_options
 from edgediff_export.search.quantization_plan import QuantizationPlan, read_plan
 from edgediff_export.source import tokenizer
 from edgediff_export.source.controlnet import ControlNet, open_controlnets
-from edgediff_export.source.families import TEXT_ENCODERS
+from edgediff_export.source.families import CONTROLLED_UNET, TEXT_ENCODERS, UNET
 from edgediff_export.source.open import open_source
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import adapt, read_schedule
@@ -81,7 +80,7 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         traced = _trace(options, opened, tokenizers, work, report)
         report("images of the float model")
         manifest = write_bundle(floats, _describe(options, opened, tokenizers, traced))
-        shots = choose_shots(manifest, traced["unet"].parameters)
+        shots = choose_shots(manifest, traced[UNET].parameters)
         references = images.take_pictures(floats, shots)
         model = FloatModel(
             folder=floats,
@@ -216,6 +215,7 @@ def _describe(
         files={},
         graphs={name: stage.spec for name, stage in traced.items()},
         tokenizers=dict(tokenizers),
+        conditioning=conditioning(source),
         latent=opened.latent,
         schedule=opened.schedule,
         zeros_for_no_negative=source.zeros_for_no_negative,

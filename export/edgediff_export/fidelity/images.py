@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgediff.bundle import Bundle, PictureFidelity
 from edgediff.image import psnr, to_pictures
 from edgediff.stages import RunStage, estimate
+from edgediff.tensor_names import LATENT_SAMPLE, SAMPLE
 from edgediff_export.fidelity.cases import Array, Case
 from edgediff_export.fidelity.shots import Shot, trajectory
 
@@ -39,9 +40,9 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
         for s in shots:
             seen: dict[str, list[Case]] = {}
             *_, last = trajectory(pipe, s, functools.partial(_recorder, seen=seen))
-            inputs = {"latent_sample": pipe.decoder_input(last.latents)}
-            outputs = pipe.run_stage("vae_decoder", inputs)
-            pixels = np.asarray(to_pictures(outputs["sample"])[0])
+            inputs = {LATENT_SAMPLE: pipe.decoder_input(last.latents)}
+            outputs = pipe.run_stage(pipe.bundle.manifest.decoder.name, inputs)
+            pixels = np.asarray(to_pictures(outputs[SAMPLE])[0])
             decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
             pictures.append(Picture(pixels=pixels, decoding=decoding, seen=seen))
     gc.collect()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgediff.bundle import DType, GraphSpec, Precision, TensorSpec
+from edgediff.bundle import DType, GraphSpec, Precision, Role, TensorSpec
 from edgediff.errors import ExportError
 
 INLINE_LIMIT = 1024
@@ -70,10 +70,11 @@ def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
 
 
 def graph_spec(
-    model: ir.Model, path: Path, data: tuple[str, ...], precision: Precision
+    model: ir.Model, path: Path, data: tuple[str, ...], precision: Precision, role: Role
 ) -> GraphSpec:
     """A written graph as bundle.json describes it."""
     return GraphSpec(
+        role=role,
         file=path.name,
         data=data,
         precision=precision,

@@ -1,12 +1,11 @@
 """The quantization plan of another export: which layer became what, read from its bundle.json."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgediff.bundle import MANIFEST, parse_manifest
-from edgediff.control import for_control
 from edgediff.errors import BundleError, InputError
 from edgediff_export.targets.cpu.dense import BLOCK, Format, Kernel
 from edgediff_export.targets.cpu.prepare import Prepared, quantizable
@@ -43,14 +42,17 @@ class QuantizationPlan:
         }
         return replace(prepared, kernels=kernels, reduced_range=self.reduced_range)
 
-    def fitted(self, prepared: Mapping[str, Prepared]) -> dict[str, dict[str, Format]]:
+    def fitted(
+        self, prepared: Mapping[str, Prepared], networks: Collection[str] = ()
+    ) -> dict[str, dict[str, Format]]:
         """Stage → weight → format. Raises InputError if the plan is another model's.
 
-        A control network that was added since is left out: it becomes plain int8."""
+        networks: the stages of control networks. One that was added since is left out: it becomes
+        plain int8."""
         return {
             stage: self._formats(stage, p)
             for stage, p in prepared.items()
-            if stage in self.tensors or not for_control(stage)
+            if stage in self.tensors or stage not in networks
         }
 
     def keeps_float(self, stage: str) -> bool:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 import edgediff
+from edgediff.bundle import Bundle
+from edgediff.tensor_names import LATENT_SAMPLE, SAMPLE
 from edgediff_export.fidelity.cases import Array
 from edgediff_export.fidelity.shots import Shot, trajectory
 from edgediff_export.graph.build import Builder
@@ -81,7 +83,9 @@ def layer_costs(
 
     floats: the float bundle. shots: of which the first are run, in a few steps."""
     # An encoder's layers cost nothing, and go to int4 first: no image passes through it.
-    stages = [stage for stage in prepared if stage != "vae_encoder"]
+    manifest = Bundle.open(floats).manifest
+    stages = [stage for stage in prepared if manifest.graphs[stage].role != "encoder"]
+    decoder = manifest.decoder.name
     probes = {stage: make_probe(prepared[stage].model, prepared[stage].source) for stage in stages}
     work = {(stage, y.name): p.work(y) for stage, p in prepared.items() for y in p.layers}
     short = [replace(shot, steps=min(shot.steps, 4)) for shot in shots[:2]]
@@ -96,15 +100,12 @@ def layer_costs(
             return [list(run)[-1].latents for run in runs]
 
         def pixels(of: list[Array]) -> list[Array]:
-            return [
-                probed("vae_decoder", {"latent_sample": pipe.decoder_input(x)})["sample"]
-                for x in of
-            ]
+            return [probed(decoder, {LATENT_SAMPLE: pipe.decoder_input(x)})[SAMPLE] for x in of]
 
         exact = latents()
         shown = pixels(exact)
         # How an error of the latents shows in pixels: from all of the UNet's layers at once.
-        unet = probes["unet"]
+        unet = probes[manifest.denoiser.name]
         unet.on = set(unet.names)
         far = latents()
         ratio = _error(pixels(far), shown) / max(_error(far, exact), 1e-30)
@@ -113,7 +114,7 @@ def layer_costs(
         for stage, probe in probes.items():
             for name in probe.names:
                 probe.on = {name}
-                if stage == "vae_decoder":
+                if stage == decoder:
                     error = _error(pixels(exact), shown)
                 else:
                     error = _error(latents(), exact) * ratio

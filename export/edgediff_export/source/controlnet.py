@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgediff.bundle import LatentSpec
 from edgediff.errors import ExportError, InputError
+from edgediff.latent import LatentSpec
 from edgediff_export.quiet import quiet
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.hub import download_controlnet, is_hub_id

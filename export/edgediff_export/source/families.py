@@ -30,6 +30,11 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "StableDiffusionXLInpaintPipeline": _SDXL,
 }
 """Pipeline → its components, and the classes that each may be of."""
+UNET = "unet"
+CONTROLLED_UNET = "unet_controlled"
+VAE_DECODER = "vae_decoder"
+VAE_ENCODER = "vae_encoder"
+"""The names of stages in a bundle; text encoders have those of their components."""
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Text encoder → the folder of its tokenizer."""
 TIME_IDS = 6

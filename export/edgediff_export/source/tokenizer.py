@@ -72,6 +72,7 @@ def write_tokenizer(
     return TokenizerSpec(
         file=file,
         max_length=slow.model_max_length,
+        min_length=slow.model_max_length,
         bos_token_id=slow.bos_token_id,
         eos_token_id=slow.eos_token_id,
         pad_token_id=slow.pad_token_id,

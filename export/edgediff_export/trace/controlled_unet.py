@@ -13,11 +13,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgediff.bundle import GraphSpec, TensorSpec
-from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError
 from edgediff_export.graph.build import Builder, dims
 from edgediff_export.graph.observe import load_typed
 from edgediff_export.graph.write import shorten
+from edgediff_export.source.families import CONTROLLED_UNET, UNET
 
 _CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -27,7 +27,7 @@ def find_joins(floats: Path) -> list[str]:
     Concats of two values (b, c, h, w) along the channels, the skip connection second."""
     return [
         node.name or ""
-        for node in load_typed(floats / "unet.onnx").graph
+        for node in load_typed(floats / f"{UNET}.onnx").graph
         if node.op_type == "Concat"
         and node.attributes.get_int("axis", 0) == 1
         and [len(dims(v) or ()) for v in node.inputs] == [4, 4]
@@ -59,7 +59,9 @@ def write_controlled(
     shorten(graph)
     path = folder / f"{CONTROLLED_UNET}.onnx"
     ir.save(model, path)
-    return replace(unet, file=path.name, inputs=(*unet.inputs, *residuals))
+    return replace(
+        unet, role="controlled_denoiser", file=path.name, inputs=(*unet.inputs, *residuals)
+    )
 
 
 def _origin(node: ir.Node) -> str:

@@ -5,10 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from edgediff.bundle import LatentSpec
 from edgediff.conditioning import time_ids
 from edgediff.guidance import Guidance
+from edgediff.latent import LatentSpec
 from edgediff.prompt import Tokenizer
+from edgediff.tensor_names import (
+    CONTROL_IMAGE,
+    CONTROL_SCALE,
+    ENCODER_HIDDEN_STATES,
+    GUIDANCE_EMBEDDING,
+    INPUT_IDS,
+    LATENT_SAMPLE,
+    POOLED_STATES,
+    SAMPLE,
+    TIME_IDS,
+    TIMESTEP,
+)
 from edgediff_export.fidelity.cases import Case, Named
 from edgediff_export.fidelity.shots import PROMPTS, even_areas
 
@@ -28,7 +40,7 @@ def text_encoder_inputs(tokenizer: Tokenizer, embeddings: Sequence[str] = ()) ->
     prompts = {"prompt": PROMPTS[0], "empty": ""}
     if embeddings:
         prompts["embeddings"] = " ".join(embeddings)
-    return {name: {"input_ids": tokenizer.encode(text).ids} for name, text in prompts.items()}
+    return {name: {INPUT_IDS: tokenizer.encode(text).ids} for name, text in prompts.items()}
 
 
 def unet_inputs(
@@ -49,16 +61,16 @@ def unet_inputs(
     for timestep, prompt in zip(_TIMESTEPS, zip(*text, strict=True), strict=False):
         states = [next(iter(case.outputs.values())) for case in prompt]
         inputs = {
-            "sample": rng.standard_normal(shape, dtype=np.float32),
-            "timestep": np.array(timestep, np.float32),
-            "encoder_hidden_states": np.concatenate(states, axis=-1),
+            SAMPLE: rng.standard_normal(shape, dtype=np.float32),
+            TIMESTEP: np.array(timestep, np.float32),
+            ENCODER_HIDDEN_STATES: np.concatenate(states, axis=-1),
         }
         embedding = Guidance(scale=guidance_scale, embedding_dim=cond_dim or None).embedding()
         if embedding is not None:
-            inputs["timestep_cond"] = embedding
+            inputs[GUIDANCE_EMBEDDING] = embedding
         if config.get("addition_embed_type") == "text_time":
-            inputs["text_embeds"] = prompt[-1].outputs["text_embeds"]
-            inputs["time_ids"] = time_ids(*size)
+            inputs[POOLED_STATES] = prompt[-1].outputs[POOLED_STATES]
+            inputs[TIME_IDS] = time_ids(*size)
         cases[f"t{timestep:g}"] = inputs
     return cases
 
@@ -72,17 +84,17 @@ def vae_decoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
     # Real latents have large even areas, which a decoder's norms amplify.
     even = 1.5 * even_areas(rng, shape) + 0.1 * noise
     scale = np.float32(1 / latent.scaling_factor)
-    return {"noise": {"latent_sample": noise * scale}, "even": {"latent_sample": even * scale}}
+    return {"noise": {LATENT_SAMPLE: noise * scale}, "even": {LATENT_SAMPLE: even * scale}}
 
 
 def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]:
     """Pictures (1, 3, h, w) in [-1, 1]: noise all over, and even areas with a little of it."""
     rng = np.random.default_rng(2)
-    side = min(sample_size, _VAE_SIDE) * latent.downscale
-    shape = (1, 3, side, side)
+    width, height = latent.size((min(sample_size, _VAE_SIDE),) * 2)
+    shape = (1, 3, height, width)
     noise = rng.uniform(-1, 1, shape).astype(np.float32)
     even = np.clip(0.7 * even_areas(rng, shape) + 0.05 * noise, -1, 1)
-    return {"noise": {"sample": noise}, "even": {"sample": even}}
+    return {"noise": {SAMPLE: noise}, "even": {SAMPLE: even}}
 
 
 def network_inputs(unet: Sequence[Case], latent: LatentSpec) -> dict[str, Named]:
@@ -90,16 +102,16 @@ def network_inputs(unet: Sequence[Case], latent: LatentSpec) -> dict[str, Named]
     rng = np.random.default_rng(3)
     cases: dict[str, Named] = {}
     for k, case in enumerate(unet):
-        inputs = {name: v for name, v in case.inputs.items() if name != "timestep_cond"}
-        sample = _cut(inputs["sample"])[:, : latent.channels]
-        h, w = (side * latent.downscale for side in sample.shape[2:])
+        inputs = {name: v for name, v in case.inputs.items() if name != GUIDANCE_EMBEDDING}
+        sample = _cut(inputs[SAMPLE])[:, : latent.channels]
+        w, h = latent.size(sample.shape)
         noise = rng.random((1, 3, h, w), dtype=np.float32)
         lines = np.broadcast_to(rng.random((1, 1, h, 1)) > 0.9, noise.shape).astype(np.float32)
         cases[case.name] = {
             **inputs,
-            "sample": sample,
-            "controlnet_cond": lines if k % 2 else noise,
-            "conditioning_scale": np.array(1.0, np.float32),
+            SAMPLE: sample,
+            CONTROL_IMAGE: lines if k % 2 else noise,
+            CONTROL_SCALE: np.array(1.0, np.float32),
         }
     return cases
 
@@ -114,7 +126,7 @@ def controlled_inputs(unet: Sequence[Case], network: Sequence[Case]) -> dict[str
             name: rng.standard_normal(v.shape, dtype=np.float32) * _RESIDUAL_STRENGTH
             for name, v in of.outputs.items()
         }
-        cases[case.name] = {**case.inputs, "sample": _cut(case.inputs["sample"]), **residuals}
+        cases[case.name] = {**case.inputs, SAMPLE: _cut(case.inputs[SAMPLE]), **residuals}
     return cases
 
 

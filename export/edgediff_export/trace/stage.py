@@ -6,8 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgediff.control import CONTROLLED_UNET, NETWORK
+from edgediff.bundle import Role, controlnet_stage
 from edgediff.settings import clip_skip_output
+from edgediff.tensor_names import (
+    CONTROL_IMAGE,
+    CONTROL_SCALE,
+    ENCODER_HIDDEN_STATES,
+    INPUT_IDS,
+    LATENT_PARAMETERS,
+    LATENT_SAMPLE,
+    LATENTS,
+    POOLED_STATES,
+    SAMPLE,
+    TIME_IDS,
+    TIMESTEP,
+)
+from edgediff_export.source import families
 from edgediff_export.source.controlnet import ControlNet
 from edgediff_export.source.pipeline import Source
 
@@ -17,13 +31,14 @@ Axes = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One graph of a bundle. component: what `Source.load` is asked for.
+    """One graph of a bundle, with its role there. component: what `Source.load` is asked for.
 
     inputs, outputs: see Axes; `height` and `width` count latents. Further inputs, which only some
     models have, are free in their batch alone.
     evaluate: (module, inputs by name, torch tensors) → the outputs, in order."""
 
     name: str
+    role: Role
     component: str
     inputs: Axes
     outputs: Axes
@@ -87,17 +102,18 @@ def _text_encoder(source: Source, component: str) -> Stage:
             taken = (encoded.last_hidden_state, *(norm(states[-1 - n]) for n in skips))
         return (*taken, encoded.text_embeds) if projected else taken
 
-    names = [usual, *map(clip_skip_output, skips), *(["text_embeds"] if projected else [])]
+    names = [usual, *map(clip_skip_output, skips), *([POOLED_STATES] if projected else [])]
     return Stage(
         name=component,
+        role="text_encoder",
         component=component,
-        inputs={"input_ids": {0: "batch"}},
+        inputs={INPUT_IDS: {0: "batch"}},
         outputs={name: {0: "batch"} for name in names},
         evaluate=encode,
     )
 
 
-ADDED = ("text_embeds", "time_ids")
+ADDED = (POOLED_STATES, TIME_IDS)
 """Inputs of SDXL's UNet: the embedding of the whole prompt, and sizes, see `families.TIME_IDS`."""
 
 
@@ -108,13 +124,14 @@ def _predict(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 UNET = Stage(
-    name="unet",
+    name=families.UNET,
+    role="denoiser",
     component="unet",
     inputs={
-        "sample": {0: "batch", 2: "height", 3: "width"},
+        SAMPLE: {0: "batch", 2: "height", 3: "width"},
         # A float32 scalar, since some samplers stop between the timesteps of training.
-        "timestep": {},
-        "encoder_hidden_states": {0: "batch", 1: "sequence"},
+        TIMESTEP: {},
+        ENCODER_HIDDEN_STATES: {0: "batch", 1: "sequence"},
     },
     outputs={"out_sample": {0: "batch", 2: "height", 3: "width"}},
     evaluate=_predict,
@@ -122,14 +139,15 @@ UNET = Stage(
 
 
 def _decode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (module.decode(inputs["latent_sample"]).sample,)
+    return (module.decode(inputs[LATENT_SAMPLE]).sample,)
 
 
 VAE_DECODER = Stage(
-    name="vae_decoder",
+    name=families.VAE_DECODER,
+    role="decoder",
     component="vae",
-    inputs={"latent_sample": {0: "batch", 2: "height", 3: "width"}},
-    outputs={"sample": {0: "batch", 2: "picture_height", 3: "picture_width"}},
+    inputs={LATENT_SAMPLE: {0: "batch", 2: "height", 3: "width"}},
+    outputs={SAMPLE: {0: "batch", 2: "picture_height", 3: "picture_width"}},
     evaluate=_decode,
 )
 
@@ -141,15 +159,16 @@ def _vae_encoder(source: Source) -> Stage:
     tiny = source.vae["_class_name"] == "AutoencoderTiny"
 
     def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-        encoded = module.encode(inputs["sample"])
+        encoded = module.encode(inputs[SAMPLE])
         return (encoded.latents if tiny else encoded.latent_dist.parameters,)
 
     return Stage(
-        name="vae_encoder",
+        name=families.VAE_ENCODER,
+        role="encoder",
         component="vae",
-        inputs={"sample": {0: "batch", 2: "picture_height", 3: "picture_width"}},
+        inputs={SAMPLE: {0: "batch", 2: "picture_height", 3: "picture_width"}},
         outputs={
-            "latents" if tiny else "latent_parameters": {0: "batch", 2: "height", 3: "width"},
+            LATENTS if tiny else LATENT_PARAMETERS: {0: "batch", 2: "height", 3: "width"},
         },
         evaluate=encode,
     )
@@ -160,15 +179,17 @@ _MID = "mid_residual"
 
 def network_stage(network: ControlNet) -> Stage:
     """A control network as a stage; its further inputs, SDXL's, are free in their batch."""
+    name = controlnet_stage(network.name)
     return Stage(
-        name=NETWORK + network.name,
-        component=NETWORK + network.name,
+        name=name,
+        role="controlnet",
+        component=name,
         inputs={
-            "sample": {0: "batch", 2: "height", 3: "width"},
-            "timestep": {},
-            "encoder_hidden_states": {0: "batch", 1: "sequence"},
-            "controlnet_cond": {0: "batch", 2: "picture_height", 3: "picture_width"},
-            "conditioning_scale": {},
+            SAMPLE: {0: "batch", 2: "height", 3: "width"},
+            TIMESTEP: {},
+            ENCODER_HIDDEN_STATES: {0: "batch", 1: "sequence"},
+            CONTROL_IMAGE: {0: "batch", 2: "picture_height", 3: "picture_width"},
+            CONTROL_SCALE: {},
         },
         outputs=_residual_axes(network),
         evaluate=_control,
@@ -189,7 +210,8 @@ def controlled(unet: Stage, network: ControlNet) -> Stage:
         return unet.evaluate(module, {**plain, **residuals})
 
     return Stage(
-        name=CONTROLLED_UNET,
+        name=families.CONTROLLED_UNET,
+        role="controlled_denoiser",
         component=unet.component,
         inputs={**unet.inputs, **_residual_axes(network)},
         outputs=unet.outputs,

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edgediff.bundle import Defaults, GraphSpec, LatentSpec, StageFidelity
+from edgediff.bundle import Defaults, GraphSpec, StageFidelity
 from edgediff.errors import ExportError
+from edgediff.latent import LatentSpec
 from edgediff.prompt import Tokenizer
+from edgediff.tensor_names import SAMPLE
 from edgediff_export.fidelity.cases import Case, Named
 from edgediff_export.fidelity.measure import FLOAT_LIMIT, judge, measure
 from edgediff_export.graph.write import graph_spec, write_graph
@@ -61,8 +63,8 @@ class Tracer:
         parameters = sum(p.numel() for p in module.parameters())
         cases = run_torch(module, stage, inputs)
         example = _example(cases[0].inputs)
-        if stage.name == "unet":
-            example["sample"] = _odd_latents(self.source.unet, example["sample"])
+        if stage.role == "denoiser":
+            example[SAMPLE] = _odd_latents(self.source.unet, example[SAMPLE])
         shapes = {k: v.shape for k, v in cases[0].outputs.items()}
         self.scratch.mkdir()
         model = trace(module, stage, example, shapes, self.scratch)
@@ -70,7 +72,7 @@ class Tracer:
         gc.collect()
         path = self.floats / f"{stage.name}.onnx"
         data = write_graph(model, path)
-        spec = graph_spec(model, path, data, "fp32")
+        spec = graph_spec(model, path, data, "fp32", stage.role)
         del model
         gc.collect()
         shutil.rmtree(self.scratch)
@@ -88,18 +90,18 @@ class Tracer:
         of = done[network_stage(network).name]
         stage = controlled(UNET, network)
         module = self._load(stage)
-        inputs = fixtures.controlled_inputs(done["unet"].cases, of.cases)
+        inputs = fixtures.controlled_inputs(done[UNET.name].cases, of.cases)
         cases = run_torch(module, stage, inputs)
         del module
         gc.collect()
         spec = write_controlled(
-            self.floats, done["unet"].spec, find_joins(self.floats), of.spec.outputs
+            self.floats, done[UNET.name].spec, find_joins(self.floats), of.spec.outputs
         )
         return Traced(
             spec=spec,
             cases=cases,
             fidelity=self._judged(stage, spec, cases),
-            parameters=done["unet"].parameters,
+            parameters=done[UNET.name].parameters,
         )
 
     def _load(self, stage: Stage) -> Any:
@@ -119,19 +121,19 @@ class Tracer:
     def _inputs(self, stage: Stage, done: Mapping[str, Traced]) -> Mapping[str, Named]:
         """The fixtures of a stage."""
         if stage.component in self.networks:
-            return fixtures.network_inputs(done["unet"].cases, self.latent)
+            return fixtures.network_inputs(done[UNET.name].cases, self.latent)
         side = fixtures.sample_side(self.source.unet)
         if stage.name in self.tokenizers:
             tokens = [learned.token for learned in self.source.embeddings]
             return fixtures.text_encoder_inputs(self.tokenizers[stage.name], tokens)
-        if stage.name == "unet":
+        if stage.role == "denoiser":
             return fixtures.unet_inputs(
                 self.source.unet,
                 [done[name].cases for name in self.tokenizers],
                 guidance_scale=self.defaults.guidance_scale,
                 size=(self.defaults.width, self.defaults.height),
             )
-        if stage.name == "vae_encoder":
+        if stage.role == "encoder":
             return fixtures.vae_encoder_inputs(self.latent, side)
         return fixtures.vae_decoder_inputs(self.latent, side)
 

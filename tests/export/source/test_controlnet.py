@@ -13,13 +13,13 @@ import pytest
 from edgediff_export.defaults import latent_space
 from edgediff_export.export import Exported, Options, export
 from edgediff_export.source.controlnet import open_controlnets
+from edgediff_export.source.families import CONTROLLED_UNET
 from edgediff_export.source.open import open_source
 from edgediff_export.source.pipeline import Source
 from edgediff_export.trace.stage import network_stage
 
 import edgediff
 from edgediff.bundle import Bundle
-from edgediff.control import CONTROLLED_UNET
 from edgediff.errors import ExportError, InputError
 from edgediff.verification import verify
 

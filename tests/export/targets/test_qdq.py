@@ -53,6 +53,7 @@ def run(lowered: Converted, x: npt.NDArray[np.generic], folder: Path) -> Floats:
     path = folder / "lowered.onnx"
     data = write_graph(lowered.model, path)
     spec = GraphSpec(
+        role="denoiser",
         file=path.name,
         data=data,
         precision="int8",

@@ -53,7 +53,7 @@ def test_halves_are_computed_with_in_float32(
     model = trace(half, VAE_DECODER, example, {"sample": (1, 3, 64, 64)}, tmp_path)
     path = tmp_path / "decoder.onnx"
     data = write_graph(model, path)
-    error, _ = measure(path, graph_spec(model, path, data, "fp32"), [case])
+    error, _ = measure(path, graph_spec(model, path, data, "fp32", "decoder"), [case])
     assert error < 1e-5
 
 

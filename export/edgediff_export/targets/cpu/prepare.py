@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError
 from edgediff.session import PRECISE
+from edgediff.tensor_names import LATENT_SAMPLE
 from edgediff_export.graph.observe import store
 from edgediff_export.targets.conversion import Converted, FloatStage
 from edgediff_export.targets.cpu.averaged import average_keys_and_values
@@ -171,7 +172,7 @@ def bears_direct(model: ir.Model) -> bool:
 
 
 def _decodes(model: ir.Model) -> bool:
-    return any(v.name == "latent_sample" for v in model.graph.inputs)
+    return any(v.name == LATENT_SAMPLE for v in model.graph.inputs)
 
 
 def quantizable(layer: Layer) -> bool:
