@@ -2,18 +2,20 @@
 
 What does not fit is left as it is: parsing says what is wrong with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 Raw = dict[str, Any]
 
 _ROLES = {
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder",
     "unet": "denoiser",
     "unet_controlled": "controlled_denoiser",
     "vae_decoder": "decoder",
     "vae_encoder": "encoder",
 }
-"""Of version 1, which knew stages by their names; others are text encoders or control networks."""
+"""Of version 1, which knew stages by their names; the others were control networks."""
 
 
 def upgraded(raw: Raw, version: int) -> Raw:
@@ -29,7 +31,7 @@ def _from_1(raw: Raw) -> Raw:
     graphs = _objects(raw.get("graphs"))
     tokenizers = _objects(raw.get("tokenizers"))
     added = {
-        "graphs": {name: {"role": _role(name, tokenizers), **g} for name, g in graphs.items()},
+        "graphs": {name: {"role": _role(name), **graph} for name, graph in graphs.items()},
         "tokenizers": {
             name: {**spec, "min_length": spec.get("max_length")}
             for name, spec in tokenizers.items()
@@ -55,9 +57,7 @@ _STEPS: tuple[Callable[[Raw], Raw], ...] = (_from_1,)
 """The step from version k + 1 to the next."""
 
 
-def _role(name: str, tokenizers: Mapping[str, Any]) -> str | None:
-    if name in tokenizers:
-        return "text_encoder"
+def _role(name: str) -> str | None:
     return _ROLES.get(name) or ("controlnet" if name.startswith("controlnet.") else None)
 
 
