@@ -59,8 +59,8 @@ def _spread(
 def _euler_levels(
     schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[list[float], list[float]]:
-    """(sigmas, timesteps), fractional where they fall so; `spacing` goes between their ends."""
-    # diffusers tells the network float32 timesteps.
+    """(sigmas, timesteps), which may be fractional; `spacing` keeps the two ends."""
+    # diffusers hands the network float32 timesteps.
     t = _spread(schedule, _timestep_spacing(schedule, "linspace"), steps).astype(np.float32)
     table = sigmas(schedule)
     levels: list[float] = np.interp(t, np.arange(len(table)), table).tolist()
@@ -108,7 +108,7 @@ def _ddim_grid(
 def _pndm_grid(
     schedule: DiscreteSchedule, steps: int, _: Spacing | None
 ) -> tuple[PlannedStep, ...]:
-    """As ddim's where each step ends at the next one's start, which a history of steps needs."""
+    """As ddim's, but each step ends at the next one's start, which a history of steps needs."""
     t = _spread(schedule, _timestep_spacing(schedule, "leading"), steps).round().tolist()
     table = alphas_cumprod(schedule)
     end = _sigma_or_last(schedule, table, t[-1] - schedule.num_train_timesteps // steps)
@@ -136,8 +136,8 @@ def _unipc_grid(
 def _deis_grid(
     schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
-    """As unipc's, but down to the schedule's lowest level: log sigma is integrated over. With a
-    spacing that is where the last step stands already, and it changes nothing."""
+    """As unipc's, but down to the schedule's lowest level, since log sigma is integrated over. With
+    a spacing the last step begins at that level, and changes nothing."""
     planned = _unipc_grid(schedule, steps, spacing)
     end = sigmas(schedule)[0] if spacing is None else planned[-1].sigma
     return (*planned[:-1], planned[-1]._replace(sigma_next=end))
@@ -215,12 +215,12 @@ _FROM_PURE_NOISE = ("euler", "euler_a", "heun", "dpmpp_sde")
 
 
 def _sigma(table: list[float], timestep: float) -> float:
-    """The noise level at a whole timestep. One past the table gets its end: `make_plan` refuses it."""
+    """The noise level at a whole timestep; past the table's end, that of the end."""
     return sigma_of(table[min(int(timestep), len(table) - 1)])
 
 
 def _sigma_or_last(schedule: DiscreteSchedule, table: list[float], timestep: float) -> float:
-    """The noise level at a whole timestep, or where ddim and pndm end for one below 0."""
+    """The noise level at a whole timestep; below 0, the one that ddim and pndm end at."""
     if timestep >= 0:
         return _sigma(table, timestep)
     return 0.0 if schedule.set_alpha_to_one else sigma_of(table[0])

@@ -17,13 +17,13 @@ from edgediff.spacing import SPACINGS, Spacing
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a sampler does: its steps from the noisiest on, and the constants that go with them.
+    """The sampling plan: the steps from the noisiest on, and the constants that go with them.
 
     spacing: as asked for; None with dpmpp_2m_karras, whose name says it.
-    total: how many steps there are without `strength`, which leaves the last of them.
+    total: the number of steps without `strength`, which keeps only the last ones.
     noise_scale: standard deviation of the initial latents if they are only noise. 1, except for
         euler, euler_a, heun and dpmpp_sde with "linspace" or "trailing" timesteps of a discrete
-        schedule, which start from pure noise without the signal's share.
+        schedule, which start from noise only, of standard deviation sigma_t.
     clip_range: the magnitude that ddim, heun and lcm clip x0 to, or None.
     timestep_scaling: as in DiscreteSchedule, for lcm.
     zero_signal: whether the first step begins at a discrete schedule's zero terminal SNR: at sigma
@@ -44,8 +44,8 @@ class Plan:
 
     @property
     def start(self) -> float:
-        """The noise level that the first step expects: for a run that begins with an image, noise
-        z0 to alpha·z0 + sigma_t·noise with `alpha, sigma_t = plan.alpha_sigma(plan.start)`."""
+        """The noise level that the first step expects. A run that begins with an image starts from
+        alpha·x0 + sigma_t·noise with `alpha, sigma_t = plan.alpha_sigma(plan.start)`."""
         return self.steps[0].sigma
 
     def alpha_sigma(self, sigma: float) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def timesteps(self) -> dict[float, float]:
-        """sigma → the timestep to tell the network, for each sigma that the sampler visits."""
+        """sigma → the network's timestep, for each level at which the sampler evaluates it."""
         return {sigma: t for step in self.steps for sigma, t in step.timesteps.items()}
 
 
@@ -75,8 +75,8 @@ def make_plan(
         "beta" (see `edgediff.spacing`). Not for ddim, pndm, euler_a, lcm and tcd, which have none
         in diffusers; dpmpp_2m_karras is dpmpp_2m with "karras". Flow matching has them for euler
         and heun, over s instead of sigma.
-    strength: for a run that begins with an image, how much of it is made anew, above 0 and up to 1:
-        the last int(steps·strength) steps are taken. None takes them all.
+    strength: for a run that begins with an image, how much of it to change, above 0 and up to 1:
+        only the last int(steps·strength) steps are taken. None takes them all.
     image_seq_len: how many tokens the network makes of the latents, for flow matching with a
         dynamic shift.
 
@@ -104,7 +104,7 @@ def make_plan(
         raise InputError(
             Name("steps"),
             f" is {steps}: with this model's timesteps, {sampler} would repeat one or leave"
-            f" 0 … {schedule.num_train_timesteps - 1}: use {fewer} or fewer",
+            f" 0 … {_last_timestep(schedule)}: use {fewer} or fewer",
         )
     planned = planned[steps - kept :]
     if math.isinf(planned[0].sigma) and schedule.prediction_type == "epsilon":
@@ -189,10 +189,15 @@ def _kept(steps: int, strength: float) -> int:
     return kept
 
 
+def _last_timestep(schedule: Schedule) -> int:
+    """Discrete schedules count from 0; in flow matching, pure noise has the last timestep."""
+    t = schedule.num_train_timesteps
+    return t - 1 if isinstance(schedule, DiscreteSchedule) else t
+
+
 def _fits(schedule: Schedule, steps: tuple[PlannedStep, ...]) -> bool:
     """Whether the timesteps lie in the schedule and noise goes down at every step."""
-    last = schedule.num_train_timesteps - (1 if isinstance(schedule, DiscreteSchedule) else 0)
-    inside = all(0 <= s.timestep <= last for s in steps)
+    inside = all(0 <= s.timestep <= _last_timestep(schedule) for s in steps)
     falls = all(a.sigma > b.sigma for a, b in itertools.pairwise(steps))
     return inside and falls and all(s.sigma >= s.sigma_next for s in steps)
 

@@ -1,14 +1,15 @@
-"""One step of a plan, which the schedule's levels and timesteps are made into."""
+"""The steps of a plan: levels and timesteps, paired and chained."""
 
 from typing import NamedTuple
 
 
 class PlannedStep(NamedTuple):
-    """One step of a sampler: evaluate the model at `sigma`, where the network wants to be told
-    `timestep`, and go on to noise level `sigma_next`.
+    """One step of a sampler: evaluate the network at noise level `sigma`, whose timestep is
+    `timestep`, and go on to `sigma_next`.
 
-    sigma_mid: a level on the way, None where there is none. dpmpp_sde evaluates the model there
-        too, at `timestep_mid`; tcd goes down to it without noise and up from it with."""
+    sigma_mid: a level on the way, or None. dpmpp_sde evaluates the network there too, at
+        `timestep_mid`; tcd goes down to it without noise, and from it up to sigma_next with noise.
+    """
 
     sigma: float
     sigma_next: float
@@ -18,8 +19,8 @@ class PlannedStep(NamedTuple):
 
     @property
     def timesteps(self) -> dict[float, float]:
-        """sigma → timestep, for each level at which this step evaluates the model. (heun and pndm
-        evaluate at `sigma_next` as well, which is the next step's `sigma`.)"""
+        """sigma → timestep, for each level at which this step evaluates the network. (heun and pndm
+        evaluate it at `sigma_next` as well, which is the next step's `sigma`.)"""
         levels = {self.sigma: self.timestep}
         if self.sigma_mid is not None and self.timestep_mid is not None:
             levels[self.sigma_mid] = self.timestep_mid
@@ -27,5 +28,6 @@ class PlannedStep(NamedTuple):
 
 
 def chain(levels: list[float], timesteps: list[float], end: float = 0.0) -> tuple[PlannedStep, ...]:
-    """Each step goes on to where the next one starts, the last to `end`."""
+    """Falling levels and their timesteps → steps. Each ends at the next one's level, the last at
+    `end`."""
     return tuple(map(PlannedStep, levels, [*levels[1:], end], timesteps))
