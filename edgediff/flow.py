@@ -11,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edgediff.errors import InputError
+from edgediff.planned_step import PlannedStep, chain
 from edgediff.schedule import FlowSchedule
 from edgediff.spacing import SPACINGS, Spacing
 
 _Levels = npt.NDArray[np.float64]
 
 
-def flow_levels(
+def flow_steps(
     schedule: FlowSchedule, sampler: str, steps: int, spacing: Spacing | None, shift: float
-) -> tuple[list[float], list[float]]:
-    """(noise levels sigma = s / (1 - s), falling; timesteps) of a sampler in FLOW_SAMPLERS.
+) -> tuple[PlannedStep, ...]:
+    """The steps of a sampler in FLOW_SAMPLERS, down to 0.
 
     spacing: only with those in FLOW_SPACED. shift: see `flow_shift`."""
     s = _LEVELS[sampler](schedule, steps, shift)
@@ -32,7 +33,8 @@ def flow_levels(
         timesteps = (rounded * np.float32(t)).tolist()
     else:  # diffusers cuts them to whole numbers
         timesteps = np.floor(s * t).tolist()
-    return [f / (1.0 - f) if f < 1.0 else math.inf for f in rounded.tolist()], timesteps
+    levels = [f / (1.0 - f) if f < 1.0 else math.inf for f in rounded.tolist()]
+    return chain(levels, timesteps)
 
 
 def flow_shift(schedule: FlowSchedule, image_seq_len: int | None) -> float:

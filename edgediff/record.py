@@ -12,10 +12,10 @@ from typing import Any, cast
 from PIL.PngImagePlugin import PngImageFile
 
 from edgediff import __version__
+from edgediff.discrete import SPACED
 from edgediff.errors import InputError, first_line
 from edgediff.image import SAMPLER_LABELS, SPACING_LABELS
 from edgediff.picture import IN_MEMORY
-from edgediff.plan import SPACED
 from edgediff.settings import Options, Settings
 
 

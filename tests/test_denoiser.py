@@ -9,7 +9,8 @@ from edgediff.denoiser import Conditioning, Denoiser
 from edgediff.errors import InputError
 from edgediff.guidance import Guidance
 from edgediff.noise import TorchGenerator
-from edgediff.plan import Plan, PlannedStep, make_plan
+from edgediff.plan import Plan, make_plan
+from edgediff.planned_step import PlannedStep
 from edgediff.schedule import DiscreteSchedule
 
 

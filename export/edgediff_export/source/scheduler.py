@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from edgediff.discrete import SPACED
 from edgediff.errors import BundleError, ExportError
-from edgediff.plan import SPACED
 from edgediff.schedule import BetaSchedule, DiscreteSchedule, PredictionType, TimestepSpacing
 from edgediff.spacing import SPACINGS, Spacing
 from edgediff_export.quiet import quiet
