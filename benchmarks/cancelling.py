@@ -19,7 +19,7 @@ from typing import Any
 import edgediff
 from benchmarks.measure import add_json, machine, print_machine, write_json
 from benchmarks.models import add_work, bundle, pipeline
-from edgediff.backend.pool import RunStage
+from edgediff.backend.run_stage import RunStage
 from edgediff.errors import Cancelled
 
 BAR = 0.1

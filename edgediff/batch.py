@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from edgediff import __version__
-from edgediff.bundle.manifest import Bundle
+from edgediff.bundle.folder import Bundle
 from edgediff.bundle.schema import describe
 from edgediff.errors import Cancelled, EdgediffError, InputError, Name, Value, first_line
 from edgediff.images.contact_sheet import MAX_SIDE, contact_sheet

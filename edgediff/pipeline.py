@@ -18,18 +18,12 @@ from edgediff.backend.memory import memory_limit
 from edgediff.backend.pool import Stages
 from edgediff.backend.providers import PROVIDERS, check_provider_name
 from edgediff.backend.run_stage import RunStage
-from edgediff.backend.session import (
-    Observe,
-    SessionOptions,
-    is_installed,
-    why_missing,
-)
-from edgediff.bundle.manifest import Bundle, Defaults, Manifest
+from edgediff.backend.session import Observe, SessionOptions, is_installed, why_missing
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import Defaults, Manifest, Role
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.networks.autoencoder import Vae, check_tile, decoder_input
 from edgediff.networks.text_encoder import TextConditioner
-from edgediff.request.control import control_names, for_control
-from edgediff.request.init_image import ENCODER
 from edgediff.request.options import Options
 from edgediff.request.request import Request, resolve
 from edgediff.result import Progress, Result
@@ -81,8 +75,14 @@ def load(
 
     Raises BundleError, ProviderError, InputError."""
     bundle = Bundle.open(find_bundle(path_or_name))
+    latent = bundle.manifest.latent
+    if latent.type != "image":
+        raise BundleError(
+            f"{bundle.root}: makes {latent.type}, but this edgediff makes images:"
+            " pip install -U edgediff"
+        )
     if tile is not None:
-        check_tile(tile, bundle.manifest.latent.downscale)
+        check_tile(tile, latent.downscale)
     limit = memory_limit(bundle.manifest, max_memory, tile)
     refusals: list[str] = []
     for name in _candidates(bundle, provider):
@@ -170,7 +170,8 @@ class Pipeline:
                 # A provider that compiles does so when the size is known.
                 if not PROVIDERS[options.provider].static_shapes:
                     # The text encoder comes first in every call, and shows a provider that fails.
-                    for stage in _at_once(manifest) if max_memory is None else ["text_encoder"]:
+                    first = [manifest.text_encoders[0].name]
+                    for stage in first if max_memory is not None else _at_once(manifest):
                         self._stages.session(stage, {})
             except (BundleError, ProviderError):
                 _raise_first(hashes)  # a damaged file explains whatever followed from it
@@ -330,9 +331,10 @@ class Pipeline:
 def _at_once(manifest: Manifest) -> list[str]:
     """The stages that every call runs: not the encoder, which only pictures need. Of the two UNets
     of a bundle with control networks a call runs the one or the other."""
-    networks = control_names(manifest)
-    stages = [stage for stage in manifest.graphs if stage != ENCODER]
-    return [s for s in stages if not networks or (s != "unet" and not for_control(s))]
+    roles: tuple[Role, ...] = ("text_encoder", "decoder")
+    if not manifest.controlnets:
+        roles += ("denoiser",)
+    return [name for name, graph in manifest.graphs.items() if graph.role in roles]
 
 
 def _check_hashes(bundle: Bundle) -> None:

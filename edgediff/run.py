@@ -16,8 +16,8 @@ from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.manifest import Manifest
 from edgediff.initial_latents import Start, from_latents, repaint, start
 from edgediff.networks.autoencoder import Vae, to_sample
+from edgediff.networks.controlnet import choose_unet
 from edgediff.networks.text_encoder import TextConditioner, at_size
-from edgediff.networks.unet import choose_unet
 from edgediff.request.hires import larger
 from edgediff.request.request import Request
 from edgediff.request.settings import Settings
@@ -205,8 +205,7 @@ class Run(Iterator[Step]):
     def _noise_at(self, width: int, height: int) -> Noise:
         """A source of N(0, 1) noise for latents of an image of this size in pixels: (n, c, h, w)
         float32, each row from its own seed."""
-        space = self._manifest.latent
-        shape = (1, space.channels, height // space.downscale, width // space.downscale)
+        shape = (1, *self._manifest.latent.shape((width, height)))
 
         def noise(_: int) -> Array:  # the step, which a stream need not know
             return np.concatenate([source.randn(shape) for source in self._sources])
@@ -220,9 +219,8 @@ class Run(Iterator[Step]):
 
     def _enlarged(self, latents: Array, width: int, height: int, noise: Noise) -> Array:
         """The first pass's latents, for an image of this size in pixels."""
-        downscale = self._manifest.latent.downscale
         if self.settings.hires_mode == "latent":
-            return resized(latents, height // downscale, width // downscale)
+            return resized(latents, *self._manifest.latent.shape((width, height))[1:])
         images = [
             np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
             for image in self._vae.decode(latents)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediff.backend.memory import memory_limit
-from edgediff.bundle.manifest import Bundle
+from edgediff.bundle.folder import Bundle
 from edgediff.errors import BundleError, EdgediffError
 from edgediff.images.metrics import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load

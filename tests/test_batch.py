@@ -13,7 +13,7 @@ from PIL import Image
 import edgediff
 from edgediff import batch
 from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
-from edgediff.bundle.manifest import Bundle
+from edgediff.bundle.folder import Bundle
 from edgediff.errors import InputError, ProviderError
 
 

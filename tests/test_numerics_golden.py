@@ -56,10 +56,10 @@ def test_alphas_cumprod(beta_schedule: str) -> None:
     np.testing.assert_allclose(ours, GOLDEN[f"alphas_cumprod/{beta_schedule}"], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("sampler", "spacing", "steps"), keys("timesteps"))
-def test_timesteps(sampler: str, spacing: str, steps: str) -> None:
-    plan = make_plan(schedule(timestep_spacing=spacing), sampler, int(steps))
-    expected = GOLDEN[f"timesteps/{sampler}/{spacing}/{steps}"]
+@pytest.mark.parametrize(("sampler", "timestep_spacing", "steps"), keys("timesteps"))
+def test_timesteps(sampler: str, timestep_spacing: str, steps: str) -> None:
+    plan = make_plan(schedule(timestep_spacing=timestep_spacing), sampler, int(steps))
+    expected = GOLDEN[f"timesteps/{sampler}/{timestep_spacing}/{steps}"]
     assert [step.timestep for step in plan.steps] == pytest.approx(expected.tolist(), rel=1e-7)
 
 

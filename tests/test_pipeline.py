@@ -17,7 +17,8 @@ import edgediff
 from edgediff import pipeline as pipeline_module
 from edgediff.backend import session as session_module
 from edgediff.backend.run_stage import RunStage
-from edgediff.bundle.manifest import MANIFEST, Bundle
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import MANIFEST
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.networks.autoencoder import Vae
 from edgediff.pipeline import Pipeline

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 import edgediff
-from edgediff.bundle.manifest import MANIFEST, Bundle, describe_files
+from edgediff.bundle.folder import Bundle, describe_files
+from edgediff.bundle.manifest import MANIFEST
 from edgediff.errors import BundleError, ProviderError
 from edgediff.verification import relative_error
 

@@ -5,9 +5,9 @@ import operator
 import re
 from dataclasses import dataclass
 
-from edgediff.bundle.manifest import GraphSpec, Manifest
+from edgediff.bundle.manifest import EVERY_STEP, GraphSpec, Manifest, Role
+from edgediff.bundle.tensor_names import GUIDANCE_EMBEDDING
 from edgediff.errors import InputError, Name
-from edgediff.request.control import for_control
 from edgediff.sampling.guidance import Guidance
 
 UNITS = {
@@ -51,19 +51,20 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
     tile: the side of the tiles, in pixels, that the autoencoder works on; None = whole pictures."""
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
-    embeds_guidance = manifest.graphs["unet"].input("timestep_cond") is not None
+    denoiser = manifest.denoiser.graph
+    embeds_guidance = denoiser.input(GUIDANCE_EMBEDDING) is not None
     guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
     rows = 2 if guided else 1
-    lowered = manifest.graphs["unet"].loaded_bytes is not None
+    lowered = denoiser.loaded_bytes is not None
     unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
+    works: dict[Role, int] = {"text_encoder": 0}
     # A control network is half a UNet, whose results are as large as its inner values.
-    networks = ("unet", *(stage for stage in manifest.graphs if for_control(stage)))
-    works = dict.fromkeys(manifest.tokenizers, 0) | dict.fromkeys(networks, rows * pixels * unet)
+    works |= dict.fromkeys(EVERY_STEP, rows * pixels * unet)
     at_once = pixels if tile is None else min(tile, defaults.width) * min(tile, defaults.height)
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),
-            work=works.get(stage, at_once * WORK_BYTES_PER_PIXEL),
+            work=works.get(graph.role, at_once * WORK_BYTES_PER_PIXEL),
         )
         for stage, graph in manifest.graphs.items()
     }

@@ -13,8 +13,8 @@ from edgediff.backend.memory import estimate
 from edgediff.backend.providers import PROVIDERS
 from edgediff.backend.run_stage import RunStage
 from edgediff.backend.session import Session, SessionOptions, free_dimensions
-from edgediff.bundle.manifest import Bundle
-from edgediff.request.control import for_control
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import EVERY_STEP
 
 
 class Stages:
@@ -75,7 +75,7 @@ class Stages:
                 graph = self._bundle.manifest.graphs[stage]
                 path = self._bundle.path(graph.file)
                 started = time.perf_counter()
-                every_step = stage == "unet" or for_control(stage)
+                every_step = graph.role in EVERY_STEP
                 session = Session(path, graph, self._options, dimensions, every_step=every_step)
                 self.load_seconds[stage] = time.perf_counter() - started
             self._sessions[key] = session

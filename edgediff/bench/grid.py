@@ -15,7 +15,8 @@ from edgediff.backend.providers import PROVIDERS, check_provider_name
 from edgediff.backend.session import version
 from edgediff.bench.results import Config, Model
 from edgediff.bench.runner import Job
-from edgediff.bundle.manifest import Bundle, PictureFidelity
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import PictureFidelity
 from edgediff.errors import InputError
 from edgediff.pipeline import find_bundle
 from edgediff.request.request import resolve

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from edgediff.bench.results import Config, Quality
-from edgediff.bundle.manifest import Bundle, PictureFidelity
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import PictureFidelity
 from edgediff.images.metrics import psnr
 
 

@@ -5,26 +5,36 @@ Unknown keys are rejected, so that a typo or a newer writer is noticed rather th
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from pathlib import PurePosixPath
+from typing import Literal
 
-from edgediff.bundle.schema import describe, load_json, parse
+from edgediff.bundle.latent import LatentSpec
+from edgediff.bundle.schema import describe, load_json, parse, require
+from edgediff.bundle.upgrade import upgraded
 from edgediff.errors import BundleError
 from edgediff.sampling.schedule import Schedule
 from edgediff.sampling.sigmas import Spacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
-STAGES = ("text_encoder", "unet", "vae_decoder")
-"""What this edgediff needs; a bundle may have any others beside them."""
+PROMPT = "{prompt}"
+"""In a tokenizer's template, where the prompt goes."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 DType = Literal["float32", "float16", "int64", "int32", "bool"]
+Role = Literal[
+    "text_encoder", "denoiser", "controlled_denoiser", "controlnet", "decoder", "encoder"
+]
+"""What a graph is for. A controlled denoiser takes the outputs of control networks as further
+inputs; a decoder turns latents into what is drawn, an encoder the other way round."""
+EVERY_STEP: tuple[Role, ...] = ("denoiser", "controlled_denoiser", "controlnet")
+"""The roles of graphs that run in each denoising step; others run once for an image."""
+_EXACTLY_ONE: tuple[Role, ...] = ("denoiser", "decoder")
+_AT_MOST_ONE: tuple[Role, ...] = ("controlled_denoiser", "encoder")
+_CONTROLNET = "controlnet."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +58,10 @@ class TensorSpec:
 class GraphSpec:
     """One ONNX graph. `data` lists its external weight files; `session_config` holds entries for
     `SessionOptions.add_session_config_entry` that the graph needs to run as intended.
-    `loaded_bytes`: what the weights of a graph lowered for the CPU take there once loaded."""
+    `loaded_bytes`: what the weights of a graph lowered for the CPU take there once loaded.
+    Its inputs and outputs have the names of `edgediff.bundle.tensor_names`."""
 
+    role: Role
     file: str
     data: tuple[str, ...] = ()
     precision: Precision
@@ -64,48 +76,78 @@ class GraphSpec:
         return (self.file, *self.data)
 
     def input(self, name: str) -> TensorSpec | None:
-        """The input called `name`, or None where the graph has no such input."""
+        """The input called `name`, or None if the graph has no such input."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
+    def require_input(self, name: str) -> TensorSpec:
+        """The input called `name`. Raises BundleError if the graph has no such input."""
+        spec = self.input(name)
+        if spec is None:
+            raise BundleError(f"{self.file}: has no input `{name}`: export the bundle again")
+        return spec
 
-@dataclass(frozen=True, kw_only=True)
-class LatentSpec:
-    """The latent space: pixels = decode(latents / scaling_factor + shift_factor).
 
-    A picture of (h, w) pixels has latents (channels, h / downscale, w / downscale)."""
+@dataclass(frozen=True)
+class Stage:
+    """A graph of a bundle, and the name by which it is run."""
 
-    channels: int
-    downscale: int
-    scaling_factor: float
-    shift_factor: float = 0.0
+    name: str
+    graph: GraphSpec
 
-    def __post_init__(self) -> None:
-        _require(self.channels >= 1, "latent: channels", self.channels, "1 or more")
-        _require(1 <= self.downscale <= 64, "latent: downscale", self.downscale, "from 1 to 64")
-        _require(self.scaling_factor > 0, "latent: scaling_factor", self.scaling_factor, "positive")
+
+def controlnet_stage(name: str) -> str:
+    """The name of the stage of a control network called `name`."""
+    return _CONTROLNET + name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """How a tokenizer's ids are framed: bos, text, eos, then `pad_token_id` up to `max_length`.
+    """How a tokenizer's ids are framed: bos and eos, if the encoder has them, around the template
+    with the prompt in it, then `pad_token_id`.
 
+    max_length: the most ids that the encoder takes; what does not fit is cut from the prompt.
+    min_length: what shorter ones are padded to: max_length for an encoder of one length, such as
+        CLIP; 0 for as many as there are. Prompts that run together are padded alike.
+    template: text with one `{prompt}`.
     embeddings: what textual inversion added: a token → the ids that it stands for in a prompt."""
 
     file: str
     max_length: int
-    bos_token_id: int
-    eos_token_id: int
+    min_length: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     pad_token_id: int
+    template: str = PROMPT
     embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 3, "tokenizer: max_length", self.max_length, "3 or more")
+        least = 1 + sum(id is not None for id in (self.bos_token_id, self.eos_token_id))
+        ok = self.max_length >= least
+        require(ok, "tokenizer: max_length", self.max_length, f"{least} or more")
+        ok = 0 <= self.min_length <= self.max_length
+        require(ok, "tokenizer: min_length", self.min_length, "from 0 to max_length")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            _require(value >= 0, f"tokenizer: {name}", value, "0 or more")
+            require(value is None or value >= 0, f"tokenizer: {name}", value, "0 or more")
+        ok = self.template.count(PROMPT) == 1
+        require(ok, "tokenizer: template", self.template, f"text with one {PROMPT}")
         for token, ids in self.embeddings.items():
             ok = len(ids) >= 1 and min(ids) >= 0
-            _require(ok, f"tokenizer: embeddings: {token}", list(ids), "ids of 0 or more")
+            require(ok, f"tokenizer: embeddings: {token}", list(ids), "ids of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditioningSpec:
+    """How the outputs of text encoders become inputs of the denoiser.
+
+    states: text encoders, in groups. The hidden states of a group are joined along the features, as
+        SDXL has them (Podell et al. 2023, arXiv:2307.01952, section 2.1), those of the groups along
+        the tokens, narrower ones filled up with zeros, as Stable Diffusion 3 has them (Esser et al.
+        2024, arXiv:2403.03206, section 4).
+    pooled: the text encoders whose embeddings of the whole prompt are joined along the features."""
+
+    states: tuple[tuple[str, ...], ...]
+    pooled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +166,7 @@ class Defaults:
     def __post_init__(self) -> None:
         for name in ("steps", "width", "height"):
             value = getattr(self, name)
-            _require(value >= 1, f"defaults: {name}", value, "1 or more")
+            require(value >= 1, f"defaults: {name}", value, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +271,9 @@ class Provenance:
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`bundle.json`, whole. `providers`: what it was made for, fastest first; `auto` takes the
-    first that runs. `tokenizers`: of each text encoder, in the order in which the network reads
-    what these give. `zeros_for_no_negative`: guidance without a negative prompt takes zeros in
-    place of an empty prompt's embedding."""
+    first that runs. `graphs`: by the names of their stages. `tokenizers`: of each text encoder.
+    `zeros_for_no_negative`: guidance without a negative prompt takes zeros in place of an empty
+    prompt's embedding."""
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -241,6 +283,7 @@ class Manifest:
     files: dict[str, FileSpec]
     graphs: dict[str, GraphSpec]
     tokenizers: dict[str, TokenizerSpec]
+    conditioning: ConditioningSpec
     latent: LatentSpec
     schedule: Schedule
     defaults: Defaults
@@ -249,6 +292,41 @@ class Manifest:
     provenance: Provenance
     fixtures: str | None = None
     zeros_for_no_negative: bool = False
+
+    @property
+    def text_encoders(self) -> tuple[Stage, ...]:
+        """The stages that encode the prompt; at least one."""
+        return self._with_role("text_encoder")
+
+    @property
+    def denoiser(self) -> Stage:
+        """The stage that predicts the noise, or x0, or the velocity."""
+        return self._with_role("denoiser")[0]
+
+    @property
+    def controlled_denoiser(self) -> Stage | None:
+        """The same denoiser with the outputs of control networks as further inputs, or None. It
+        has the denoiser's weights file."""
+        return next(iter(self._with_role("controlled_denoiser")), None)
+
+    @property
+    def controlnets(self) -> dict[str, Stage]:
+        """The control networks, by the names that a call gives them."""
+        stages = self._with_role("controlnet")
+        return {stage.name.removeprefix(_CONTROLNET): stage for stage in stages}
+
+    @property
+    def decoder(self) -> Stage:
+        """The stage that turns latents into an image."""
+        return self._with_role("decoder")[0]
+
+    @property
+    def encoder(self) -> Stage | None:
+        """The stage that turns an image into latents, or None."""
+        return next(iter(self._with_role("encoder")), None)
+
+    def _with_role(self, role: Role) -> tuple[Stage, ...]:
+        return tuple(Stage(k, graph) for k, graph in self.graphs.items() if graph.role == role)
 
     def own_files(self, stage: str) -> list[str]:
         """A stage's files that no stage before it has: the two UNets of a bundle with control
@@ -261,79 +339,6 @@ class Manifest:
         """The text of bundle.json: UTF-8 JSON, two-space indents, keys in schema order."""
         raw = dataclasses.asdict(self)
         return json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """An opened bundle: a folder whose manifest was parsed and whose files are all there."""
-
-    root: Path
-    manifest: Manifest
-    id: str
-    """SHA-256 of bundle.json, in hex; since that holds every file's hash, it names the whole."""
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a bundle folder; check that each file is there and has the size it should.
-
-        Contents are not read: `check_hashes` does that. Raises BundleError."""
-        root = Path(path)
-        try:
-            exists = root.exists()
-        except (OSError, ValueError) as e:
-            raise BundleError(f"{path}: is no path to a bundle ({e})") from e
-        if not exists:
-            raise BundleError(f"{root}: no such bundle: give a folder that `edgediff export` wrote")
-        if not root.is_dir():
-            raise BundleError(f"{root}: is a file: give the bundle's folder, not a file in it")
-        text = _read_manifest(root / MANIFEST)
-        bundle = cls(
-            root=root,
-            manifest=parse_manifest(text),
-            id=hashlib.sha256(text.encode()).hexdigest(),
-        )
-        for name in bundle.manifest.files:
-            bundle.check_size(name)
-        return bundle
-
-    def path(self, name: str) -> Path:
-        """Where the file `name` of bundle.json lies; BundleError if outside the bundle."""
-        path = self.root / name
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(
-                f"{name}: links to a place outside the bundle {self.root}: copy it in"
-            )
-        return path
-
-    def check_size(self, name: str) -> None:
-        """Compare a file's size on disk with the manifest's. Raises BundleError."""
-        expected = self.manifest.files[name].size
-        try:
-            size = self.path(name).stat().st_size
-        except OSError as e:
-            raise BundleError(
-                f"{name}: missing from {self.root}: copy or export the bundle again"
-            ) from e
-        if size != expected:
-            raise BundleError(
-                f"{name}: {size} bytes, but bundle.json says {expected}:"
-                " copy or export the bundle again"
-            )
-
-    def check_hash(self, name: str) -> None:
-        """Compare a file's SHA-256 with the manifest's, reading all of it. Raises BundleError."""
-        expected = self.manifest.files[name].sha256
-        try:
-            actual = hash_file(self.path(name))
-        except OSError as e:
-            raise BundleError(
-                f"{name}: cannot be read ({e.strerror}): check its permissions"
-            ) from e
-        if actual != expected:
-            raise BundleError(
-                f"{name}: sha256 {actual[:8]}… but bundle.json says {expected[:8]}…:"
-                " copy or export the bundle again"
-            )
 
 
 def parse_manifest(text: str) -> Manifest:
@@ -356,49 +361,11 @@ def parse_manifest(text: str) -> Manifest:
             f"{MANIFEST}: format version {version}, but this edgediff reads up to"
             f" {FORMAT_VERSION}: pip install -U edgediff"
         )
-    if isinstance(raw.get("schedule"), dict):  # the only kind before schedules had a type
-        raw["schedule"].setdefault("type", "discrete")
+    raw = upgraded(raw, version)
     manifest: Manifest = parse(Manifest, raw, MANIFEST, BundleError)
     _check_references(manifest)
+    _check_stages(manifest)
     return manifest
-
-
-def describe_files(root: Path, names: Iterable[str]) -> dict[str, FileSpec]:
-    """Size and SHA-256 of each named file under `root`, for a manifest being written."""
-    return {
-        name: FileSpec(size=(root / name).stat().st_size, sha256=hash_file(root / name))
-        for name in names
-    }
-
-
-def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write bundle.json, after checking that what is written can be read back the same."""
-    text = manifest.to_json()
-    if parse_manifest(text) != manifest:
-        raise BundleError(f"{MANIFEST}: does not survive a round trip through JSON")
-    (root / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _require(ok: bool, where: str, value: object, expected: str) -> None:
-    if not ok:
-        raise BundleError(f"{where} is {value!r}, expected {expected}: export the bundle again")
-
-
-def _read_manifest(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as e:
-        raise BundleError(
-            f"{path.parent}: holds no {MANIFEST}: give a folder that `edgediff export` wrote"
-        ) from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise BundleError(f"{path}: cannot be read ({e}): copy or export the bundle again") from e
 
 
 def _check_references(manifest: Manifest) -> None:
@@ -416,14 +383,37 @@ def _check_references(manifest: Manifest) -> None:
         for name in files:
             if name not in manifest.files:
                 raise BundleError(f"{MANIFEST}: {where}: {name!r} is not listed under files")
-    for stage in STAGES:
-        if stage not in manifest.graphs:
+
+
+def _check_stages(manifest: Manifest) -> None:
+    """The stages that this edgediff needs must be there, and their text encoders go together."""
+    roles = Counter(graph.role for graph in manifest.graphs.values())
+    for role in ("text_encoder", *_EXACTLY_ONE):
+        if not roles[role]:
             raise BundleError(
-                f"{MANIFEST}: graphs: {stage} is missing, without which this edgediff makes no"
-                f" pictures; a {manifest.pipeline} may need a newer one: pip install -U edgediff"
+                f"{MANIFEST}: graphs: {role} is missing, without which this edgediff makes no"
+                f" images; a {manifest.pipeline} may need a newer one: pip install -U edgediff"
             )
+    for role in (*_EXACTLY_ONE, *_AT_MOST_ONE):
+        if roles[role] > 1:
+            raise BundleError(f"{MANIFEST}: graphs: {roles[role]} have the role {role}, expected 1")
+    encoders = [stage.name for stage in manifest.text_encoders]
     for key in manifest.tokenizers:
-        if key not in manifest.graphs:
-            raise BundleError(f"{MANIFEST}: tokenizers: {key!r} has no graph of that name")
-    if "text_encoder" not in manifest.tokenizers:
-        raise BundleError(f"{MANIFEST}: tokenizers: text_encoder is missing")
+        if key not in encoders:
+            raise BundleError(f"{MANIFEST}: tokenizers: {key!r} has no text encoder of that name")
+    for key in encoders:
+        if key not in manifest.tokenizers:
+            raise BundleError(f"{MANIFEST}: tokenizers: {key} is missing")
+    joined = manifest.conditioning
+    if not joined.states or not all(joined.states):
+        raise BundleError(f"{MANIFEST}: conditioning: states: expected groups of text encoders")
+    for key in (*(name for group in joined.states for name in group), *joined.pooled):
+        if key not in encoders:
+            raise BundleError(f"{MANIFEST}: conditioning: {key!r} is not a text encoder")
+    for group in joined.states:
+        lengths = {(t.min_length, t.max_length) for t in (manifest.tokenizers[k] for k in group)}
+        if len(group) > 1 and (len(lengths) > 1 or any(a != b for a, b in lengths)):
+            raise BundleError(
+                f"{MANIFEST}: conditioning: {', '.join(group)} join along the features, for which"
+                " they need one and the same length of prompts"
+            )

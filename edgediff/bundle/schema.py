@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from edgediff.errors import EdgediffError
+from edgediff.errors import BundleError, EdgediffError
 
 
 def load_json(text: str) -> Any:
@@ -97,3 +97,9 @@ def _type_name(kind: Any) -> str:
 def describe(raw: object) -> str:
     text = json.dumps(raw, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def require(ok: bool, where: str, value: object, expected: str) -> None:
+    """Raise BundleError for a value of bundle.json unless `ok`."""
+    if not ok:
+        raise BundleError(f"{where} is {value!r}, expected {expected}: export the bundle again")

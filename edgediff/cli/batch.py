@@ -17,7 +17,7 @@ from edgediff.errors import InputError, Name
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
-    from edgediff.bundle.manifest import Bundle
+    from edgediff.bundle.folder import Bundle
     from edgediff.errors import Value
     from edgediff.pipeline import Pipeline
     from edgediff.request.options import Options

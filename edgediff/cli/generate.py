@@ -32,7 +32,7 @@ MAX_COUNT = 1000
 """Pictures of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
-    from edgediff.bundle.manifest import Bundle
+    from edgediff.bundle.folder import Bundle
     from edgediff.pipeline import Pipeline
     from edgediff.request.options import Options
     from edgediff.request.record import Recorded
@@ -350,7 +350,7 @@ def generate(
     What is left unset comes from the bundle: `edgediff info` shows its defaults.
     """
     from edgediff.backend.cancellation import check_deadline
-    from edgediff.bundle.manifest import Bundle
+    from edgediff.bundle.folder import Bundle
     from edgediff.pipeline import find_bundle, load
 
     def open_pipeline() -> "Pipeline":

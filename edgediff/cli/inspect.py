@@ -19,7 +19,8 @@ from edgediff.cli.report import (
 )
 
 if TYPE_CHECKING:
-    from edgediff.bundle.manifest import Bundle, Quantization
+    from edgediff.bundle.folder import Bundle
+    from edgediff.bundle.manifest import Quantization
     from edgediff.verification import Check
 
 
@@ -31,7 +32,7 @@ def info(bundle: str, as_json: bool) -> None:
 
     BUNDLE is a folder; without one, the built-in model.
     """
-    from edgediff.bundle.manifest import Bundle
+    from edgediff.bundle.folder import Bundle
     from edgediff.pipeline import find_bundle
 
     opened = Bundle.open(find_bundle(bundle))

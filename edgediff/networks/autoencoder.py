@@ -8,10 +8,11 @@ from PIL import Image
 
 from edgediff.arrays import Array
 from edgediff.backend.run_stage import RunStage
-from edgediff.bundle.manifest import LatentSpec, Manifest
+from edgediff.bundle.latent import LatentSpec
+from edgediff.bundle.manifest import Manifest, Stage
+from edgediff.bundle.tensor_names import LATENTS
 from edgediff.errors import InputError, Name, ProviderError
 from edgediff.networks.tiling import OVERLAP, tiled
-from edgediff.request.init_image import ENCODER, require_encoder
 from edgediff.sampling.samplers import Noise
 
 
@@ -67,17 +68,17 @@ class Vae:
 
         Raises InputError where the bundle has no encoder, ProviderError where the encoder's values
         are not finite."""
-        require_encoder(self._manifest, "init_image")
-        (output,) = self._manifest.graphs[ENCODER].outputs
+        encoder = require_encoder(self._manifest, "init_image")
+        (output,) = encoder.graph.outputs
         space = self._manifest.latent
 
         def scale(z: Array) -> Array:
             return ((z - space.shift_factor) * space.scaling_factor).astype(np.float32)
 
         encoded = np.concatenate(
-            [self._mapped(ENCODER, one, down=space.downscale, up=1) for one in sample[:, None]]
+            [self._mapped(encoder, one, down=space.downscale, up=1) for one in sample[:, None]]
         )
-        if output.name == "latents":
+        if output.name == LATENTS:
             return Encoded(mean=scale(encoded), std=None)
         mean, logvar = np.split(encoded, 2, axis=1)
         std = np.exp(np.clip(logvar, -30, 20) / 2) * space.scaling_factor
@@ -86,14 +87,16 @@ class Vae:
     def _decode(self, latents: Array) -> Array:
         """The decoder alone: (1, c, h/8, w/8) → (1, 3, h, w) float32 in [-1, 1], or a little past
         them. Raises ProviderError where they are not finite."""
-        return self._mapped("vae_decoder", latents, down=1, up=self._manifest.latent.downscale)
+        return self._mapped(
+            self._manifest.decoder, latents, down=1, up=self._manifest.latent.downscale
+        )
 
-    def _mapped(self, stage: str, x: Array, *, down: int, up: int) -> Array:
+    def _mapped(self, stage: Stage, x: Array, *, down: int, up: int) -> Array:
         """A stage of one input and one output, run whole or in tiles; see `tiled`."""
-        graph = self._manifest.graphs[stage]
+        graph = stage.graph
 
         def run(part: Array) -> Array:
-            outputs = self._run_stage(stage, {graph.inputs[0].name: part})
+            outputs = self._run_stage(stage.name, {graph.inputs[0].name: part})
             values = outputs[graph.outputs[0].name]
             if not np.isfinite(values).all():
                 raise ProviderError(
@@ -137,3 +140,13 @@ def check_tile(tile: int, downscale: int) -> int:
             " leave it out to decode whole pictures",
         )
     return tile
+
+
+def require_encoder(manifest: Manifest, option: str) -> Stage:
+    """The bundle's encoder. Raises InputError if it has none; `option` needs one."""
+    if manifest.encoder is None:
+        raise InputError(
+            Name(option),
+            f": {manifest.name} has no encoder for pictures: export it again with --with-encoder",
+        )
+    return manifest.encoder

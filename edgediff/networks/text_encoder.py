@@ -1,23 +1,48 @@
 """Prompts to what the network is conditioned on, through the bundle's text encoders."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgediff.backend.run_stage import RunStage
-from edgediff.bundle.manifest import Bundle
-from edgediff.errors import BundleError
-from edgediff.request.settings import Settings, states_output
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import GraphSpec
+from edgediff.bundle.tensor_names import (
+    ATTENTION_MASK,
+    ENCODER_ATTENTION_MASK,
+    GUIDANCE_EMBEDDING,
+    INPUT_IDS,
+    POOLED_STATES,
+    TIME_IDS,
+    clip_skip_output,
+)
+from edgediff.errors import BundleError, InputError, Name
 from edgediff.sampling.denoiser import Conditioning
+from edgediff.sampling.guidance import Guidance
 from edgediff.text.emphasis import apply_weights
 from edgediff.text.tokenizer import EncodedPrompt, PromptReport, Tokenizer
 
-TEXT_ENCODER = "text_encoder"
-"""The text encoder that every bundle has; others follow it in bundle.json."""
-POOLED = "text_embeds"
-TIME_IDS = "time_ids"
+
+class TextSettings(Protocol):
+    """What a call's settings say of its prompts; `Settings` has more."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def negative_prompt(self) -> str | None: ...
+    @property
+    def prompt_weights(self) -> bool: ...
+    @property
+    def long_prompts(self) -> bool: ...
+    @property
+    def clip_skip(self) -> int | None: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    def guidance(self, embedding_dim: int | None) -> Guidance: ...
 
 
 class TextConditioner:
@@ -33,7 +58,7 @@ class TextConditioner:
         }
 
     def __call__(
-        self, settings: Settings, run_stage: RunStage
+        self, settings: TextSettings, run_stage: RunStage
     ) -> tuple[PromptReport, Conditioning, Conditioning | None]:
         """What became of the prompts, and the conditioning of the prompt and of the negative one,
         None if guidance does not need it. run_stage: runs a graph of the bundle."""
@@ -41,42 +66,42 @@ class TextConditioner:
         guided = settings.guidance(self.guidance_embedding_dim()).needs_negative
         zeros = settings.negative_prompt is None and self._manifest.zeros_for_no_negative
         against = self._tokenize(settings.negative_prompt or "", settings) if guided else None
-        if zeros or against is None:
-            chunks = _chunks(prompt)
-        else:
-            chunks = max(_chunks(prompt), _chunks(against))
-        conditioning = self._encode(prompt, chunks, settings, settings.clip_skip, run_stage)
+        together = [prompt] if zeros or against is None else [prompt, against]
+        prompt, *further = self._alike(together)
+        conditioning = self._encode(prompt, settings, settings.clip_skip, run_stage)
         negative = None
-        if against is not None:
+        if zeros and against is not None:
+            negative = _zeros(conditioning)
+        for other in further:
             # diffusers leaves out no layer for the negative prompt.
-            negative = (
-                _zeros(conditioning)
-                if zeros
-                else self._encode(against, chunks, settings, None, run_stage)
-            )
-        first = prompt[TEXT_ENCODER]
+            negative = self._encode(other, settings, None, run_stage)
+        main = self._manifest.conditioning.states[0][0]
+        first = prompt[main]
         report = PromptReport(
             text=settings.prompt,
             tokens=first.tokens,
             limit=first.limit,
             truncated=first.truncated,
             negative_text=settings.negative_prompt,
-            negative_truncated=against[TEXT_ENCODER].truncated if against is not None else "",
-            chunks=chunks,
+            negative_truncated=against[main].truncated if against is not None else "",
+            chunks=max(len(encoded.ids) for encoded in prompt.values()),
         )
         return report, conditioning, negative
 
     def guidance_embedding_dim(self) -> int | None:
-        """The width of the UNet's `timestep_cond`, None where it has no such input."""
-        spec = self._manifest.graphs["unet"].input("timestep_cond")
+        """The width of the denoiser's embedding of guidance, None if it has no such input."""
+        graph = self._manifest.denoiser.graph
+        spec = graph.input(GUIDANCE_EMBEDDING)
         if spec is None:
             return None
         width = spec.shape[-1]
         if not isinstance(width, int):
-            raise BundleError("unet: timestep_cond has no fixed width: export the bundle again")
+            raise BundleError(
+                f"{graph.file}: {GUIDANCE_EMBEDDING} has no fixed width: export the bundle again"
+            )
         return width
 
-    def _tokenize(self, prompt: str, settings: Settings) -> dict[str, EncodedPrompt]:
+    def _tokenize(self, prompt: str, settings: TextSettings) -> dict[str, EncodedPrompt]:
         """A prompt as each text encoder takes it."""
         return {
             encoder: tokenizer.encode(
@@ -85,44 +110,82 @@ class TextConditioner:
             for encoder, tokenizer in self._tokenizers.items()
         }
 
+    def _alike(
+        self, prompts: Sequence[Mapping[str, EncodedPrompt]]
+    ) -> list[dict[str, EncodedPrompt]]:
+        """Prompts that run together, in as many chunks of as many tokens each. The encoders of a
+        group have as many chunks as each other."""
+        made: list[dict[str, EncodedPrompt]] = [{} for _ in prompts]
+        groups = [*self._manifest.conditioning.states]
+        groups += [(pooled,) for pooled in self._manifest.conditioning.pooled]
+        for group in groups:
+            chunks = max(len(prompt[encoder].ids) for prompt in prompts for encoder in group)
+            for encoder in group:
+                length = max(prompt[encoder].ids.shape[1] for prompt in prompts)
+                for of, prompt in zip(made, prompts, strict=True):
+                    if encoder not in of:
+                        tokenizer = self._tokenizers[encoder]
+                        of[encoder] = tokenizer.extended(prompt[encoder], chunks, length)
+        return made
+
     def _encode(
         self,
         prompt: Mapping[str, EncodedPrompt],
-        chunks: int,
-        settings: Settings,
+        settings: TextSettings,
         clip_skip: int | None,
         run_stage: RunStage,
     ) -> Conditioning:
-        """A prompt → its hidden states (1, chunks · tokens, width) float32, chunk after chunk, each
-        token's of one text encoder after the other's; and what else the UNet takes of it."""
-        unet = self._manifest.graphs["unet"]
-        states = []
-        extra: dict[str, NDArray[np.float32]] = {}
-        for encoder, encoded in prompt.items():
-            outputs = [self._run_encoder(encoder, ids, run_stage) for ids in encoded.ids]
+        """A prompt → its hidden states (1, tokens, width) float32, joined as the bundle says, each
+        encoder's chunk after chunk; and what else the denoiser takes of it."""
+        joined, denoiser = self._manifest.conditioning, self._manifest.denoiser.graph
+        encoders = {
+            encoder: self._run_encoder(encoder, encoded, run_stage)
+            for encoder, encoded in prompt.items()
+        }
+
+        def states(encoder: str) -> NDArray[np.float32]:
             name = states_output(self._manifest.graphs[encoder], clip_skip)
-            chunked = [
-                apply_weights(o[name], weights)
-                for o, weights in zip(outputs, encoded.weights, strict=True)
-            ]
-            missing = chunks - len(chunked)
-            if missing:  # empty ones make up for what it has fewer
-                empty = self._tokenizers[encoder].encode("").ids[0]
-                chunked += [self._run_encoder(encoder, empty, run_stage)[name]] * missing
-            states.append(np.concatenate(chunked, axis=1))
-            if POOLED in outputs[0] and unet.input(POOLED) is not None:
-                extra[POOLED] = outputs[0][POOLED]
-        if unet.input(TIME_IDS) is not None:
+            chunks = zip(encoders[encoder], prompt[encoder].weights, strict=True)
+            return np.concatenate([apply_weights(o[name], w) for o, w in chunks], axis=1)
+
+        groups = [np.concatenate([states(e) for e in g], axis=2) for g in joined.states]
+        extra: dict[str, NDArray[np.float32]] = {}
+        if joined.pooled and denoiser.input(POOLED_STATES) is not None:
+            pooled = [encoders[encoder][0][POOLED_STATES] for encoder in joined.pooled]
+            extra[POOLED_STATES] = np.concatenate(pooled, axis=-1)
+        mask = denoiser.input(ENCODER_ATTENTION_MASK)
+        if mask is not None:
+            parts = [prompt[group[0]].mask.reshape(1, -1) for group in joined.states]
+            extra[ENCODER_ATTENTION_MASK] = np.concatenate(parts, axis=1).astype(mask.dtype)
+        if denoiser.input(TIME_IDS) is not None:
             extra[TIME_IDS] = time_ids(settings.width, settings.height)
-        return Conditioning(encoder_hidden_states=np.concatenate(states, axis=2), extra=extra)
+        return Conditioning(encoder_hidden_states=_as_tokens(groups), extra=extra)
 
     def _run_encoder(
-        self, encoder: str, ids: NDArray[np.int64], run_stage: RunStage
-    ) -> dict[str, NDArray[Any]]:
-        """ids (tokens) → what a text encoder gives for them, in a batch of one."""
+        self, encoder: str, encoded: EncodedPrompt, run_stage: RunStage
+    ) -> list[dict[str, NDArray[Any]]]:
+        """What a text encoder gives for each chunk, in a batch of one; equal chunks run once."""
         graph = self._manifest.graphs[encoder]
-        ids = ids[None].astype(np.dtype(graph.inputs[0].dtype))
-        return run_stage(encoder, {graph.inputs[0].name: ids})
+        ids_spec, mask_spec = graph.require_input(INPUT_IDS), graph.input(ATTENTION_MASK)
+        done: dict[bytes, dict[str, NDArray[Any]]] = {}
+        outputs = []
+        for ids, mask in zip(encoded.ids, encoded.mask, strict=True):
+            key = ids.tobytes() + mask.tobytes()
+            if key not in done:
+                inputs = {INPUT_IDS: ids[None].astype(ids_spec.dtype)}
+                if mask_spec is not None:
+                    inputs[ATTENTION_MASK] = mask[None].astype(mask_spec.dtype)
+                done[key] = run_stage(encoder, inputs)
+            outputs.append(done[key])
+        return outputs
+
+
+def _as_tokens(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Hidden states (1, tokens, width) of groups → one after the other along the tokens, as wide as
+    the widest."""
+    width = max(states.shape[2] for states in groups)
+    wide = [np.pad(states, ((0, 0), (0, 0), (0, width - states.shape[2]))) for states in groups]
+    return np.concatenate(wide, axis=1)
 
 
 def time_ids(width: int, height: int) -> NDArray[np.float32]:
@@ -140,15 +203,34 @@ def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning
     return Conditioning(encoder_hidden_states=conditioning.encoder_hidden_states, extra=extra)
 
 
-def _chunks(prompt: Mapping[str, EncodedPrompt]) -> int:
-    return max(len(encoded.ids) for encoded in prompt.values())
-
-
 def _zeros(conditioning: Conditioning) -> Conditioning:
     """What SDXL was trained to take for no prompt at all: zeros, for a picture of the same size."""
     extra = {
-        name: value if name == TIME_IDS else np.zeros_like(value)
+        name: value if name in (TIME_IDS, ENCODER_ATTENTION_MASK) else np.zeros_like(value)
         for name, value in conditioning.extra.items()
     }
     states = np.zeros_like(conditioning.encoder_hidden_states)
     return Conditioning(encoder_hidden_states=states, extra=extra)
+
+
+def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
+    """The output of a text encoder that conditions the UNet: the first, or that of clip_skip.
+
+    Raises InputError where the graph has no such output."""
+    outputs = [spec.name for spec in graph.outputs]
+    if clip_skip is None:
+        return outputs[0]
+    if clip_skip_output(clip_skip) in outputs:
+        return clip_skip_output(clip_skip)
+    able = [str(k) for k in range(1, len(outputs)) if clip_skip_output(k) in outputs]
+    if able:
+        raise InputError(
+            Name("clip_skip"),
+            f" is {clip_skip}: this bundle's text encoder can leave out {' or '.join(able)} of its"
+            " layers, or none",
+        )
+    raise InputError(
+        Name("clip_skip"),
+        f" is {clip_skip}: this bundle's text encoder gives its last layer alone: export the bundle"
+        " again",
+    )

@@ -1,6 +1,6 @@
 """The network of a bundle: its UNet's graph, alone or steered by control networks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,37 +8,21 @@ import numpy.typing as npt
 
 from edgediff.arrays import Array
 from edgediff.backend.run_stage import RunStage
-from edgediff.bundle.manifest import GraphSpec, Manifest, TensorSpec
-from edgediff.errors import BundleError
-from edgediff.request.control import CONTROLLED_UNET, NETWORK, Control
-from edgediff.sampling.denoiser import UNet, read_only
-from edgediff.sampling.plan import Plan
-
-Residuals = dict[str, Array]
-_HALVINGS = (1, 2, 4, 8, 16, 32)
-
-
-def choose_unet(
-    manifest: Manifest, run_stage: RunStage, controls: Mapping[str, Control]
-) -> Callable[[Plan], UNet]:
-    """The network that a call runs, plan → UNet. `controls`: opened ones, by the networks' names.
-
-    Where none of them does anything it is the plain UNet, so that the other need not be loaded."""
-    acting = {name: c for name, c in controls.items() if c.scale != 0}
-    if not acting:
-        plain = GraphUNet(manifest, run_stage, "unet")
-        return lambda _: plain
-    steered = GraphUNet(manifest, run_stage, CONTROLLED_UNET)
-    return lambda plan: ControlledUNet(manifest, steered, run_stage, acting, plan)
+from edgediff.bundle.manifest import GraphSpec, Stage
+from edgediff.bundle.tensor_names import (
+    ENCODER_HIDDEN_STATES,
+    SAMPLE,
+    TIMESTEP,
+)
 
 
 class GraphUNet:
     """A `denoiser.UNet` behind a graph of a bundle."""
 
-    def __init__(self, manifest: Manifest, run_stage: RunStage, stage: str) -> None:
-        self._graph = manifest.graphs[stage]
+    def __init__(self, stage: Stage, run_stage: RunStage) -> None:
+        self._graph = stage.graph
         self._run_stage = run_stage
-        self._stage = stage
+        self._stage = stage.name
 
     def __call__(
         self,
@@ -52,148 +36,22 @@ class GraphUNet:
         outputs = self._run_stage(
             self._stage,
             {
-                "sample": sample,
-                "timestep": _timestep(self._graph, timestep),
-                "encoder_hidden_states": encoder_hidden_states,
-                **{name: _rows(value, len(sample)) for name, value in extra.items()},
+                SAMPLE: sample,
+                TIMESTEP: timestep_input(self._graph, timestep),
+                ENCODER_HIDDEN_STATES: encoder_hidden_states,
+                **{name: batched(value, len(sample)) for name, value in extra.items()},
             },
         )
         return outputs[self._graph.outputs[0].name]
 
 
-class ControlledUNet:
-    """A `denoiser.UNet` that control networks steer (Zhang et al. 2023, arXiv:2302.05543): what
-    they give for a sample is added to the UNet's skip connections and to its middle block.
-
-    unet: the UNet that takes these residuals, by name, among its further inputs.
-    controls: opened ones, by the networks' names; at least one.
-    plan: says at which timesteps each of them acts.
-    Residuals of several networks add up; on steps where none runs they are zero."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        unet: UNet,
-        run_stage: RunStage,
-        controls: Mapping[str, Control],
-        plan: Plan,
-    ) -> None:
-        self._unet = unet
-        self._latent = manifest.latent
-        self._zeros: dict[tuple[int, ...], Residuals] = {}
-        self._networks = [
-            _Network(
-                manifest.graphs[NETWORK + name],
-                NETWORK + name,
-                run_stage,
-                control,
-                _timesteps(control, plan),
-            )
-            for name, control in controls.items()
-        ]
-
-    def __call__(
-        self,
-        sample: Array,
-        timestep: float,
-        encoder_hidden_states: Array,
-        extra: Mapping[str, Array],
-        /,
-    ) -> Array:
-        """One evaluation, as `denoiser.UNet` describes it."""
-        # An inpainting UNet has further channels, which say nothing to a control network.
-        latents = sample[:, : self._latent.channels]
-        total: Residuals = {}
-        for network in self._networks:
-            if timestep in network.timesteps:
-                found = network(
-                    latents, timestep, encoder_hidden_states, extra, self._latent.downscale
-                )
-                total = {k: total[k] + v for k, v in found.items()} if total else found
-        if not total:
-            total = self._no_residuals(sample.shape)
-        return self._unet(sample, timestep, encoder_hidden_states, {**extra, **total})
-
-    def _no_residuals(self, sample: tuple[int, ...]) -> Residuals:
-        """Zeros for a sample of this shape, made once and read-only."""
-        if sample not in self._zeros:
-            outputs = self._networks[0].graph.outputs
-            self._zeros[sample] = {s.name: _zeros(s, sample) for s in outputs}
-        return self._zeros[sample]
-
-
-class _Network:
-    """One control network in one call. timesteps: those at which it runs."""
-
-    def __init__(
-        self,
-        graph: GraphSpec,
-        stage: str,
-        run_stage: RunStage,
-        control: Control,
-        timesteps: frozenset[float],
-    ) -> None:
-        self.graph = graph
-        self.timesteps = timesteps
-        self._stage = stage
-        self._run_stage = run_stage
-        self._control = control
-        self._scale = read_only(np.array(control.scale, np.float32))
-        self._pixels: dict[tuple[int, ...], Array] = {}
-
-    def __call__(
-        self,
-        latents: Array,
-        timestep: float,
-        encoder_hidden_states: Array,
-        extra: Mapping[str, Array],
-        downscale: int,
-    ) -> Residuals:
-        rows, _, *sides = latents.shape
-        height, width = (side * downscale for side in sides)
-        if (rows, width, height) not in self._pixels:
-            pixels = _rows(self._control.pixels(width, height), rows)
-            self._pixels[rows, width, height] = read_only(pixels)
-        inputs: dict[str, npt.NDArray[Any]] = {
-            "sample": latents,
-            "timestep": _timestep(self.graph, timestep),
-            "encoder_hidden_states": encoder_hidden_states,
-            "controlnet_cond": self._pixels[rows, width, height],
-            "conditioning_scale": self._scale,
-        }
-        for name, value in extra.items():
-            if self.graph.input(name) is not None:  # SDXL's, but not a guidance embedding
-                inputs[name] = _rows(value, rows)
-        return self._run_stage(self._stage, inputs)
-
-
-def _timesteps(control: Control, plan: Plan) -> frozenset[float]:
-    """The timesteps at which a control acts: all of a step, where its sampler evaluates twice."""
-    steps = plan.steps
-    acting = (step for i, step in enumerate(steps) if control.acts(i, len(steps)))
-    return frozenset(t for step in acting for t in step.timesteps.values())
-
-
-def _timestep(graph: GraphSpec, timestep: float) -> npt.NDArray[Any]:
+def timestep_input(graph: GraphSpec, timestep: float) -> npt.NDArray[Any]:
     """The timestep as the graph takes it: its dtype, and a scalar or a vector of one."""
-    spec = graph.input("timestep")
-    if spec is None:
-        raise BundleError(f"{graph.file}: has no input `timestep`: export the bundle again")
+    spec = graph.require_input(TIMESTEP)
     value = np.asarray(timestep, dtype=spec.dtype)
     return value.reshape((1,) * len(spec.shape))
 
 
-def _rows(value: Array, rows: int) -> Array:
+def batched(value: Array, rows: int) -> Array:
     """(1, …) or (rows, …) → (rows, …)."""
     return value if len(value) == rows else np.repeat(value, rows // len(value), axis=0)
-
-
-def _zeros(spec: TensorSpec, sample: tuple[int, ...]) -> Array:
-    """A residual of zeros for a sample of shape (m, c, h, w). `spec` calls its sides "height_4" and
-    the like where they are a quarter of the sample's, rounded up."""
-    m, _, h, w = sample
-    sides = {"batch": m}
-    for k in _HALVINGS:
-        suffix = "" if k == 1 else f"_{k}"
-        sides |= {f"height{suffix}": -(-h // k), f"width{suffix}": -(-w // k)}
-    return read_only(np.zeros([d if isinstance(d, int) else sides[d] for d in spec.shape], "f4"))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from edgediff.errors import InputError
 from edgediff.request.options import Options
-from edgediff.sampling.plan import SPACED
+from edgediff.sampling.discrete import SPACED
 
 # How AUTOMATIC1111's web UI, and the tools that read its PNGs, name the samplers.
 SAMPLER_LABELS = {

@@ -17,11 +17,6 @@ from edgediff.images.canny import edges, invert
 from edgediff.images.source import Picture, Source, open_picture
 from edgediff.request.init_image import PictureRecord, record
 
-NETWORK = "controlnet."
-"""A control network's stage is called this and its name."""
-CONTROLLED_UNET = "unet_controlled"
-"""The stage that takes what control networks give. It has the UNet's weights file."""
-
 MAX_SCALE = 100.0
 """Beyond any use, and below what makes float32 latents overflow."""
 
@@ -74,16 +69,6 @@ class ControlSettings:
     process: Process | None
 
 
-def control_names(manifest: Manifest) -> tuple[str, ...]:
-    """The control networks that a bundle has."""
-    return tuple(s.removeprefix(NETWORK) for s in manifest.graphs if s.startswith(NETWORK))
-
-
-def for_control(stage: str) -> bool:
-    """Whether a stage is needed under control alone."""
-    return stage.startswith(NETWORK) or stage == CONTROLLED_UNET
-
-
 def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) -> dict[str, Control]:
     """Controls with their pictures read, in the order of the bundle.
 
@@ -97,7 +82,7 @@ def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) ->
             f" is {type(controls).__name__}: expected names with a Control each, such as"
             ' {"canny": edgediff.Control("edges.png")}',
         )
-    known = control_names(manifest)
+    known = tuple(manifest.controlnets)
     for name in controls:
         if name not in known:
             there = f"it has {', '.join(known)}" if known else _how_to_export(str(name))

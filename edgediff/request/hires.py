@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict, get_args
 from edgediff.bundle.manifest import Manifest
 from edgediff.checks import MAX_SIDE, check_number, check_whole
 from edgediff.errors import InputError, Name
-from edgediff.request.init_image import ENCODER, require_encoder
+from edgediff.networks.autoencoder import require_encoder
 
 Mode = Literal["latent", "pixel"]
 
@@ -66,7 +66,7 @@ def resolve_hires(
         "hires_steps": (
             max(steps, FEWEST_STEPS) if own_steps is None else check_whole("hires_steps", own_steps)
         ),
-        "hires_mode": mode or ("pixel" if ENCODER in manifest.graphs else "latent"),
+        "hires_mode": mode or ("pixel" if manifest.encoder is not None else "latent"),
     }
 
 

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgediff.bundle.manifest import Manifest
+from edgediff.bundle.tensor_names import SAMPLE
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.errors import BundleError, InputError, Name
 from edgediff.images.source import Picture, Source, open_picture
+from edgediff.networks.autoencoder import require_encoder
 
-ENCODER = "vae_encoder"
 DEFAULT_STRENGTH = 0.8
 """Of image to image; of inpainting it is 1. Both as in diffusers."""
 _SPARE = 4
@@ -117,21 +118,12 @@ def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
     return Inputs(init_image=picture, mask=opened)
 
 
-def require_encoder(manifest: Manifest, option: str) -> None:
-    """Raise InputError where the bundle cannot take pictures; `option` is what needs that."""
-    if ENCODER not in manifest.graphs:
-        raise InputError(
-            Name(option),
-            f": {manifest.name} has no encoder for pictures: export it again with --with-encoder",
-        )
-
-
 def inpaints(manifest: Manifest) -> bool:
     """Whether the UNet takes a mask, and the latents of what is kept, beside those to denoise.
 
     Raises BundleError where it takes something else."""
-    graph = manifest.graphs["unet"]
-    spec = graph.input("sample")
+    graph = manifest.denoiser.graph
+    spec = graph.input(SAMPLE)
     taken = spec.shape[1] if spec is not None else None
     channels = manifest.latent.channels
     if taken not in (channels, 2 * channels + 1):

@@ -10,10 +10,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from edgediff.bundle.manifest import Bundle, Manifest
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import Manifest
+from edgediff.bundle.tensor_names import ENCODER_HIDDEN_STATES
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.errors import InputError, Name, Value
 from edgediff.images.source import Picture
+from edgediff.networks.text_encoder import states_output
 from edgediff.request.control import (
     Control,
     check_controls,
@@ -31,7 +34,7 @@ from edgediff.request.init_image import (
     size_of,
 )
 from edgediff.request.options import Options
-from edgediff.request.settings import Settings, states_output
+from edgediff.request.settings import Settings
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import check_seed, check_variation_strength
 from edgediff.sampling.plan import Plan, make_plan
@@ -257,7 +260,7 @@ def _check_prompt_weights(value: object, prompt: str, negative_prompt: str | Non
 
 def _check_long_prompts(manifest: Manifest, value: object) -> bool:
     wanted = check_flag("long_prompts", value)
-    states = manifest.graphs["unet"].input("encoder_hidden_states")
+    states = manifest.denoiser.graph.input(ENCODER_HIDDEN_STATES)
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(
             Name("long_prompts"),
@@ -275,8 +278,9 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
             Name("clip_skip"),
             f" is {value!r}: expected a whole number from 1 up; leave it out for all layers",
         )
-    for encoder in manifest.tokenizers:
-        states_output(manifest.graphs[encoder], int(value))
+    for group in manifest.conditioning.states:
+        for encoder in group:
+            states_output(manifest.graphs[encoder], int(value))
     return int(value)
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from edgediff.bundle.manifest import GraphSpec
-from edgediff.errors import InputError, Name
 from edgediff.request.control import ControlSettings
 from edgediff.request.hires import Mode
 from edgediff.request.init_image import PictureRecord
@@ -55,31 +53,3 @@ class Settings:
             interval=self.guidance_interval,
             embedding_dim=embedding_dim,
         )
-
-
-def clip_skip_output(clip_skip: int) -> str:
-    """The name of the output of a text encoder that leaves out so many of its last layers."""
-    return f"clip_skip_{clip_skip}"
-
-
-def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
-    """The output of a text encoder that conditions the UNet: the first, or that of clip_skip.
-
-    Raises InputError where the graph has no such output."""
-    outputs = [spec.name for spec in graph.outputs]
-    if clip_skip is None:
-        return outputs[0]
-    if clip_skip_output(clip_skip) in outputs:
-        return clip_skip_output(clip_skip)
-    able = [str(k) for k in range(1, len(outputs)) if clip_skip_output(k) in outputs]
-    if able:
-        raise InputError(
-            Name("clip_skip"),
-            f" is {clip_skip}: this bundle's text encoder can leave out {' or '.join(able)} of its"
-            " layers, or none",
-        )
-    raise InputError(
-        Name("clip_skip"),
-        f" is {clip_skip}: this bundle's text encoder gives its last layer alone: export the bundle"
-        " again",
-    )

@@ -1,4 +1,4 @@
-"""Samplers of models that were distilled to see the image from any noise level at once."""
+"""Samplers for models that were distilled to predict the image at once from any noise level."""
 
 import math
 
@@ -12,8 +12,8 @@ _SIGMA_DATA = 0.5
 def lcm(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """Multistep latent consistency sampling, Luo et al. 2023 (arXiv:2310.04378), algorithm 3.
 
-    The boundary condition f = c_skip·x + c_out·x0 (section 4.1) is applied here: it weighs by
-    timestep, and comes after x0 is clipped. The x0 yielded is f."""
+    The boundary condition f = c_skip·x + c_out·x0 (section 4.1) is applied here, since its weights
+    depend on the timestep, and it comes after x0 is clipped. The x0 yielded is f."""
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
         if plan.clip_range is not None:

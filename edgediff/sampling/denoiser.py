@@ -16,6 +16,10 @@ _Row = tuple[Array, _Inputs]
 """One image's encoder_hidden_states and further inputs, or a batch of two for guidance."""
 
 
+GUIDANCE_EMBEDDING = "timestep_cond"
+"""The network's further input that takes `Guidance.embedding`."""
+
+
 class UNet(Protocol):
     """The network, behind whatever runs it.
 
@@ -37,7 +41,7 @@ class UNet(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What the images should show (or should not), as the text encoder put it.
+    """Prompts (or negative prompts) as the text encoder turned them into inputs of the network.
 
     encoder_hidden_states: (n, t, d) float32, one for each image, or (1, t, d) for all.
     extra: further inputs of the network by name, each (n, …) or (1, …) float32.
@@ -53,7 +57,7 @@ class Denoiser:
     unet: see `UNet`.
     plan: the noise levels that will be asked for, the timestep of each, and, by its schedule, the
         network's prediction.
-    prompt, negative: one Conditioning each; `negative` may be None where it is not needed.
+    prompt, negative: one Conditioning each; `negative` may be None if guidance needs none.
     guidance: see `Guidance`. In the steps at which it acts, both predictions are evaluated as one
         batch of two; the other steps evaluate only the prompt, which costs half.
     beside: further channels that the network takes after those of the latents: (n, k, …) float32,
@@ -62,7 +66,7 @@ class Denoiser:
     Latents have any rank from 3: (n, c, h, w) for images, (n, c, f, h, w) for frames, (n, c, t) for
     one-dimensional ones such as audio.
 
-    Images run one by one, so each is bit for bit what it would be alone.
+    Images run one by one, so each is bit for bit the same in any batch.
 
     Raises InputError if guidance needs a negative prompt and there is none, and for inputs that do
     not go together.
@@ -103,7 +107,7 @@ class Denoiser:
             self._guided = _guided_levels(plan, guidance)
         embedding = guidance.embedding()
         if embedding is not None:
-            rows = [(states, {**extra, "timestep_cond": embedding}) for states, extra in rows]
+            rows = [(states, {**extra, GUIDANCE_EMBEDDING: embedding}) for states, extra in rows]
         self._rows = [_frozen(row) for row in rows]
         self._beside = beside
 
@@ -169,7 +173,7 @@ def _guided_levels(plan: Plan, guidance: Guidance) -> dict[float, bool]:
 
 
 def _check_rows(conditioning: Conditioning, name: str) -> int:
-    """The number of images that a Conditioning is for. Raises InputError where its parts differ."""
+    """The number of images that a Conditioning is for. Raises InputError if its parts differ."""
     count = len(conditioning.encoder_hidden_states)
     for key, value in conditioning.extra.items():
         if len(value) not in (1, count):
@@ -190,14 +194,14 @@ def _frozen(row: _Row) -> _Row:
 
 
 def read_only(array: Array) -> Array:
-    """The same values, which nothing changes from now on: see `UNet`."""
+    """A read-only view, for arrays that nothing changes from now on: see `UNet`."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def _stack(uncond: _Row, cond: _Row) -> _Row:
-    """Two rows of inputs → one batch of two. Raises InputError where they do not match."""
+    """Two rows of inputs → one batch of two. Raises InputError if they do not match."""
     if uncond[0].shape != cond[0].shape or uncond[1].keys() != cond[1].keys():
         raise InputError(
             f"negative prompt is {uncond[0].shape} with {sorted(uncond[1])}, prompt is"

@@ -1,7 +1,7 @@
-"""Samplers that remember what earlier steps saw: one evaluation a step, a higher order.
+"""Samplers with a memory of earlier evaluations: a higher order with one evaluation a step.
 
-The history is of the model's own views. Latents that are sent in place of a step's own change what
-the model sees from then on, and no more than that (as in diffusers)."""
+The history holds the model's own predictions. As in diffusers, latents that are sent in place of a
+step's own do not change it; they only change the model's input from then on."""
 
 import math
 
@@ -16,7 +16,7 @@ def dpmpp_2m(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
 
     The first step is of first order, there being no history, and so is a last step to sigma 0,
-    where lambda = -log sigma is infinite."""
+    at which lambda = -log sigma is infinite."""
     x0_prev: Array | None = None
     h_prev = math.nan
     for i, step in enumerate(plan.steps):
@@ -70,7 +70,7 @@ def unipc(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
 
 def _unic(plan: Plan, x: Array, seen: list[tuple[float, Array]], sigma: float, x0: Array) -> Array:
     """Redo the step that x began, to level sigma, now that x0 has been seen there: UniC of order 2,
-    or 1 where a single evaluation came before."""
+    or 1 if a single evaluation came before."""
     sigma_prev, m0 = seen[0]
     if len(seen) == 1:
         return to_level(plan, x, mix(m0, x0, 0.5, 0.5), sigma_prev, sigma)
@@ -124,10 +124,10 @@ _ADAMS_BASHFORTH = (
 def pndm(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """PNDM, Liu et al. 2022 (arXiv:2202.09778), eq. 9 and 12, without Runge-Kutta steps, as Stable
     Diffusion was published: the first step is Heun's, with a second evaluation, and the second and
-    third use what history there is.
+    third use a shorter history.
 
-    The history is of eps; where the model predicts v, of v, as in diffusers, and also from zero
-    signal on, where eps says nothing of the image."""
+    The history is of eps. As in diffusers it is of v if the model predicts v; so it is in runs from
+    zero signal, at which eps says nothing about the image."""
     over_v = plan.schedule.prediction_type == "v_prediction" or math.isinf(plan.start)
     seen: list[Array] = []  # latest first
     for i, step in enumerate(plan.steps):
@@ -146,7 +146,7 @@ def pndm(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
 
 
 def _prediction(plan: Plan, x: Array, x0: Array, sigma: float, over_v: bool) -> Array:
-    """v or eps: what the network must have said, where it is x0 that is known."""
+    """The network's prediction as v or eps, from the x0 that it led to."""
     alpha, sigma_t = plan.alpha_sigma(sigma)
     if over_v:
         return mix(x, x0, alpha / sigma_t, -1.0 / sigma_t)

@@ -1,10 +1,10 @@
-"""Gaussian noise, number for number what `torch.randn` draws on the CPU, without torch.
+"""Gaussian noise, number for number that of `torch.randn` on the CPU, without torch.
 
 The bits come from MT19937 (Matsumoto and Nishimura 1998), the normals from the Box–Muller transform
 (Box and Muller 1958). torch has two paths, and both advance one stream of 32-bit words:
 
 * 16 numbers or more: float32 uniforms of 24 bits, one word each, turned into normals in blocks of
-  eight cosines and eight sines. Where the size is no multiple of 16, the last 16 numbers are drawn
+  eight cosines and eight sines. If the size is not a multiple of 16, the last 16 numbers are drawn
   again from 16 further words.
 * fewer than 16: float64 uniforms of 53 bits, two words each, turned into one pair of normals at a
   time. The second of a pair is kept for the next short draw.
@@ -28,7 +28,7 @@ _TWO_PI = np.float32(2.0 * math.pi)
 
 
 def check_seed(seed: object, option: str = "seed") -> int:
-    """A seed as an int; `option` is what it is given as.
+    """A seed as an int; `option` is its name in messages.
 
     Raises InputError unless it is one from -2**63 to 2**64 - 1."""
     number = None
@@ -99,9 +99,9 @@ class TorchGenerator:
 class VariedGenerator:
     """A stream of N(0, 1) noise between that of `seed` and that of `variation_seed`.
 
-    variation_strength: 0 … 1; 0 is exactly the one's noise, 1 exactly the other's. In between each
-    draw is their spherical interpolation, which keeps it N(0, 1).
-    Raises InputError for what is no seed, and for a strength out of range."""
+    variation_strength: 0 … 1; 0 is exactly the noise of `seed`, 1 that of `variation_seed`. In
+    between, each draw is their spherical interpolation, which keeps it N(0, 1).
+    Raises InputError for bad seeds and for a strength out of range."""
 
     def __init__(self, seed: int, variation_seed: int, variation_strength: float) -> None:
         self._strength = check_variation_strength(variation_strength)
@@ -118,7 +118,7 @@ def check_variation_strength(strength: float) -> float:
     if not is_number(strength) or not 0.0 <= strength <= 1.0:
         raise InputError(
             Name("variation_strength"),
-            f" is {strength!r}: give a number from 0 (the seed's picture) to 1 (the variation"
+            f" is {strength!r}: give a number from 0 (the seed's image) to 1 (the variation"
             " seed's)",
         )
     return float(strength)
@@ -126,7 +126,7 @@ def check_variation_strength(strength: float) -> float:
 
 def slerp(a: Array, b: Array, weight: float) -> Array:
     """Spherical interpolation, Shoemake 1985: a and b, of one shape, as vectors → float32 of that
-    shape, a at weight 0 and b at 1. Linear where they point the same way, or opposite ways."""
+    shape, a at weight 0 and b at 1. Linear if they point the same way or opposite ways."""
     if weight in (0.0, 1.0):
         return b if weight else a
     norms = math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))

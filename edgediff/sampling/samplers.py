@@ -9,9 +9,9 @@ schedulers; the others, and those for flow matching, hold the same numbers as he
 
 A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
 plan (`make_plan`), and yields a `Step` after each of the plan's steps. A step takes
-one evaluation of the model; two in heun and dpmpp_sde, but for the last step (and heun's large ones
-where it begins at zero signal), and in pndm's first. It can be abandoned at any step, and each
-`Step`'s arrays stay as they are.
+one evaluation of the model. Those of heun and dpmpp_sde take two, except for the last (and for
+heun's large steps in a run from zero signal), and so does pndm's first. A sampler can be abandoned
+at any step, and each `Step`'s arrays stay as they are.
 
 It may also be steered: `trajectory.send(latents)` in the place of `next(trajectory)` makes it go on
 with those latents, at the noise level `step.sigma`, instead of the step's own. Inpainting blends
@@ -71,10 +71,10 @@ def initial_latents(noise: Array, plan: Plan) -> Array:
 def sample(denoise: Denoise, latents: Array, plan: Plan, noise: Noise | None = None) -> Trajectory:
     """Run the plan's sampler over latents (n, c, …) float32, which are left as they are.
 
-    Samplers work on each number by itself, so latents may be those of images (n, c, h, w), of
-    frames (n, c, f, h, w) or one-dimensional (n, c, t).
+    Latents have any rank from 3, such as those of images (n, c, h, w), of frames (n, c, f, h, w) or
+    one-dimensional ones (n, c, t).
     noise: needed by the samplers in STOCHASTIC; the others draw none.
-    Raises InputError, at once, for latents of another kind or where noise is missing."""
+    Raises InputError, at once, for latents of another kind and if noise is missing."""
     if latents.dtype != np.float32 or latents.ndim < 3:
         raise InputError(
             f"latents are {latents.dtype} of shape {latents.shape}: expected float32 (n, c, …),"

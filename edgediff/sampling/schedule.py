@@ -227,7 +227,7 @@ def sigmas(schedule: DiscreteSchedule) -> list[float]:
 
 
 def sigma_of(alpha_cumprod: float) -> float:
-    """ᾱ (0 … 1) → noise level sigma, infinite where ᾱ is 0."""
+    """ᾱ (0 … 1) → noise level sigma, infinite for ᾱ = 0."""
     if alpha_cumprod == 0.0:
         return math.inf
     return math.sqrt((1.0 - alpha_cumprod) / alpha_cumprod)
@@ -239,7 +239,7 @@ def sigma_to_timestep(schedule: DiscreteSchedule, levels: list[float]) -> list[f
     table = _sigmas(schedule)
     log_table = np.log(table)
     log_sigma = np.log(np.maximum(np.asarray(levels, np.float64), 1e-10))
-    # The last level not above: a zero-SNR table may fall at its very end, where ᾱ is held up.
+    # The last level not above: a zero-SNR table may fall at its very end, since ᾱ is held up there.
     below = log_table[None, :] <= log_sigma[:, None]
     low = len(table) - 1 - np.argmax(below[:, ::-1], axis=1)
     low = np.where(below.any(axis=1), np.minimum(low, len(table) - 2), 0)

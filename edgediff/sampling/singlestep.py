@@ -1,6 +1,7 @@
-"""Samplers that keep nothing from one step to the next: Euler's, DDIM's, and those that look twice.
+"""Samplers without a memory of earlier steps: Euler's and Heun's methods, DDIM, and DPM-Solver++ in
+single steps.
 
-heun and dpmpp_sde evaluate the model twice in each step but the last; heun once also in steps that
+heun and dpmpp_sde evaluate the model twice in each step but the last; heun only once in steps that
 it leaves to Euler's method."""
 
 import math
@@ -25,9 +26,9 @@ def heun(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     second weighed by half the ratio of the two times, which are sigma in the paper, and s in flow
     matching. To sigma 0 there is no second slope.
 
-    From zero signal that weight can be in the thousands, and then nothing is left but the
-    difference of the two x0. So runs that begin there, which diffusers' Heun does not know, take
-    steps to less than a quarter of sigma by Euler's method alone: above all the first."""
+    From a discrete schedule's zero signal that weight can be in the thousands, and then only the
+    difference of the two x0 is left. So runs that begin there, which diffusers' Heun does not
+    support, take steps to less than a quarter of sigma by Euler's method: above all the first."""
     for i, step in enumerate(plan.steps):
         sigma, sigma_next = step.sigma, step.sigma_next
         x0 = d = _clip(denoise(x, sigma), plan)
@@ -51,11 +52,11 @@ def euler_a(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
 
 def dpmpp_sde(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
     """SDE-DPM-Solver++ of second order in single steps, Lu et al. 2022 (arXiv:2211.01095), as in
-    k-diffusion: an ancestral step to the middle of log sigma, then, from where it began, one to
+    k-diffusion: an ancestral step to the middle of log sigma, then, from the same start, one to
     sigma_next with the x0 seen in the middle.
 
-    The noise of both is that of one Brownian path over sigma: the second step's is the first's and
-    what the path adds from the middle on."""
+    The noise of both is that of one Brownian path over sigma, from sigma to the middle and from
+    sigma to sigma_next."""
     for i, step in enumerate(plan.steps):
         sigma, sigma_next, middle = step.sigma, step.sigma_next, step.sigma_mid
         x0 = denoise(x, sigma)
@@ -76,7 +77,7 @@ def ddim(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
         x0 = denoise(x, step.sigma)
         alpha, sigma_t = plan.alpha_sigma(step.sigma)
         alpha_next, sigma_t_next = plan.alpha_sigma(step.sigma_next)
-        # As in diffusers, eps stays the model's own where x0 is clipped.
+        # As in diffusers, eps stays the model's own if x0 is clipped.
         eps = mix(x, x0, 1.0 / sigma_t, -alpha / sigma_t)
         x0 = _clip(x0, plan)
         x = mix(x0, eps, alpha_next, sigma_t_next)

@@ -1,4 +1,4 @@
-"""What every sampler shares: the step that it yields, and the arithmetic between noise levels."""
+"""Shared by all samplers: the step that they yield, and the arithmetic between noise levels."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from edgediff.errors import InputError
 from edgediff.sampling.plan import Plan
 
 Denoise = Callable[[Array, float], Array]
-"""(x (n, c, …) float32, sigma) → x0, the model's view of the clean latents, alike in shape."""
+"""(x (n, c, …) float32, sigma) → x0, alike: the model's estimate of the clean latents."""
 Noise = Callable[[int], Array]
-"""Step index → fresh N(0, 1) noise (n, c, …) float32. Called in order of the steps: once in a
-step, by dpmpp_sde twice, and not where a step adds none, such as the last."""
+"""Step index → fresh N(0, 1) noise (n, c, …) float32. Called in the order of the steps: once (by
+dpmpp_sde twice) in each step that adds noise, which the last does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """Where a sampler stands after step `index` (from 0).
+    """The state of a sampler after step `index` (from 0).
 
     sigma: the noise level left in `latents`.
     latents: (n, c, …) float32, alpha·x0 + sigma_t·eps at that level.
-    x0: (n, c, …) float32, the clean latents as this step last saw them; good for a preview.
+    x0: (n, c, …) float32, this step's latest estimate of the clean latents; good for a preview.
     """
 
     index: int
@@ -32,11 +32,11 @@ class Step:
 
 
 Trajectory = Generator[Step, Array | None, None]
-"""What a sampler is: yields each Step and may be sent latents to go on with instead of its own."""
+"""A running sampler: yields each Step, and may be sent latents to go on with instead of its own."""
 
 
 def hand_over(step: Step) -> Generator[Step, Array | None, Array]:
-    """Yield a step; the latents to go on with: its own, or those sent in their place.
+    """Yield a step, and return the latents to go on with: its own, or those sent in their place.
 
     Raises InputError, in the sampler, for latents of another shape or dtype."""
     sent = yield step

@@ -1,16 +1,17 @@
 """Prompts to token ids, with `tokenizers` alone; what does not fit is reported, never silent."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
-from edgediff.bundle.manifest import TokenizerSpec
+from edgediff.bundle.manifest import PROMPT, TokenizerSpec
 from edgediff.errors import BundleError, InputError
 from edgediff.text.emphasis import Fragment, parse_weights, plain
 
@@ -22,13 +23,14 @@ MAX_CHUNKS = 32
 class EncodedPrompt:
     """A prompt as a text encoder takes it, in one or more chunks.
 
-    `ids`: (chunks, max_length) int64; `weights`: theirs, of the same shape, float32. `tokens`: how
-    many the text has, without begin and end of text; `limit`: how many fit into a chunk.
-    `truncated`: the end of the text that did not fit, "" where all did."""
+    `ids`: (chunks, length) int64; `weights` float32 and `mask` bool, False for padding: theirs, of
+    the same shape. `tokens`: how many the text has, without what frames it; `limit`: how many fit
+    into a chunk. `truncated`: the end of the text that did not fit, "" if all did."""
 
     text: str
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
+    mask: NDArray[np.bool_]
     tokens: int
     limit: int
     truncated: str
@@ -69,9 +71,19 @@ class Tokenizer:
             raise BundleError(f"{path.name}: cannot be read ({e}): export the bundle again") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        before, after = map(self._plain_ids, spec.template.split(PROMPT))
+        self._before = [*_given(spec.bos_token_id), *before]
+        self._after = [*after, *_given(spec.eos_token_id)]
+        self._limit = spec.max_length - len(self._before) - len(self._after)
+        if self._limit < 1:
+            raise BundleError(
+                f"{path.name}: the template leaves no room for a prompt in {spec.max_length}"
+                " tokens: export the bundle again"
+            )
 
     def encode(self, text: str, *, weighted: bool = False, chunked: bool = False) -> EncodedPrompt:
-        """Ids of begin of text, as much of `text` as fits, end of text, padding.
+        """Ids of begin of text and the template's beginning, as much of `text` as fits, the
+        template's end, end of text, and padding. A tokenizer may lack any of these.
 
         weighted: brackets in `text` weigh its words, see `parse_weights`; what stands between two
         of them is tokenized by itself. chunked: what does not fit goes on in further chunks, each
@@ -82,12 +94,12 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InputError(f"the prompt is {type(text).__name__}, expected text (str)")
         fragments = parse_weights(text) if weighted else [plain(text)]
-        limit = self._spec.max_length - 2
+        limit = self._limit
         truncated = ""
         if chunked:
             sections = self._sections(fragments)
             tokens = sum(map(len, sections))
-            comma = self._tokenizer.encode(",", add_special_tokens=False).ids
+            comma = self._plain_ids(",")
             chunks = [c for s in sections for c in cut(s, limit, comma)]
             if len(chunks) > 1 and not chunks[-1]:  # BREAK at the end begins nothing
                 chunks.pop()
@@ -102,14 +114,47 @@ class Tokenizer:
             if tokens > limit:
                 truncated = text[found[limit].span[0] :]
         framed = [self._frame(chunk) for chunk in chunks]
-        return EncodedPrompt(
+        # A graph takes one token at least.
+        length = max(1, self._spec.min_length, *(len(ids) for ids, _ in framed))
+        shape = len(framed), length
+        encoded = EncodedPrompt(
             text=text,
-            ids=np.array([ids for ids, _ in framed], dtype=np.int64),
-            weights=np.array([weights for _, weights in framed], dtype=np.float32),
+            ids=np.full(shape, self._spec.pad_token_id, np.int64),
+            weights=np.ones(shape, np.float32),
+            mask=np.zeros(shape, np.bool_),
             tokens=tokens,
             limit=limit,
             truncated=truncated,
         )
+        for k, (ids, weights) in enumerate(framed):
+            encoded.ids[k, : len(ids)] = ids
+            encoded.weights[k, : len(ids)] = weights
+            encoded.mask[k, : len(ids)] = True
+        return encoded
+
+    def extended(self, encoded: EncodedPrompt, chunks: int, length: int) -> EncodedPrompt:
+        """The same with empty chunks after its own, up to `chunks`, and each chunk padded to
+        `length` ids."""
+        empty = self.encode("")
+        more = chunks - len(encoded.ids)
+
+        def extend(rows: NDArray[Any], row: NDArray[Any], padding: Any) -> NDArray[Any]:
+            padded = [
+                np.pad(r, ((0, 0), (0, length - r.shape[1])), constant_values=padding)
+                for r in (rows, *[row] * more)
+            ]
+            return np.concatenate(padded)
+
+        return dataclasses.replace(
+            encoded,
+            ids=extend(encoded.ids, empty.ids, self._spec.pad_token_id),
+            weights=extend(encoded.weights, empty.weights, 1),
+            mask=extend(encoded.mask, empty.mask, False),
+        )
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        return ids
 
     def _sections(self, fragments: Sequence[Fragment]) -> list[list[_Token]]:
         """The tokens between one BREAK and the next."""
@@ -140,11 +185,13 @@ class Tokenizer:
         ]
 
     def _frame(self, tokens: Sequence[_Token]) -> tuple[list[int], list[float]]:
-        spec = self._spec
-        padding = spec.max_length - 2 - len(tokens)
-        ids = [spec.bos_token_id, *(t.id for t in tokens), spec.eos_token_id]
-        weights = [1.0, *(t.weight for t in tokens), 1.0]
-        return ids + [spec.pad_token_id] * padding, weights + [1.0] * padding
+        before, after = self._before, self._after
+        weights = [1.0] * len(before) + [t.weight for t in tokens] + [1.0] * len(after)
+        return [*before, *(t.id for t in tokens), *after], weights
+
+
+def _given(id: int | None) -> list[int]:
+    return [] if id is None else [id]
 
 
 def cut(tokens: Sequence[_Token], limit: int, comma: Sequence[int]) -> list[Sequence[_Token]]:

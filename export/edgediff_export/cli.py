@@ -19,7 +19,7 @@ from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 if TYPE_CHECKING:
     from edgediff.bundle.manifest import Manifest
     from edgediff_export.export import Exported, Target
-    from edgediff_export.lower.kernels import Profile
+    from edgediff_export.targets.cpu.kernels import Profile
 
 
 def _finite(_context: click.Context, _flag: click.Parameter, value: float | None) -> float | None:
@@ -160,11 +160,11 @@ def export(
     SOURCE is a diffusers folder, a .safetensors file or a hub id. Each stage is checked against
     torch, and whole pictures against the float model's; what that showed is the report.
     """
-    from edgediff_export.budget import Budget
-    from edgediff_export.embedding import parse_embedding
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
-    from edgediff_export.lora import parse_lora
+    from edgediff_export.search.budget import Budget
+    from edgediff_export.source.lora import parse_lora
+    from edgediff_export.source.textual_inversion import parse_embedding
 
     started = time.monotonic()
 

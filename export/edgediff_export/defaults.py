@@ -2,14 +2,15 @@
 
 import math
 
-from edgediff.bundle.manifest import Defaults, LatentSpec
+from edgediff.bundle.latent import LatentSpec
+from edgediff.bundle.manifest import ConditioningSpec, Defaults
 from edgediff.errors import InputError
 from edgediff.request.request import check_size
 from edgediff.sampling.plan import make_plan
 from edgediff.sampling.schedule import DiscreteSchedule
 from edgediff_export.options import Options
-from edgediff_export.scheduling import Sampling, choose_sampling
-from edgediff_export.sources import Source
+from edgediff_export.source.pipeline import Source
+from edgediff_export.source.scheduler import Sampling, choose_sampling
 
 
 def latent_space(source: Source) -> LatentSpec:
@@ -25,6 +26,13 @@ def latent_space(source: Source) -> LatentSpec:
         scaling_factor=float(vae.get("scaling_factor") or (1.0 if tiny else 0.18215)),
         shift_factor=float(vae.get("shift_factor") or 0.0),
     )
+
+
+def conditioning(source: Source) -> ConditioningSpec:
+    """SDXL's UNet reads the states of both text encoders, and the second one's embedding of the
+    whole prompt (Podell et al. 2023, arXiv:2307.01952, section 2.1)."""
+    encoders = tuple(source.text_encoders)
+    return ConditioningSpec(states=(encoders,), pooled=encoders[1:])
 
 
 def named(options: Options, source: Source) -> str:
@@ -46,7 +54,7 @@ def choose_defaults(
     if options.size is None:
         size = source.unet.get("sample_size") or 64
         rows, columns = size if isinstance(size, list | tuple) else (size, size)
-        width, height = columns * latent.downscale, rows * latent.downscale
+        width, height = latent.size((rows, columns))
     else:
         width, height = options.size
     width, height = check_size((width, height), unit)

@@ -2,32 +2,40 @@
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import edgediff
-from edgediff.bundle.manifest import Fidelity, Manifest, PlanSearch, Provenance, Quantization
+from edgediff.bundle.latent import LatentSpec
+from edgediff.bundle.manifest import (
+    Defaults,
+    Fidelity,
+    Manifest,
+    Provenance,
+    Quantization,
+    TokenizerSpec,
+)
 from edgediff.errors import ExportError
-from edgediff.request.control import CONTROLLED_UNET, for_control
+from edgediff.sampling.schedule import Schedule
 from edgediff.text.tokenizer import Tokenizer
-from edgediff_export import fidelity, precision, qdq, tokenizer
-from edgediff_export.controlnet import open_controlnets
-from edgediff_export.defaults import choose_defaults, latent_space, named
-from edgediff_export.families import TEXT_ENCODERS
-from edgediff_export.fidelity import Case, Shot
-from edgediff_export.lower.cpu import prepare
-from edgediff_export.lower.dense import Format
-from edgediff_export.lowering import Lowering, Written
-from edgediff_export.options import PROVIDERS, Options, Target, check_target
-from edgediff_export.plan import SavedPlan, read_plan
-from edgediff_export.scheduling import adapt, read_schedule
-from edgediff_export.search import Trial
-from edgediff_export.shots import choose_shots, examples, scale, trial_shots
-from edgediff_export.sources import open_source
-from edgediff_export.stages import stages_of
-from edgediff_export.tracing import Traced, Tracer
-from edgediff_export.write import folder_in_one_piece, write_bundle
+from edgediff_export.bundle_folder import folder_in_one_piece, write_bundle
+from edgediff_export.calibration_set import examples
+from edgediff_export.convert import FloatModel, plan_conversion
+from edgediff_export.defaults import choose_defaults, conditioning, latent_space, named
+from edgediff_export.fidelity import images
+from edgediff_export.fidelity.shots import choose_shots
+from edgediff_export.options import Options, check_options
+from edgediff_export.search.quantization_plan import QuantizationPlan, read_plan
+from edgediff_export.source import tokenizer
+from edgediff_export.source.controlnet import ControlNet, open_controlnets
+from edgediff_export.source.families import CONTROLLED_UNET, TEXT_ENCODERS, UNET
+from edgediff_export.source.open import open_source
+from edgediff_export.source.pipeline import Source
+from edgediff_export.source.scheduler import adapt, read_schedule
+from edgediff_export.targets.table import PROVIDERS, Target
+from edgediff_export.trace.stage import network_stage, stages_of
+from edgediff_export.trace.tracer import Traced, Tracer
 
 __all__ = ["Exported", "Options", "Target", "export"]
 
@@ -53,34 +61,38 @@ class Exported:
 
 
 def export(options: Options, report: Report = lambda _: None) -> Exported:
-    """Make a bundle at `options.out`. `report` is called with what is being done, as it begins.
+    """Make a bundle at `options.out`. `report` is called with each step, as it begins.
 
-    Raises ExportError where the pipeline cannot be exported, InputError for options that do not
+    Raises ExportError if the pipeline cannot be exported, InputError for options that do not
     fit it; in both cases nothing is written."""
-    target = check_target(options)
+    check_options(options)
     plan = None if options.plan is None else read_plan(options.plan)
     with folder_in_one_piece(options.out, force=options.force) as work:
         floats, bundle = work / "float", work / "bundle"
         floats.mkdir()
         bundle.mkdir()
-        manifest, traced, unmatched = _trace(options, target, plan, work, report)
-        report("pictures of the float model")
-        manifest = write_bundle(floats, manifest)
-        shots = choose_shots(manifest, traced["unet"].parameters)
-        references = fidelity.take_pictures(floats, shots)
-        seen = examples(traced, references, floats)
-        lowering = _plan_lowering(
-            options, target, plan, manifest, traced, seen, shots[0], work, report
+        report(f"opening {options.source}")
+        opened = _open(options, plan, work)
+        report("tokenizer")
+        tokenizers = _write_tokenizers(opened.source, bundle)
+        for file in {spec.file for spec in tokenizers.values()}:
+            shutil.copy(bundle / file, floats / file)
+        traced = _trace(options, opened, tokenizers, work, report)
+        report("images of the float model")
+        manifest = write_bundle(floats, _describe(options, opened, tokenizers, traced))
+        shots = choose_shots(manifest, traced[UNET].parameters)
+        references = images.take_pictures(floats, shots)
+        model = FloatModel(
+            folder=floats,
+            manifest=manifest,
+            traced=traced,
+            examples=examples(traced, references, floats),
+            shots=shots,
         )
-        written: dict[str, Written] = {}
-        for name, stage in traced.items():
-            report(f"{name}: {options.precision}")
-            if name == CONTROLLED_UNET:
-                written[name] = lowering.write_controlled(stage, written["unet"], floats, bundle)
-            else:
-                written[name] = lowering.write(name, stage, seen[name], floats, bundle)
+        conversion = plan_conversion(model, options, plan, work, report)
+        written = conversion.write(bundle, report)
         notes = tuple(w.note for w in written.values() if w.note)
-        if lowering.search is not None and notes:
+        if conversion.search is not None and notes:
             raise ExportError(
                 f"{notes[0]}, so the budget cannot be kept: ask for more decibels or allow more"
                 " megabytes; nothing was written"
@@ -88,17 +100,17 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         manifest = replace(
             manifest,
             graphs={name: w.spec for name, w in written.items()},
-            quantization=lowering.quantization(written),
+            quantization=conversion.quantization(written),
             fidelity=Fidelity(stages={name: w.fidelity for name, w in written.items()}),
         )
         pictures = references
         if options.precision != "fp32":
-            report(f"pictures in {options.precision}")
+            report(f"images in {options.precision}")
             write_bundle(bundle, manifest)
-            pictures = fidelity.take_pictures(bundle, shots)
+            pictures = images.take_pictures(bundle, shots)
         cases = {name: stage.cases for name, stage in traced.items()}
-        fidelity.write_fixtures(bundle / FIXTURES, cases, shots, references)
-        compared = fidelity.compare(shots, pictures, references)
+        images.write_fixtures(bundle / FIXTURES, cases, shots, references)
+        compared = images.compare(shots, pictures, references)
         manifest = write_bundle(
             bundle,
             replace(
@@ -107,22 +119,27 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
                 fidelity=replace(manifest.fidelity, pictures=compared),
             ),
         )
-        floats_manifest = replace(manifest, graphs={n: t.spec for n, t in traced.items()})
-        float_sizes = {
-            name: sum((floats / file).stat().st_size for file in floats_manifest.own_files(name))
-            for name in traced
-        }
+        float_sizes = model.sizes()
         report(f"writing {options.out}")
+    unmatched = tuple(matched.note for matched in opened.source.loras if matched.note)
     return Exported(
         root=options.out, manifest=manifest, float_sizes=float_sizes, notes=(*unmatched, *notes)
     )
 
 
-def _trace(
-    options: Options, target: Target, plan: SavedPlan | None, work: Path, report: Report
-) -> tuple[Manifest, dict[str, Traced], tuple[str, ...]]:
-    """Tokenizers and float graphs in `work`/float and `work`/bundle, what they are, and notes."""
-    report(f"opening {options.source}")
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A pipeline with everything that is merged into it, and how it is to be sampled."""
+
+    source: Source
+    schedule: Schedule
+    latent: LatentSpec
+    defaults: Defaults
+    networks: tuple[ControlNet, ...]
+
+
+def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opened:
+    """Read everything that can be read without weights, so that it is refused early."""
     source = open_source(options.source, work=work, vae=options.vae, unet=options.unet)
     source = source.merged(options.loras, options.embeddings)
     if plan is not None:
@@ -136,46 +153,73 @@ def _trace(
     source = replace(source, scheduler=scheduler)
     schedule = read_schedule(scheduler)
     latent = latent_space(source)
-    defaults = choose_defaults(options, source, schedule, latent)
-    networks = open_controlnets(options.controlnets, source, latent)
-    floats, bundle = work / "float", work / "bundle"
-    report("tokenizer")
-    specs = tokenizer.write_tokenizers(
+    return _Opened(
+        source=source,
+        schedule=schedule,
+        latent=latent,
+        defaults=choose_defaults(options, source, schedule, latent),
+        networks=open_controlnets(options.controlnets, source, latent),
+    )
+
+
+def _write_tokenizers(source: Source, folder: Path) -> dict[str, TokenizerSpec]:
+    return tokenizer.write_tokenizers(
         {encoder: source.folder / TEXT_ENCODERS[encoder] for encoder in source.text_encoders},
-        bundle,
+        folder,
         [learned.tokens for learned in source.embeddings],
     )
-    for name in {spec.file for spec in specs.values()}:
-        shutil.copy(bundle / name, floats / name)
+
+
+def _trace(
+    options: Options,
+    opened: _Opened,
+    tokenizers: Mapping[str, TokenizerSpec],
+    work: Path,
+    report: Report,
+) -> dict[str, Traced]:
+    """Float graphs of all stages in `work`/float, in the order in which they run."""
+    floats, source = work / "float", opened.source
     tracer = Tracer(
         source=source,
-        tokenizers={k: Tokenizer(bundle / spec.file, spec) for k, spec in specs.items()},
-        latent=latent,
-        defaults=defaults,
+        tokenizers={k: Tokenizer(floats / spec.file, spec) for k, spec in tokenizers.items()},
+        latent=opened.latent,
+        defaults=opened.defaults,
         floats=floats,
         scratch=work / "trace",
-        networks={network.stage.name: network for network in networks},
+        networks={network_stage(network).name: network for network in opened.networks},
     )
     traced: dict[str, Traced] = {}
     stages = stages_of(source, with_encoder=options.with_encoder or source.inpaints)
-    for stage in (*stages, *(network.stage for network in networks)):
+    for stage in (*stages, *map(network_stage, opened.networks)):
         report(f"{stage.name}: tracing")
         traced[stage.name] = tracer.trace(stage, traced)
-    if networks:
+    if opened.networks:
         report(f"{CONTROLLED_UNET}: adding inputs")
-        traced[CONTROLLED_UNET] = tracer.trace_controlled(networks[0], traced)
-    manifest = Manifest(
+        traced[CONTROLLED_UNET] = tracer.trace_controlled(opened.networks[0], traced)
+    return traced
+
+
+def _describe(
+    options: Options,
+    opened: _Opened,
+    tokenizers: Mapping[str, TokenizerSpec],
+    traced: Mapping[str, Traced],
+) -> Manifest:
+    """The manifest of the float bundle, which has the target and the name of the finished one."""
+    source, target = opened.source, options.resolved_target
+    return Manifest(
         name=options.name or source.name,
         pipeline=source.pipeline,
         target=target,
         providers=PROVIDERS[target, options.precision],
         files={},
         graphs={name: stage.spec for name, stage in traced.items()},
-        tokenizers=specs,
-        latent=latent,
-        schedule=schedule,
+        tokenizers=dict(tokenizers),
+        conditioning=conditioning(source),
+        latent=opened.latent,
+        schedule=opened.schedule,
         zeros_for_no_negative=source.zeros_for_no_negative,
-        defaults=defaults,
+        defaults=opened.defaults,
         quantization=Quantization(precision=options.precision),
         fidelity=Fidelity(stages={}),
         provenance=Provenance(
@@ -185,63 +229,9 @@ def _trace(
             versions=_versions(),
             loras=tuple(matched.record() for matched in source.loras),
             embeddings=tuple(learned.record() for learned in source.embeddings),
-            controlnets={network.name: network.description for network in networks},
+            controlnets={network.name: network.description for network in opened.networks},
         ),
     )
-    return manifest, traced, tuple(matched.note for matched in source.loras if matched.note)
-
-
-def _plan_lowering(
-    options: Options,
-    target: Target,
-    plan: SavedPlan | None,
-    manifest: Manifest,
-    traced: Mapping[str, Traced],
-    seen: Mapping[str, Sequence[Case]],
-    shot: Shot,
-    work: Path,
-    report: Report,
-) -> Lowering:
-    """How to lower each stage: at once, or after looking for a plan that keeps the budget."""
-    bfloat16 = target == "openvino"
-    if (target, options.precision) != ("cpu", "int8"):
-        convert = {"fp16": precision.to_float16, "int8": qdq.to_qdq}.get(options.precision)
-        lower = {}
-        if convert is not None:
-            half = options.precision == "fp16"
-            lower = {k: convert for k, t in traced.items() if not (half and t.overflows)}
-        return Lowering(precision=options.precision, lower=lower, bfloat16=bfloat16)
-    average = options.average_attention or (plan is not None and plan.averaged)
-    floats = work / "float"
-    prepared = {}
-    for name, stage in traced.items():
-        if name == CONTROLLED_UNET:  # made of the finished UNet
-            continue
-        report(f"{name}: lowering")
-        prepared[name] = prepare(
-            floats / stage.spec.file,
-            seen[name],
-            profile=options.profile,
-            scale=scale(name, manifest.defaults, manifest.latent, seen[name]),
-            average=average and name == "unet",
-        )
-    formats: Mapping[str, Mapping[str, Format]] | None = None
-    search: PlanSearch | None = None
-    if plan is not None:
-        formats = plan.fitted(prepared)
-        prepared = {name: plan.applied(p, name) for name, p in prepared.items()}
-    elif options.budget.asked:
-        calibration, unseen = trial_shots(shot, traced["unet"].parameters)
-        formats, search = Trial(
-            floats=floats,
-            manifest=manifest,
-            # Its pictures are made without control networks: these stay in plain int8.
-            prepared={name: p for name, p in prepared.items() if not for_control(name)},
-            calibration=calibration,
-            unseen=unseen,
-            scratch=work,
-        ).find_plan(options.budget, report)
-    return Lowering.of_prepared(prepared, formats, plan=plan, search=search, average=average)
 
 
 def _versions() -> dict[str, str]:

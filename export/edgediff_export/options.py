@@ -2,28 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from edgediff.bundle.manifest import Precision
 from edgediff.errors import InputError
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
-from edgediff_export.budget import Budget
-from edgediff_export.embedding import Embedding
-from edgediff_export.lora import Lora
-from edgediff_export.lower.kernels import Profile
-
-Target = Literal["cpu", "openvino", "gpu"]
-"""What a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a GPU."""
-
-PROVIDERS: dict[tuple[Target, Precision], tuple[str, ...]] = {
-    ("cpu", "fp32"): ("cpu", "openvino", "coreml"),
-    ("cpu", "int8"): ("cpu",),
-    ("openvino", "fp32"): ("openvino", "cpu"),
-    ("openvino", "int8"): ("openvino", "cpu"),
-    ("gpu", "fp32"): ("cuda", "tensorrt", "coreml", "cpu"),
-    ("gpu", "fp16"): ("cuda", "tensorrt", "coreml", "cpu"),
-}
-"""The providers that a bundle is made for, fastest first: `auto` takes the first installed."""
+from edgediff_export.search.budget import Budget
+from edgediff_export.source.lora import Lora
+from edgediff_export.source.textual_inversion import Embedding
+from edgediff_export.targets.cpu.kernels import Profile
+from edgediff_export.targets.table import CONVERTERS, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +42,26 @@ class Options:
     embeddings: tuple[Embedding, ...] = ()
     force: bool = False
 
+    @property
+    def resolved_target(self) -> Target:
+        """The target, by default the usual one of the precision."""
+        return self.target or ("gpu" if self.precision == "fp16" else "cpu")
 
-def check_target(options: Options) -> Target:
-    """The target, by default the usual one of the precision. Raises InputError."""
-    target: Target = options.target or ("gpu" if options.precision == "fp16" else "cpu")
-    possible = [p for t, p in PROVIDERS if t == target]
-    if options.precision not in possible:
+
+def check_options(options: Options) -> None:
+    """Raise InputError for options that do not go together."""
+    target, precision = options.resolved_target, options.precision
+    possible = [p for t, p in CONVERTERS if t == target]
+    if precision not in possible:
         why = (
             "CPUs have no float16 arithmetic that would be faster"
-            if options.precision == "fp16"
+            if precision == "fp16"
             else "GPUs are fast in float16"
         )
         raise InputError(
-            f"--precision {options.precision} for --target {target}: {why}; give"
+            f"--precision {precision} for --target {target}: {why}; give"
             f" {' or '.join(f'--precision {p}' for p in possible)}, or another target"
         )
-    searched = target == "cpu" and options.precision == "int8"
     asked = [
         flag
         for flag, given in (
@@ -82,10 +73,9 @@ def check_target(options: Options) -> Target:
         )
         if given
     ]
-    if asked and not searched:
+    if asked and (target, precision) != ("cpu", "int8"):
         raise InputError(f"{asked[0]}: only goes with --precision int8 --target cpu")
     if options.plan is not None and options.budget.asked:
         raise InputError("--plan: says itself what each layer becomes; leave the budget out")
     if options.plan is not None and options.profile != "auto":
         raise InputError("--plan: brings the kernels of its own profile; leave --profile out")
-    return target

@@ -18,7 +18,8 @@ from edgediff import Control
 from edgediff.backend import session as session_module
 from edgediff.backend.providers import PROVIDERS
 from edgediff.backend.session import Observe, Session, SessionOptions
-from edgediff.bundle.manifest import Bundle, GraphSpec
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import GraphSpec
 from edgediff.errors import ProviderError
 
 ONE_THREAD = SessionOptions(threads=1)

@@ -17,7 +17,8 @@ from edgediff.backend import memory, pool
 from edgediff.backend.memory import StageMemory, estimate, memory_limit, parse_memory
 from edgediff.backend.pool import Stages
 from edgediff.backend.session import SessionOptions
-from edgediff.bundle.manifest import Bundle, Manifest
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import Manifest
 from edgediff.errors import InputError
 
 

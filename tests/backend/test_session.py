@@ -13,7 +13,8 @@ import pytest
 from edgediff.backend import session as session_module
 from edgediff.backend.providers import PROVIDERS
 from edgediff.backend.session import Session, SessionOptions, free_dimensions, why_missing
-from edgediff.bundle.manifest import Bundle, GraphSpec
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import GraphSpec
 from edgediff.errors import BundleError, InputError, ProviderError
 
 

@@ -84,10 +84,10 @@ def test_summary_of_psnrs() -> None:
 
 
 def test_prompts_are_none_that_the_export_looks_at() -> None:
-    from edgediff_export import fidelity
+    from edgediff_export.fidelity import shots
 
     assert len(set(quality.PROMPTS)) == len(quality.PROMPTS) == 64
-    assert not set(quality.PROMPTS) & set(fidelity.PROMPTS)
+    assert not set(quality.PROMPTS) & set(shots.PROMPTS)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgediff.bundle.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Bundle,
-    describe_files,
-    parse_manifest,
-    write_manifest,
-)
+from edgediff.bundle.folder import Bundle, describe_files, write_manifest
+from edgediff.bundle.manifest import FORMAT_VERSION, MANIFEST, parse_manifest
 from edgediff.errors import BundleError
 
 
@@ -100,7 +94,7 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str, message: str) -> Non
         (lambda m: m.update(providers="cpu"), "providers: expected a list"),
         (lambda m: m.update(files=[]), "files: expected an object"),
         (lambda m: m["graphs"]["unet"].update(precision="int9"), "expected one of fp32, fp16"),
-        (lambda m: m["graphs"].pop("unet"), "graphs: unet is missing"),
+        (lambda m: m["graphs"].pop("unet"), "graphs: denoiser is missing"),
         (lambda m: m["tokenizers"].clear(), "tokenizers: text_encoder is missing"),
         (lambda m: m["files"].pop("unet.onnx"), r"unet\.onnx' is not listed under files"),
         (lambda m: m["schedule"].update(beta_schedule="wavy"), "beta_schedule"),

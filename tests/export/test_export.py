@@ -13,12 +13,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from edgediff_export import fidelity, qdq
+from edgediff_export import convert
 from edgediff_export.export import Exported, Options, export
-from edgediff_export.lowered import Lowered
+from edgediff_export.targets.conversion import Converted, FloatStage
+from edgediff_export.targets.qdq import to_qdq
+from edgediff_export.targets.table import CONVERTERS
 
 import edgediff
-from edgediff.bundle.manifest import Bundle, Precision, write_manifest
+from edgediff.bundle.folder import Bundle, write_manifest
+from edgediff.bundle.manifest import Precision
 from edgediff.errors import InputError
 from edgediff.verification import relative_error, verify
 
@@ -188,27 +191,26 @@ def for_openvino(
     """In int8 for OpenVINO, with a text encoder that comes out wrong, and a decoder that is no
     smaller and no faster."""
 
-    def lower(source: Path, cases: Any) -> Lowered:
-        if source.stem == "unet":
-            return to_qdq(source, cases)
-        model = ir.load(source)
-        plan = dict.fromkeys(list(model.graph.initializers)[:3], "int8")
-        if source.stem == "text_encoder":
+    def converter(stage: FloatStage) -> Converted:
+        if stage.source.stem == "unet":
+            return to_qdq(stage)
+        model = ir.load(stage.source)
+        formats = dict.fromkeys(list(model.graph.initializers)[:3], "int8")
+        if stage.source.stem == "text_encoder":
             for k, out in enumerate(list(model.graph.outputs)):
                 wrong = ir.node("Neg", [out])
                 wrong.outputs[0].type, wrong.outputs[0].shape = out.type, out.shape
                 out.name, wrong.outputs[0].name = f"right{k}", out.name
                 model.graph.append(wrong)
                 model.graph.outputs[k] = wrong.outputs[0]
-        return Lowered(model=model, precision="int8", plan=plan)
+        return Converted(model=model, precision="int8", formats=formats)
 
     def seconds(*_: Any, **__: Any) -> float:
         return 1.0
 
-    to_qdq = qdq.to_qdq
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qdq, "to_qdq", lower)
-        patch.setattr(fidelity, "seconds", seconds)
+        patch.setitem(CONVERTERS, ("openvino", "int8"), converter)
+        patch.setattr(convert, "seconds", seconds)
         return export(
             Options(
                 source=str(small_pipeline("sd1")),

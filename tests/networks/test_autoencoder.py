@@ -9,7 +9,7 @@ import pytest
 
 import edgediff
 from edgediff.backend.memory import estimate, memory_limit
-from edgediff.bundle.manifest import Bundle
+from edgediff.bundle.folder import Bundle
 from edgediff.errors import InputError
 from edgediff.networks.autoencoder import to_sample
 from edgediff.pipeline import Pipeline

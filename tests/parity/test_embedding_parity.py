@@ -8,10 +8,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from edgediff_export.embedding import Embedding
 from edgediff_export.export import Options, export
-from edgediff_export.sources import open_source
-from edgediff_export.tokenizer import write_tokenizer
+from edgediff_export.source.open import open_source
+from edgediff_export.source.textual_inversion import Embedding
+from edgediff_export.source.tokenizer import write_tokenizer
 from safetensors.torch import save_file
 
 import edgediff

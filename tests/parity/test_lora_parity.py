@@ -15,14 +15,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgediff_export.cli import export as export_command
-from edgediff_export.embedding import Embedding
 from edgediff_export.export import Options, export
-from edgediff_export.lora import Lora
-from edgediff_export.sources import open_source
+from edgediff_export.source.lora import Lora
+from edgediff_export.source.open import open_source
+from edgediff_export.source.textual_inversion import Embedding
 from safetensors.torch import load_file, save_file
 
 import edgediff
-from edgediff.bundle.manifest import hash_file
+from edgediff.bundle.folder import hash_file
 from edgediff.cli.inspect import info
 
 pytestmark = [  # of diffusers, transformers and peft themselves

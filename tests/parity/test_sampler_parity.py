@@ -58,7 +58,8 @@ from diffusers import (
 from edgediff.errors import InputError
 from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.noise import TorchGenerator
-from edgediff.sampling.plan import Plan, PlannedStep, make_plan
+from edgediff.sampling.plan import Plan, make_plan
+from edgediff.sampling.planned_step import PlannedStep
 from edgediff.sampling.samplers import SAMPLERS, STOCHASTIC, Trajectory, initial_latents, sample
 from edgediff.sampling.schedule import DiscreteSchedule, alphas_cumprod, betas
 from edgediff.sampling.sigmas import Spacing
@@ -79,8 +80,8 @@ BETAS = {
 # Stable Diffusion's among the fast tests.
 EVERY_BETAS = ["scaled_linear", *(pytest.param(b, marks=pytest.mark.slow) for b in list(BETAS)[1:])]
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SPACINGS = ("leading", "linspace", "trailing")
-SPACINGS_OF_SIGMA: tuple[Spacing, ...] = ("karras", "exponential", "beta")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+SPACINGS: tuple[Spacing, ...] = ("karras", "exponential", "beta")
 SPACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "deis")
 STEPS = (1, 2, 4, 20)
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -356,15 +357,15 @@ def comparable(schedule: DiscreteSchedule, sampler: str, steps: int) -> bool:
 
 @pytest.mark.parametrize("zero_snr", [False, True], ids=["", "zero_snr"])
 @pytest.mark.parametrize("beta_schedule", EVERY_BETAS)
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_step_equals_diffusers(
-    sampler: str, prediction: str, spacing: str, beta_schedule: str, zero_snr: bool
+    sampler: str, prediction: str, timestep_spacing: str, beta_schedule: str, zero_snr: bool
 ) -> None:
     schedule = make_schedule(
         prediction_type=prediction,
-        timestep_spacing=spacing,
+        timestep_spacing=timestep_spacing,
         beta_schedule=beta_schedule,
         rescale_betas_zero_snr=zero_snr,
     )
@@ -378,24 +379,26 @@ def test_what_the_comparison_leaves_out() -> None:
     """For Stable Diffusion's own schedule nothing is left out but what diffusers has not."""
     for sampler in SAMPLERS:
         for prediction in PREDICTIONS:
-            for spacing in SPACINGS:
-                schedule = make_schedule(prediction_type=prediction, timestep_spacing=spacing)
+            for timestep_spacing in TIMESTEP_SPACINGS:
+                schedule = make_schedule(
+                    prediction_type=prediction, timestep_spacing=timestep_spacing
+                )
                 expected = (sampler, prediction) not in NOT_IN_DIFFUSERS
-                expected &= (sampler, spacing) != ("pndm", "linspace")
+                expected &= (sampler, timestep_spacing) != ("pndm", "linspace")
                 assert all(comparable(schedule, sampler, n) == expected for n in STEPS)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True], ids=["", "zero_snr"])
 @pytest.mark.parametrize("beta_schedule", EVERY_BETAS)
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("sampler", OVER_SIGMA)
 def test_any_sigma_equals_float64(
-    sampler: str, prediction: str, spacing: str, beta_schedule: str, zero_snr: bool
+    sampler: str, prediction: str, timestep_spacing: str, beta_schedule: str, zero_snr: bool
 ) -> None:
     schedule = make_schedule(
         prediction_type=prediction,
-        timestep_spacing=spacing,
+        timestep_spacing=timestep_spacing,
         beta_schedule=beta_schedule,
         rescale_betas_zero_snr=zero_snr,
     )
@@ -444,8 +447,8 @@ def test_stable_diffusion_as_it_ships(sampler: str, steps: int, seed: int) -> No
     assert largest_error(explicit, sampler, steps, seed) < TOLERANCE
 
 
-@pytest.mark.parametrize("spacing", SPACINGS_OF_SIGMA)
-@pytest.mark.parametrize("timestep_spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("beta_schedule", EVERY_BETAS)
 @pytest.mark.parametrize("sampler", SPACED)
 def test_spacings_equal_diffusers(
@@ -471,13 +474,13 @@ def test_dpmpp_2m_karras_is_dpmpp_2m_with_karras_spacing() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.01, 0.3, 0.5, 0.75, 0.99, 1.0])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "pndm"])
 def test_strength_takes_the_steps_that_diffusers_takes(
-    sampler: str, spacing: str, strength: float
+    sampler: str, timestep_spacing: str, strength: float
 ) -> None:
     """From the image's noise on: StableDiffusionImg2ImgPipeline.get_timesteps and add_noise."""
-    schedule = make_schedule(timestep_spacing=spacing, prediction_type="v_prediction")
+    schedule = make_schedule(timestep_spacing=timestep_spacing, prediction_type="v_prediction")
     for steps in (1, 2, 4, 20, 40):
         if int(steps * strength) == 0:
             with pytest.raises(InputError, match="leaves none"):
@@ -633,9 +636,9 @@ def test_trailing_takes_as_many_steps_as_asked() -> None:
     assert [*(step.timestep for step in plan.steps), -1] == scheduler.timesteps.tolist()
 
 
-@pytest.mark.parametrize(("spacing", "most"), [("leading", 998), ("linspace", 999)])
-def test_more_steps_than_fit(spacing: str, most: int) -> None:
-    schedule = make_schedule(timestep_spacing=spacing)
+@pytest.mark.parametrize(("timestep_spacing", "most"), [("leading", 998), ("linspace", 999)])
+def test_more_steps_than_fit(timestep_spacing: str, most: int) -> None:
+    schedule = make_schedule(timestep_spacing=timestep_spacing)
     scheduler = diffusers_scheduler(schedule, "dpmpp_2m")
     scheduler.set_timesteps(most + 1)
     timesteps = scheduler.timesteps.tolist()

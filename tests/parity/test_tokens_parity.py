@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from edgediff_export.tokenizer import write_tokenizer
+from edgediff_export.source.tokenizer import write_tokenizer
 from transformers import CLIPTokenizer
 
 from edgediff.text.tokenizer import Tokenizer

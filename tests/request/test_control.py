@@ -16,14 +16,15 @@ import edgediff
 from edgediff import Control
 from edgediff.backend.memory import estimate
 from edgediff.backend.run_stage import RunStage
-from edgediff.bundle.manifest import Bundle
+from edgediff.bundle.folder import Bundle
 from edgediff.cli.control import parse_controls
 from edgediff.errors import InputError
 from edgediff.images.canny import edges, invert
 from edgediff.images.source import open_picture
 from edgediff.pipeline import Pipeline
-from edgediff.request.control import CONTROLLED_UNET, control_names
 from edgediff.verification import verify
+
+CONTROLLED_UNET = "unet_controlled"
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_the_two_unets_share_their_weights(bundle: Path) -> None:
     assert plain.data == steered.data
     assert manifest.own_files(CONTROLLED_UNET) == [steered.file]
     assert manifest.files[steered.file].size < 1.02 * manifest.files[plain.file].size
-    assert control_names(manifest) == ("canny", "depth")
+    assert tuple(manifest.controlnets) == ("canny", "depth")
     memory = estimate(manifest)
     assert memory[CONTROLLED_UNET].work == memory["unet"].work == memory["controlnet.canny"].work
     assert memory[CONTROLLED_UNET].weights >= memory["unet"].weights

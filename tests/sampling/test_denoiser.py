@@ -9,7 +9,8 @@ from edgediff.errors import InputError
 from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
-from edgediff.sampling.plan import Plan, PlannedStep, make_plan
+from edgediff.sampling.plan import Plan, make_plan
+from edgediff.sampling.planned_step import PlannedStep
 from edgediff.sampling.schedule import DiscreteSchedule
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from edgediff.errors import InputError
-from edgediff.sampling.plan import SPACED, make_plan
+from edgediff.sampling.discrete import SPACED
+from edgediff.sampling.plan import make_plan
 from edgediff.sampling.samplers import SAMPLERS
 from edgediff.sampling.schedule import (
     DiscreteSchedule,
@@ -28,23 +29,25 @@ def make(**changes: Any) -> DiscreteSchedule:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", None])
-def test_one_step(sampler: str, spacing: str | None) -> None:
-    plan = make_plan(make(timestep_spacing=spacing), sampler, 1)
+@pytest.mark.parametrize("timestep_spacing", ["leading", "linspace", "trailing", None])
+def test_one_step(sampler: str, timestep_spacing: str | None) -> None:
+    plan = make_plan(make(timestep_spacing=timestep_spacing), sampler, 1)
     (step,) = plan.steps
     assert step.sigma >= step.sigma_next >= 0.0
     assert 0.0 <= step.timestep <= 999.0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", None])
+@pytest.mark.parametrize("timestep_spacing", ["leading", "linspace", "trailing", None])
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 50])
 def test_noise_goes_down_and_all_numbers_are_python_floats(
-    sampler: str, spacing: str | None, zero_snr: bool, steps: int
+    sampler: str, timestep_spacing: str | None, zero_snr: bool, steps: int
 ) -> None:
     schedule = make(
-        timestep_spacing=spacing, rescale_betas_zero_snr=zero_snr, prediction_type="v_prediction"
+        timestep_spacing=timestep_spacing,
+        rescale_betas_zero_snr=zero_snr,
+        prediction_type="v_prediction",
     )
     plan = make_plan(schedule, sampler, steps)
     assert len(plan.steps) == plan.total == steps
@@ -91,17 +94,17 @@ def test_zero_terminal_snr_starts_at_infinity(sampler: str) -> None:
 def test_unset_spacing_is_the_samplers_own() -> None:
     unset = make()
     for sampler in {*SAMPLERS} - {"lcm", "tcd"}:
-        spacing = "leading" if sampler in ("ddim", "pndm") else "linspace"
-        explicit = make(timestep_spacing=spacing)
+        timestep_spacing = "leading" if sampler in ("ddim", "pndm") else "linspace"
+        explicit = make(timestep_spacing=timestep_spacing)
         assert make_plan(unset, sampler, 7) == make_plan(explicit, sampler, 7)
 
 
 def test_noise_scale() -> None:
     for sampler in SAMPLERS:
-        for spacing in ("leading", "linspace", "trailing"):
-            plan = make_plan(make(timestep_spacing=spacing), sampler, 5)
+        for timestep_spacing in ("leading", "linspace", "trailing"):
+            plan = make_plan(make(timestep_spacing=timestep_spacing), sampler, 5)
             pure = sampler in ("euler", "euler_a", "heun", "dpmpp_sde")
-            starts_pure = pure and spacing != "leading"
+            starts_pure = pure and timestep_spacing != "leading"
             assert (plan.noise_scale < 1.0) == starts_pure
             assert plan.noise_scale > 0.99
 
@@ -150,9 +153,9 @@ def test_steps_that_repeat_a_timestep() -> None:
 @pytest.mark.parametrize("steps", range(1, 991, 23))
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_steps_works_or_says_why(sampler: str, steps: int) -> None:
-    for spacing in ("leading", "linspace", "trailing"):
+    for timestep_spacing in ("leading", "linspace", "trailing"):
         try:
-            plan = make_plan(make(timestep_spacing=spacing), sampler, steps)
+            plan = make_plan(make(timestep_spacing=timestep_spacing), sampler, steps)
         except InputError:
             assert sampler in ("lcm", "tcd")
             assert steps > 50

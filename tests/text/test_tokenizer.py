@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgediff.bundle.manifest import Bundle, TokenizerSpec
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import TokenizerSpec
 from edgediff.errors import BundleError, InputError
 from edgediff.text.tokenizer import MAX_CHUNKS, Tokenizer
 

@@ -1,0 +1,77 @@
+"""What each stage is calibrated on: fixtures, and what it sees while pictures are made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgediff.bundle.latent import LatentSpec
+from edgediff.bundle.manifest import Defaults, GraphSpec, Role
+from edgediff.bundle.tensor_names import CONTROL_IMAGE, CONTROL_SCALE, LATENT_SAMPLE, SAMPLE
+from edgediff.request.control import Control
+from edgediff_export.fidelity.cases import Array, Case, Named
+from edgediff_export.fidelity.images import Picture
+from edgediff_export.fidelity.measure import run_graph
+from edgediff_export.source.families import UNET, VAE_DECODER, VAE_ENCODER
+from edgediff_export.trace.tracer import Traced
+
+_CALIBRATION_STEPS = 16
+"""Denoising steps of the float pictures that calibration looks at."""
+_CONTROL_STEPS = 4
+"""The same of each picture, for a control network, whose results are many."""
+
+
+def examples(
+    traced: Mapping[str, Traced], references: Sequence[Picture], floats: Path
+) -> dict[str, list[Case]]:
+    """What to calibrate each stage on: the fixtures, and what came by in the pictures.
+
+    What a stage does to made-up inputs says little of what it does to a picture's."""
+    seen = {stage: [case for p in references for case in p.seen.get(stage, ())] for stage in traced}
+    every = max(1, len(seen[UNET]) // _CALIBRATION_STEPS)
+    seen[UNET] = seen[UNET][::every]
+    seen[VAE_DECODER] = [p.decoding for p in references]
+    if VAE_ENCODER in traced:
+        spec = traced[VAE_ENCODER].spec
+        pixels = {p.decoding.name: {SAMPLE: _pixels(p)} for p in references}
+        seen[VAE_ENCODER] = run_graph(floats / spec.file, spec, pixels)
+    for stage, t in traced.items():
+        if t.spec.role == "controlnet":
+            inputs = {k: v for p in references for k, v in _under_its_edges(p, t.spec).items()}
+            seen[stage] = run_graph(floats / t.spec.file, t.spec, inputs)
+    return {stage: [*t.cases, *seen[stage]] for stage, t in traced.items()}
+
+
+def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
+    """What a control network that is shown a picture's own edges sees while the picture is made."""
+    every = max(1, len(picture.seen[UNET]) // _CONTROL_STEPS)
+    edges = Control(picture.pixels, process="edges").pixels(*picture.pixels.shape[1::-1])
+    found: dict[str, Named] = {}
+    for case in picture.seen[UNET][::every]:
+        inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
+        sample = network.input(SAMPLE)
+        channels = None if sample is None else sample.shape[1]  # of an inpainting UNet's, the first
+        inputs |= {
+            SAMPLE: inputs[SAMPLE][:, :channels],
+            CONTROL_IMAGE: np.repeat(edges, len(inputs[SAMPLE]), axis=0),
+            CONTROL_SCALE: np.array(1.0, np.float32),
+        }
+        found[f"{picture.decoding.name}-{case.name}"] = inputs
+    return found
+
+
+def _pixels(picture: Picture) -> Array:
+    """A finished picture as an encoder takes it: (1, 3, h, w) float32 in [-1, 1]."""
+    pixels = picture.pixels.astype(np.float32).transpose(2, 0, 1)[None]
+    scaled: Array = pixels / np.float32(127.5) - np.float32(1)
+    return scaled
+
+
+def area_ratio(role: Role, defaults: Defaults, latent: LatentSpec, cases: Sequence[Case]) -> float:
+    """Pixels of an image of the default size, relative to the largest example."""
+    if role == "text_encoder":
+        return 1.0
+    size = (defaults.width, defaults.height)
+    area = float(np.prod(size if role == "encoder" else latent.shape(size)[1:]))
+    name = LATENT_SAMPLE if role == "decoder" else SAMPLE
+    return area / max(float(np.prod(case.inputs[name].shape[2:])) for case in cases)

@@ -1,0 +1,1 @@
+"""What an export costs: stages and final images against the float model's."""

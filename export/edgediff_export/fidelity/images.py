@@ -1,0 +1,112 @@
+"""Whole pictures that a bundle makes, against those of the float model."""
+
+import functools
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgediff.backend.memory import estimate
+from edgediff.backend.run_stage import RunStage
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import PictureFidelity
+from edgediff.bundle.tensor_names import LATENT_SAMPLE, SAMPLE
+from edgediff.images.metrics import psnr
+from edgediff.networks.autoencoder import to_images
+from edgediff_export.fidelity.cases import Array, Case
+from edgediff_export.fidelity.shots import Shot, trajectory
+
+_MUCH = 8e9
+"""Bytes of weights, as they are once loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A finished picture: pixels (h, w, 3), and the evaluations of stages that gave them, those of
+    the decoder apart."""
+
+    pixels: npt.NDArray[np.uint8]
+    decoding: Case
+    seen: Mapping[str, Sequence[Case]]
+
+
+def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
+    """The pictures that a bundle makes on the CPU."""
+    import edgediff
+
+    pictures = []
+    limit = _memory_limit(bundle)
+    with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
+        for s in shots:
+            seen: dict[str, list[Case]] = {}
+            *_, last = trajectory(pipe, s, functools.partial(_recorder, seen=seen))
+            inputs = {LATENT_SAMPLE: pipe.decoder_input(last.latents)}
+            outputs = pipe.run_stage(pipe.bundle.manifest.decoder.name, inputs)
+            pixels = np.asarray(to_images(outputs[SAMPLE])[0])
+            decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
+            pictures.append(Picture(pixels=pixels, decoding=decoding, seen=seen))
+    gc.collect()
+    return pictures
+
+
+def _memory_limit(bundle: Path) -> int | None:
+    """Bytes for one stage at a time, where all together are more than a usual machine has."""
+    stages = estimate(Bundle.open(bundle).manifest).values()
+    together = sum(stage.weights for stage in stages)
+    return max(stage.peak for stage in stages) if together > _MUCH else None
+
+
+def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
+    """`run_stage` that also keeps what goes in and comes out."""
+
+    def run(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        outputs = run_stage(stage, inputs)
+        cases = seen.setdefault(stage, [])
+        cases.append(Case(name=f"{stage}{len(cases)}", inputs=dict(inputs), outputs=outputs))
+        return outputs
+
+    return run
+
+
+def compare(
+    shots: Sequence[Shot],
+    pictures: Sequence[Picture],
+    references: Sequence[Picture],
+) -> tuple[PictureFidelity, ...]:
+    """PSNR of each picture against the float model's."""
+    return tuple(
+        PictureFidelity(
+            name=s.name,
+            prompt=s.prompt,
+            seed=s.seed,
+            steps=s.steps,
+            guidance_scale=s.guidance_scale,
+            sampler=s.sampler,
+            width=s.width,
+            height=s.height,
+            psnr_db=psnr(q.pixels, f.pixels),
+        )
+        for s, q, f in zip(shots, pictures, references, strict=True)
+    )
+
+
+def write_fixtures(
+    path: Path,
+    stages: Mapping[str, Sequence[Case]],
+    shots: Sequence[Shot],
+    references: Sequence[Picture],
+) -> None:
+    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `picture/<name>` and, where it
+    was made of others, `init/<name>` and `mask/<name>`."""
+    arrays: dict[str, Array] = {}
+    for stage, cases in stages.items():
+        for case in cases:
+            arrays |= {f"{stage}/{case.name}/in/{k}": v for k, v in case.inputs.items()}
+            arrays |= {f"{stage}/{case.name}/out/{k}": v for k, v in case.outputs.items()}
+    for s, f in zip(shots, references, strict=True):
+        given = {f"picture/{s.name}": f.pixels, f"init/{s.name}": s.init, f"mask/{s.name}": s.mask}
+        arrays |= {k: v for k, v in given.items() if v is not None}
+    np.savez_compressed(path, allow_pickle=False, **arrays)

@@ -1,0 +1,141 @@
+"""The pictures that an export compares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgediff.bundle.manifest import Manifest
+from edgediff.request.init_image import inpaints
+from edgediff_export.fidelity.cases import Array
+
+if TYPE_CHECKING:
+    from edgediff.backend.run_stage import RunStage
+    from edgediff.pipeline import Pipeline
+    from edgediff.run import Run
+
+PROMPTS = (
+    "a red apple on a wooden table",
+    "a lighthouse by the sea at sunset",
+    "a smiling cat",
+    "a green tree in the snow",
+)
+TRIAL_PROMPTS = (
+    "a blue bird on a branch",
+    "a bowl of fruit",
+    "a castle on a hill",
+    "a yellow taxi in the rain",
+    "a portrait of an old sailor",
+    "a slice of chocolate cake",
+    "a robot reading a book",
+    "a pair of running shoes",
+    "a snowy mountain at night",
+    "a green frog on a leaf",
+    "an umbrella on the beach",
+    "a cup of coffee",
+)
+"""Calibration prompts first, then those for the measurement afterwards."""
+CALIBRATION = 4
+_SMALL_UNET = 100e6
+"""Parameters; pictures of smaller models are compared at full size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One picture to compare: what `Pipeline.generate` is called with.
+
+    init, mask: a picture (h, w, 3) and what to paint anew of it (h, w), uint8, for UNets that
+    inpaint."""
+
+    name: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    sampler: str
+    width: int
+    height: int
+    init: Array | None = field(default=None, repr=False, compare=False)
+    mask: Array | None = field(default=None, repr=False, compare=False)
+
+
+def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
+    """Four pictures as the model makes them, or one small, short one where that takes minutes."""
+    defaults, unit = manifest.defaults, manifest.latent.downscale
+    small = parameters < _SMALL_UNET
+    width, height = (
+        (defaults.width, defaults.height)
+        if small
+        else (
+            min(side, max(unit, 256 // unit * unit)) for side in (defaults.width, defaults.height)
+        )
+    )
+    steps = defaults.steps if small else min(defaults.steps, 4)
+    init, mask = painting(width, height)
+    return [
+        Shot(
+            name=str(k),
+            prompt=prompt,
+            seed=k,
+            steps=steps,
+            guidance_scale=defaults.guidance_scale,
+            sampler=defaults.sampler,
+            width=width,
+            height=height,
+            **({"init": init, "mask": mask} if inpaints(manifest) else {}),
+        )
+        for k, prompt in enumerate(PROMPTS[: 4 if small else 1])
+    ]
+
+
+def trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:
+    """The pictures that a search compares, and those that it does not see: fewer of a model that
+    takes minutes."""
+    used, others = (CALIBRATION, 8) if parameters < _SMALL_UNET else (1, 2)
+    shots = [
+        replace(shot, name=str(k), prompt=prompt, seed=100 + k)
+        for k, prompt in enumerate(TRIAL_PROMPTS)
+    ]
+    return shots[:used], shots[CALIBRATION:][:others]
+
+
+def trajectory(
+    pipe: "Pipeline", shot: Shot, wrap: "Callable[[RunStage], RunStage] | None" = None
+) -> "Run":
+    """A run over the denoising steps of a shot. wrap: as in `Pipeline.run`."""
+    request = pipe.resolve(
+        shot.prompt,
+        seed=shot.seed,
+        steps=shot.steps,
+        guidance_scale=shot.guidance_scale,
+        sampler=shot.sampler,
+        size=(shot.width, shot.height),
+        init_image=shot.init,
+        mask=shot.mask,
+    )
+    return pipe.run(request, wrap=wrap)
+
+
+def painting(width: int, height: int) -> tuple[Array, Array]:
+    """A picture (h, w, 3) of even areas, and what to paint anew of it (h, w): its left half. Both
+    uint8."""
+    side = max(width, height)
+    even = even_areas(np.random.default_rng(5), (1, 3, side, side))[0, :, :height, :width]
+    init = np.clip(even.transpose(1, 2, 0) * 64 + 128, 0, 255).astype(np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 255
+    return init, mask
+
+
+def even_areas(
+    rng: np.random.Generator, shape: tuple[int, int, int, int]
+) -> npt.NDArray[np.float32]:
+    """Quarters of one value each, (n, c, side, side), standard normal."""
+    n, c, side, _ = shape
+    coarse = rng.standard_normal((n, c, 2, 2), dtype=np.float32)
+    half = -(-side // 2)
+    areas = np.kron(coarse, np.ones((1, 1, half, half), np.float32))
+    quarters: npt.NDArray[np.float32] = areas[..., :side, :side]
+    return quarters

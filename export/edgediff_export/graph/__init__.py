@@ -1,0 +1,1 @@
+"""Reading, changing, watching and writing ONNX graphs."""

@@ -1,0 +1,119 @@
+"""The search for formats, on a whole pipeline: here `budget.Search` gets its measurements."""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgediff.bundle.manifest import MANIFEST, Manifest, PlanSearch
+from edgediff.images.metrics import psnr
+from edgediff_export.bundle_folder import write_bundle
+from edgediff_export.fidelity import images
+from edgediff_export.fidelity.images import Picture
+from edgediff_export.fidelity.shots import Shot
+from edgediff_export.graph.write import write_graph
+from edgediff_export.search.budget import Budget, Formats, Measured, Search, stored_bytes
+from edgediff_export.search.sensitivity import layer_costs
+from edgediff_export.targets.cpu.prepare import Prepared
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """A pipeline in formats that are tried on pictures.
+
+    floats: the float bundle. prepared: its stages. calibration, unseen: what to compare on.
+    scratch: a folder to write in."""
+
+    floats: Path
+    manifest: Manifest
+    prepared: Mapping[str, Prepared]
+    calibration: list[Shot]
+    unseen: list[Shot]
+    scratch: Path
+    _references: dict[bool, list[Picture]] = field(default_factory=dict)
+    _besides_layers: int | None = None
+
+    def find_formats(
+        self, wanted: Budget, report: Callable[[str], None]
+    ) -> tuple[Formats, PlanSearch]:
+        """The formats that keep a budget, and what was measured. Raises ExportError."""
+        search = Search(
+            layers={stage: p.layers for stage, p in self.prepared.items()},
+            cost={},
+            budget=wanted,
+            measure=self._measure,
+            size_of=self._size,
+            report=report,
+        )
+        plain = self._plain_int8()
+        search.fit_size(plain)  # whether the size can be reached at all needs no sensitivities
+        report("sensitivity of each layer")
+        costs = layer_costs(self.prepared, self.floats, self.calibration)
+        found = replace(search, cost=costs).run(plain)
+        return found.formats, PlanSearch(
+            min_psnr_db=wanted.min_psnr,
+            max_bytes=wanted.max_size,
+            calibration_psnr_db=_finite(found.calibration.median),
+            unseen_psnr_db=_finite(found.unseen.median),
+            unseen_lowest_db=_finite(found.unseen.lowest),
+            unseen_pictures=len(self.unseen),
+        )
+
+    def _plain_int8(self) -> Formats:
+        return {stage: p.plain_int8() for stage, p in self.prepared.items()}
+
+    def _measure(self, formats: Formats, unseen: bool) -> Measured:
+        shots = self.unseen if unseen else self.calibration
+        if unseen not in self._references:
+            self._references[unseen] = images.take_pictures(self.floats, shots)
+        with self._folder() as folder:
+            self._write(folder, formats)
+            pictures = images.take_pictures(folder, shots)
+        pairs = zip(pictures, self._references[unseen], strict=True)
+        return Measured.of([psnr(p.pixels, r.pixels) for p, r in pairs])
+
+    def _write(self, folder: Path, formats: Formats) -> None:
+        graphs = {}
+        for stage, prepared in self.prepared.items():
+            lowered = prepared.write(formats[stage])
+            spec = self.manifest.graphs[stage]
+            data = write_graph(lowered.model, folder / spec.file)
+            graphs[stage] = replace(
+                spec, data=data, precision="int8", session_config=lowered.session_config
+            )
+        for tokenizer in self.manifest.tokenizers.values():
+            shutil.copy(self.floats / tokenizer.file, folder / tokenizer.file)
+        write_bundle(folder, replace(self.manifest, graphs=graphs))
+
+    def _size(self, formats: Formats) -> int:
+        """Bytes of the bundle: those of plain int8, as written, and by how much the layers' weights
+        differ from that."""
+        if self._besides_layers is None:
+            plain = self._plain_int8()
+            with self._folder() as folder:
+                self._write(folder, plain)
+                written = sum(f.stat().st_size for f in folder.iterdir() if f.name != MANIFEST)
+            self._besides_layers = written - self._stored(plain)
+        return self._besides_layers + self._stored(formats)
+
+    def _stored(self, formats: Formats) -> int:
+        return sum(
+            stored_bytes(layer, formats[stage].get(layer.name, "fp32"))
+            for stage, prepared in self.prepared.items()
+            for layer in prepared.layers
+        )
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """An empty folder, gone afterwards."""
+        folder = self.scratch / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

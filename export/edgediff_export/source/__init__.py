@@ -1,0 +1,1 @@
+"""Where a model comes from: a pipeline's components and whatever is merged into them."""

@@ -1,0 +1,1 @@
+"""Graph passes for ONNX Runtime's CPU provider: the same computation, in a faster form."""

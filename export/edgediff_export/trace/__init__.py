@@ -1,0 +1,1 @@
+"""Torch modules to float32 graphs, one stage at a time, each checked against torch."""

@@ -1,0 +1,188 @@
+"""Which layers a LoRA's file means, and files that are refused; that the sums are diffusers' is
+tests/parity/test_lora_parity.py."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edgediff_export.source.lora import Lora, layers, match, parse_lora
+from safetensors.torch import save_file
+
+from edgediff.errors import ExportError, InputError
+
+Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+UNET = {Q: (8, 8), "conv_in": (8, 4, 3, 3), "mid_block.attentions.0.proj_in": (8, 8, 1, 1)}
+TEXT = {"text_model.encoder.layers.0.self_attn.q_proj": (6, 6)}
+PIPELINE = {"unet": UNET, "text_encoder": TEXT}
+KOHYA_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def pair(name: str, down: tuple[int, ...] = (2, 8), up: tuple[int, ...] = (8, 2)) -> dict[str, Any]:
+    return {
+        f"{name}.lora_down.weight": torch.ones(down),
+        f"{name}.lora_up.weight": torch.ones(up),
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Lora]:
+    def save(tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> Lora:
+        path = tmp_path / "it.safetensors"
+        save_file(tensors, path, metadata=metadata)
+        return Lora(path=path)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("text", "scale"),
+    [("a.safetensors", 1.0), ("a.safetensors:0", 0.0), ("a.safetensors:-.5", -0.5)],
+)
+def test_a_flag(text: str, scale: float) -> None:
+    assert parse_lora(text) == Lora(path=Path("a.safetensors"), scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("half", "SCALE is 'half': give a number"),
+        ("", "SCALE is ''"),
+        ("nan", "SCALE is nan: give a finite number"),
+        ("inf", "SCALE is inf"),
+        ("-1e999", "SCALE is -inf"),
+    ],
+)
+def test_no_scale(scale: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_lora(f"a.safetensors:{scale}")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("lora_unet_input_blocks_1_0_in_layers_2", "down_blocks.0.resnets.0.conv1"),
+        ("lora_unet_input_blocks_1_0_emb_layers_1", "down_blocks.0.resnets.0.time_emb_proj"),
+        ("lora_unet_input_blocks_1_1_proj_in", "down_blocks.0.attentions.0.proj_in"),
+        ("lora_unet_input_blocks_2_0_op", "down_blocks.0.downsamplers.0.conv"),
+        ("lora_unet_input_blocks_3_0_skip_connection", "down_blocks.1.resnets.0.conv_shortcut"),
+        ("lora_unet_middle_block_0_out_layers_3", "mid_block.resnets.0.conv2"),
+        ("lora_unet_middle_block_1_proj_out", "mid_block.attentions.0.proj_out"),
+        ("lora_unet_middle_block_2_in_layers_2", "mid_block.resnets.1.conv1"),
+        ("lora_unet_output_blocks_1_0_skip_connection", "up_blocks.0.resnets.1.conv_shortcut"),
+        ("lora_unet_output_blocks_1_1_conv", "up_blocks.0.upsamplers.0.conv"),
+        ("lora_unet_output_blocks_3_1_proj_in", "up_blocks.1.attentions.1.proj_in"),
+        ("lora_unet_input_blocks_0_0", "conv_in"),
+        ("lora_unet_out_2", "conv_out"),
+        ("lora_unet_time_embed_0", "time_embedding.linear_1"),
+        (
+            "lora_unet_output_blocks_2_1_transformer_blocks_0_attn2_to_out_0",
+            "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
+        ),
+    ],
+)
+def test_names_of_the_original_code(
+    name: str, layer: str, small_unet: Any, write: Callable[..., Lora]
+) -> None:
+    """One resnet a block on the way down, two on the way up; attention in the outer blocks."""
+    its = layers(small_unet)
+    out, *inner = its[layer]
+    lora = write(pair(name, (2, *inner), (out, 2, *(1 for _ in inner[1:]))))
+    assert list(match(lora, {"unet": its}).changes["unet"]) == [layer]
+
+
+@pytest.fixture(scope="module")
+def small_unet(sd15_shape: Any) -> Any:
+    import diffusers
+
+    with torch.device("meta"):
+        return diffusers.UNet2DConditionModel.from_config(sd15_shape.SHAPES["sd1"].unet)
+
+
+def test_alpha_over_rank(write: Callable[..., Lora]) -> None:
+    tensors = pair(KOHYA_Q)
+    assert match(write(tensors), PIPELINE).changes["unet"][Q].factor == 1
+    tensors[f"{KOHYA_Q}.alpha"] = torch.tensor(0.0)
+    assert match(write(tensors), PIPELINE).changes["unet"][Q].factor == 0
+    tensors[f"{KOHYA_Q}.alpha"] = torch.tensor(3.0, dtype=torch.float16)
+    matched = match(write(tensors), PIPELINE)
+    assert matched.changes["unet"][Q].factor == 1.5
+    assert matched.note == ""
+
+
+def test_a_layer_that_is_named_twice_changes_once(write: Callable[..., Lora]) -> None:
+    original = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
+    matched = match(write(pair(KOHYA_Q) | pair(original)), PIPELINE)
+    assert matched.changes["unet"].keys() == {Q}
+    assert matched.note == ""
+
+
+def test_a_partial_match_says_how_many_of_how_many(write: Callable[..., Lora]) -> None:
+    tensors = pair(KOHYA_Q) | pair("lora_unet_other") | pair("lora_te2_x")
+    tensors["lora_unet_norm.diff"] = torch.ones(3)
+    note = match(write(tensors), PIPELINE).note
+    assert note == (
+        "it.safetensors: 1 of its 3 layers were merged; the pipeline lacks the others, such as"
+        " lora_te2_x; tensors that are no LoRA were left out (1, such as lora_unet_norm.diff)"
+    )
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no layer of this pipeline": (
+        pair("lora_unet_double_blocks_0_img_attn_qkv"),
+        r"none of its 1 layers, such as lora_unet_double_blocks.*trained for this family",
+    ),
+    "a checkpoint": ({"conv_in.weight": torch.ones(8, 4, 3, 3)}, "holds no LoRA .*conv_in.weight"),
+    "nothing": ({}, "holds no LoRA: give"),
+    "wider layers": (pair(KOHYA_Q, (2, 16), (16, 2)), r"\(16, 2\) times down \(2, 16\) .*\(8, 8\)"),
+    "another rank in each": (pair(KOHYA_Q, (2, 8), (8, 4)), "does not fit"),
+    "another kernel": (pair("lora_unet_conv_in", (2, 4, 1, 1), (8, 2, 1, 1)), "does not fit"),
+    "a vector": (pair(KOHYA_Q, (2,), (8,)), "does not fit"),
+    "no up": (
+        {f"{KOHYA_Q}.lora_down.weight": torch.ones(2, 8)},
+        "one of its two matrices is missing",
+    ),
+    "DoRA": (pair(KOHYA_Q) | {f"{KOHYA_Q}.dora_scale": torch.ones(8)}, "is DoRA"),
+    "LoHa": ({f"{KOHYA_Q}.hada_w1_a": torch.ones(8, 2)}, "is LoHa"),
+    "LoKr": ({f"{KOHYA_Q}.lokr_w1": torch.ones(8, 2)}, "is LoKr"),
+    "Tucker": (
+        pair("lora_unet_conv_in") | {"lora_unet_conv_in.lora_mid.weight": torch.ones(2, 2, 3, 3)},
+        "Tucker",
+    ),
+    "a bias": (
+        {f"unet.{Q}.lora_A.weight": torch.ones(2, 8), f"unet.{Q}.lora_B.bias": torch.ones(8)},
+        "biases",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_merged(case: str, write: Callable[..., Lora]) -> None:
+    tensors, message = BAD[case]
+    with pytest.raises(ExportError, match=message):
+        match(write(tensors), PIPELINE)
+
+
+def test_a_damaged_header(write: Callable[..., Lora]) -> None:
+    with pytest.raises(ExportError, match="lora_adapter_metadata in its header is not JSON"):
+        match(write(pair(KOHYA_Q), {"lora_adapter_metadata": "{"}), PIPELINE)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite(value: float, write: Callable[..., Lora]) -> None:
+    tensors = pair(KOHYA_Q)
+    tensors[f"{KOHYA_Q}.lora_up.weight"][0, 0] = value
+    with pytest.raises(ExportError, match="the change is not finite"):
+        match(write(tensors), PIPELINE).merge("unet", _nested(Q))
+
+
+def _nested(name: str) -> Any:
+    """A module with one linear layer of that name."""
+    module: Any = torch.nn.Linear(8, 8)
+    for part in reversed(name.split(".")):
+        parent = torch.nn.Module()
+        parent.add_module(part, module)
+        module = parent
+    return module

@@ -1,0 +1,209 @@
+"""From a scheduler's config to the bundle's schedule and defaults."""
+
+from typing import Any
+
+import diffusers
+import pytest
+from edgediff_export.source.scheduler import _SAMPLERS, adapt, choose_sampling, read_schedule
+
+from edgediff.errors import ExportError
+from edgediff.sampling.schedule import DiscreteSchedule, alphas_cumprod
+
+SD: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+
+def config(name: str, **changes: Any) -> dict[str, Any]:
+    return {"_class_name": name, **SD, **changes}
+
+
+@pytest.mark.parametrize("name", sorted(_SAMPLERS))
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_noise_levels_are_the_schedulers(name: str) -> None:
+    scheduler = getattr(diffusers, name)(**SD)
+    schedule = read_schedule(config(name))
+    assert alphas_cumprod(schedule) == pytest.approx(scheduler.alphas_cumprod.tolist(), rel=1e-6)
+    assert schedule.prediction_type == "epsilon"
+
+
+def test_what_the_config_leaves_out_is_diffusers_default_but_for_the_spacing() -> None:
+    assert read_schedule({"_class_name": "PNDMScheduler"}) == DiscreteSchedule(
+        beta_start=0.0001,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="epsilon",
+        timestep_spacing=None,
+        set_alpha_to_one=False,
+    )
+    assert read_schedule({"_class_name": "DDIMScheduler"}).clip_sample is True
+
+
+def test_every_field_is_read() -> None:
+    schedule = read_schedule(
+        config(
+            "DDIMScheduler",
+            num_train_timesteps=500,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            steps_offset=1,
+            rescale_betas_zero_snr=True,
+            set_alpha_to_one=False,
+            clip_sample=True,
+            clip_sample_range=2.0,
+        )
+    )
+    assert schedule == DiscreteSchedule(
+        **SD,
+        num_train_timesteps=500,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=False,
+        clip_sample=True,
+        clip_sample_range=2.0,
+    )
+    lcm = read_schedule(config("LCMScheduler", original_inference_steps=40, timestep_scaling=5.0))
+    assert (lcm.original_inference_steps, lcm.timestep_scaling) == (40, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trained_betas": [0.1, 0.2]}, r"trained_betas is \[0.1, 0.2\]"),
+        ({"thresholding": True}, "thresholding is True"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid': expected one of scaled_linear"),
+        ({"prediction_type": "flow"}, "prediction_type is 'flow': expected one of epsilon"),
+        ({"beta_end": 2.0}, "beta_end is 2.0"),
+    ],
+)
+def test_what_the_samplers_cannot_do(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        read_schedule(config("DDPMScheduler", **changes))
+
+
+@pytest.mark.parametrize("name", [None, "FlowMatchEulerDiscreteScheduler"])
+def test_an_unknown_scheduler(name: str | None) -> None:
+    with pytest.raises(ExportError, match=f"scheduler {name}: expected one of DDIMScheduler"):
+        read_schedule({"_class_name": name})
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name", "embedding", "expected"),
+    [
+        (config("PNDMScheduler"), "sd", False, ("pndm", 20, 7.5)),
+        (config("UniPCMultistepScheduler"), "sd", False, ("unipc", 20, 7.5)),
+        (config("DEISMultistepScheduler"), "sd", False, ("deis", 20, 7.5)),
+        (config("HeunDiscreteScheduler"), "sd", False, ("heun", 20, 7.5)),
+        (config("DPMSolverSDEScheduler"), "sd", False, ("dpmpp_sde", 20, 7.5)),
+        (
+            config("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+            "sd",
+            False,
+            ("dpmpp_2m_sde", 20, 7.5),
+        ),
+        (config("TCDScheduler"), "tcd", False, ("tcd", 4, 0.0)),
+        (config("TCDScheduler"), "Hyper-SD15-8steps", False, ("tcd", 8, 0.0)),
+        (
+            config("EulerDiscreteScheduler", timestep_spacing="trailing"),
+            "sdxl_lightning_2step_unet",
+            False,
+            ("euler", 2, 0.0),
+        ),
+        (
+            config("DDIMScheduler", timestep_spacing="trailing"),
+            "Hyper-SDXL-4steps",
+            False,
+            ("ddim", 4, 0.0),
+        ),
+        (config("DDIMScheduler"), "sd", False, ("ddim", 20, 7.5)),
+        (
+            config("DPMSolverMultistepScheduler", use_karras_sigmas=True),
+            "sd",
+            False,
+            ("dpmpp_2m_karras", 20, 7.5),
+        ),
+        (config("EulerAncestralDiscreteScheduler"), "sd", False, ("euler_a", 20, 7.5)),
+        (config("LCMScheduler"), "lcm", True, ("lcm", 4, 8.5)),
+        (config("LCMScheduler"), "lcm", False, ("lcm", 4, 1.0)),
+        (
+            config("EulerDiscreteScheduler", timestep_spacing="trailing"),
+            "SD-Turbo",
+            False,
+            ("euler", 4, 0.0),
+        ),
+        (
+            config("EulerDiscreteScheduler", timestep_spacing="trailing"),
+            "sd",
+            False,
+            ("euler", 20, 7.5),
+        ),
+    ],
+)
+def test_defaults(
+    scheduler: dict[str, Any], name: str, embedding: bool, expected: tuple[str, int, float]
+) -> None:
+    chosen = choose_sampling(scheduler, name=name, guidance_embedding=embedding)
+    assert (chosen.sampler, chosen.steps, chosen.guidance_scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (config("EulerDiscreteScheduler", use_karras_sigmas=True), ("euler", "karras")),
+        (config("UniPCMultistepScheduler", use_exponential_sigmas=True), ("unipc", "exponential")),
+        (config("HeunDiscreteScheduler", use_beta_sigmas=True), ("heun", "beta")),
+        (config("DPMSolverMultistepScheduler", use_beta_sigmas=True), ("dpmpp_2m", "beta")),
+        (
+            config("DPMSolverMultistepScheduler", use_karras_sigmas=True),
+            ("dpmpp_2m_karras", None),
+        ),
+        (
+            config(
+                "DPMSolverMultistepScheduler",
+                algorithm_type="sde-dpmsolver++",
+                use_karras_sigmas=True,
+            ),
+            ("dpmpp_2m_sde", "karras"),
+        ),
+        (config("DDIMScheduler"), ("ddim", None)),
+    ],
+)
+def test_spacings(scheduler: dict[str, Any], expected: tuple[str, str | None]) -> None:
+    read_schedule(scheduler)
+    chosen = choose_sampling(scheduler, name="sd", guidance_embedding=False)
+    assert (chosen.sampler, chosen.spacing) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "sampling"),
+    [
+        ("sdxl_lightning_4step_unet", ("trailing", "epsilon"), (4, 0.0)),
+        ("sdxl_lightning_1step_unet_x0", ("trailing", "sample"), (1, 0.0)),
+        ("Hyper-SDXL-8steps", ("trailing", "epsilon"), (8, 0.0)),
+        ("hyper", ("trailing", "epsilon"), (4, 0.0)),
+        ("stable-diffusion-xl-base-1.0", ("leading", "epsilon"), (20, 5.0)),
+        ("hyperrealism", ("leading", "epsilon"), (20, 5.0)),
+        ("footsteps-12", ("leading", "epsilon"), (20, 5.0)),
+    ],
+)
+def test_a_unet_of_few_steps_is_sampled_as_its_name_says(
+    name: str, expected: tuple[str, str], sampling: tuple[int, float]
+) -> None:
+    base = config("EulerDiscreteScheduler", timestep_spacing="leading", prediction_type="epsilon")
+    adapted = adapt(base, name=name, timestep_spacing=None, prediction_type=None)
+    assert (adapted["timestep_spacing"], adapted["prediction_type"]) == expected
+    chosen = choose_sampling(adapted, name=name, guidance_embedding=False, xl=True)
+    assert (chosen.steps, chosen.guidance_scale) == sampling
+
+
+def test_what_the_user_says_goes_before_the_name() -> None:
+    base = config("EulerDiscreteScheduler", timestep_spacing="leading")
+    adapted = adapt(
+        base, name="lightning-1step", timestep_spacing="linspace", prediction_type="v_prediction"
+    )
+    assert adapted["timestep_spacing"] == "linspace"
+    assert adapted["prediction_type"] == "v_prediction"

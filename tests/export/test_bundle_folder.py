@@ -1,0 +1,153 @@
+"""A bundle appears whole or not at all, whatever happens."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from edgediff_export.bundle_folder import folder_in_one_piece
+
+from edgediff.errors import ExportError
+
+_EXPORT = "from edgediff.cli import main; main()"
+
+
+def write(out: Path, content: str, *, force: bool = False) -> None:
+    with folder_in_one_piece(out, force=force) as work:
+        (work / "bundle").mkdir()
+        (work / "bundle" / "bundle.json").write_text(content)
+
+
+def contents(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with folder_in_one_piece(out, force=False) as work:
+        assert work.parent == tmp_path
+        (work / "bundle").mkdir()
+        assert not out.exists()
+    assert contents(tmp_path) == {"out"}
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), folder_in_one_piece(tmp_path / "out", force=False) as w:
+        (w / "bundle").mkdir(parents=bool(1 / 0))
+    assert contents(tmp_path) == set()
+
+
+def test_an_existing_bundle_is_replaced_only_when_forced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, "1")
+    with pytest.raises(ExportError, match="exists already: choose another folder, or --force"):
+        write(out, "2")
+    assert (out / "bundle.json").read_text() == "1"
+    write(out, "3", force=True)
+    assert (out / "bundle.json").read_text() == "3"
+    assert contents(tmp_path) == {"out"}
+
+
+def test_force_keeps_the_old_bundle_until_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, "1")
+    with pytest.raises(ZeroDivisionError), folder_in_one_piece(out, force=True):
+        1 / 0  # noqa: B018
+    assert (out / "bundle.json").read_text() == "1"
+    assert contents(tmp_path) == {"out"}
+
+
+def test_force_replaces_bundles_only(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(ExportError, match="not a bundle: --force replaces bundles only"):
+        write(tmp_path / "photos", "1", force=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="is a file"):
+        write(tmp_path / "file", "1", force=True)
+
+
+def test_a_killed_exports_leftovers_are_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.partial" / "float").mkdir(parents=True)
+    write(out, "1")
+    assert contents(tmp_path) == {"out"}
+
+
+def test_killed_between_the_renames_the_old_bundle_comes_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, "1")
+    out.rename(tmp_path / ".out.replaced")
+    with pytest.raises(ExportError, match="exists already"):
+        write(out, "2")
+    assert (out / "bundle.json").read_text() == "1"
+    assert contents(tmp_path) == {"out"}
+
+
+def test_a_parent_that_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no such folder: create it first \(mkdir -p"):
+        write(tmp_path / "no" / "out", "1")
+
+
+def test_a_parent_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ExportError, match="not writable"):
+        write(tmp_path / "locked" / "out", "1")
+
+
+def test_a_file_system_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ExportError, match=r"cannot be written \(Read-only file system\)"):
+        write(tmp_path / "out", "1")
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ExportError, match=r"the disk is full \(.* GB free\).*nothing was written"),
+        folder_in_one_piece(tmp_path / "out", force=False),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert contents(tmp_path) == set()
+
+
+def test_other_failures_of_the_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ExportError, match="x: Input/output error; nothing was written"),
+        folder_in_one_piece(tmp_path / "out", force=False),
+    ):
+        raise OSError(errno.EIO, "Input/output error", "x")
+
+
+@pytest.mark.slow
+def test_kill_in_the_middle(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", _EXPORT, "export", str(small_pipeline("sd1")), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (tmp_path / ".out.partial" / "float" / "unet.onnx").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert contents(tmp_path) == {".out.partial"}
+    subprocess.run([*command, "--steps", "1"], check=True, capture_output=True)
+    assert contents(tmp_path) == {"out"}
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); "
+    command = [sys.executable, "-c", limited + _EXPORT, "export", str(small_pipeline("sd1"))]
+    run = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "the disk is full" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert contents(tmp_path) == set()
