@@ -100,7 +100,7 @@ def load_optimum(folder: Path, stage: str, threads: int | None) -> Graph:
 def make_inputs(
     stage: str, yardstick: Yardstick, bundle: Bundle, size: int, threads: int | None
 ) -> Arrays:
-    """What the stage gets for one picture of size × size pixels, by tensor name.
+    """What the stage gets for one image of size × size pixels, by tensor name.
 
     Latents are as random as real ones; the text is a real prompt's, of 77 tokens."""
     manifest = bundle.manifest
@@ -109,11 +109,11 @@ def make_inputs(
     if stage == "text_encoder":
         return {"input_ids": ids.astype(manifest.graphs[stage].inputs[0].dtype)}
     rng = np.random.default_rng(0)
-    channels, side, _ = manifest.latent.shape((size, size))
-    noise = rng.standard_normal((1, channels, side, side), dtype=np.float32)
+    side = size // manifest.latent.downscale
+    noise = rng.standard_normal((1, manifest.latent.channels, side, side), dtype=np.float32)
     if stage == "vae_decoder":
-        # A picture's latents are even over large areas.
-        coarse = rng.standard_normal((1, channels, 4, 4), dtype=np.float32)
+        # An image's latents are even over large areas.
+        coarse = rng.standard_normal((1, manifest.latent.channels, 4, 4), dtype=np.float32)
         even = np.kron(coarse, np.ones((1, 1, -(-side // 4), -(-side // 4)), np.float32))
         latents = even[..., :side, :side] + 0.1 * noise
         return {"latent_sample": (latents / manifest.latent.scaling_factor).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""How good the built-in model is: what a classifier sees, and how far pictures are copies.
+"""How good the built-in model is: what a classifier sees, and how far images are copies.
 
     python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
                                [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
@@ -9,7 +9,7 @@ training of the model was shown. Both are written by `export/demo_model/train.py
 
 --float: the same weights in float32, for PSNR. --teacher: the model before it was taught four
 steps, drawn with 20 steps and guidance. --data: the folder with images.npy that the recipe renders,
-to look for the nearest training picture. Written to OUT: emoji.json and contact sheets.
+to look for the nearest training image. Written to OUT: emoji.json and contact sheets.
 """
 
 import argparse
@@ -37,12 +37,12 @@ FIRST_SEED = 100
 TEACHER_STEPS, TEACHER_GUIDANCE = 20, 3.0
 PSNR_PAIRS = 64
 SHEET = 36
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A picture to ask for, and what the classifier should see; style None: any."""
+    """An image to ask for, and what the classifier should see; style None: any."""
 
     prompt: str
     seed: int
@@ -60,12 +60,12 @@ class Judge:
         self.concepts: list[dict[str, Any]] = listed["concepts"]
 
     def __call__(
-        self, pictures: Pictures, batch: int = 64
+        self, images: Images, batch: int = 64
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """(n, 128, 128, 3) uint8 → likeliest concept (n,), style (n,), features (n, 640)."""
         parts = [
-            self._session.run(None, {"pictures": pictures[k : k + batch]})
-            for k in range(0, len(pictures), batch)
+            self._session.run(None, {"pictures": images[k : k + batch]})
+            for k in range(0, len(images), batch)
         ]
         concept, style, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         return concept.argmax(-1), style.argmax(-1), features
@@ -132,27 +132,27 @@ def by_synonym(judge: Judge, limit: int | None) -> list[Request]:
     ]
 
 
-def draw(pipe: edgediff.Pipeline, requests: Iterable[Request], **settings: Any) -> Pictures:
-    """The pictures (n, h, w, 3) uint8, at the bundle's defaults where the settings are silent."""
+def draw(pipe: edgediff.Pipeline, requests: Iterable[Request], **settings: Any) -> Images:
+    """The images (n, h, w, 3) uint8, at the bundle's defaults where the settings are silent."""
     return np.stack(
         [np.asarray(pipe.generate(r.prompt, seed=r.seed, **settings).images[0]) for r in requests]
     )
 
 
-def score(judge: Judge, requests: Sequence[Request], pictures: Pictures) -> dict[str, float]:
-    """Share of pictures whose concept, and whose style where one was asked for, is seen."""
-    concepts, styles, _ = judge(pictures)
+def score(judge: Judge, requests: Sequence[Request], images: Images) -> dict[str, float]:
+    """Share of images whose concept, and whose style where one was asked for, is seen."""
+    concepts, styles, _ = judge(images)
     right = concepts == [r.concept for r in requests]
-    found = {"pictures": len(requests), "concept": float(right.mean())}
+    found = {"images": len(requests), "concept": float(right.mean())}
     asked = [r.style for r in requests]
     if None not in asked:
         found["style"] = float((styles == asked).mean())
     return found
 
 
-def confusions(judge: Judge, requests: Sequence[Request], pictures: Pictures) -> list[list[str]]:
+def confusions(judge: Judge, requests: Sequence[Request], images: Images) -> list[list[str]]:
     """[prompt, what was seen instead], each once."""
-    concepts, _, _ = judge(pictures)
+    concepts, _, _ = judge(images)
     wrong = {
         (r.prompt, judge.concepts[k]["names"][0])
         for r, k in zip(requests, concepts, strict=True)
@@ -161,26 +161,26 @@ def confusions(judge: Judge, requests: Sequence[Request], pictures: Pictures) ->
     return [list(pair) for pair in sorted(wrong)]
 
 
-def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]:
-    """How like the nearest training picture is: by pixels, and by the classifier's features.
+def nearest(judge: Judge, images: Images, shown: Images) -> dict[str, Any]:
+    """How like the nearest training image is: by pixels, and by the classifier's features.
 
-    pixel_psnr_db: PSNR to the training picture of the least squared error, at 32×32.
+    pixel_psnr_db: PSNR to the training image of the least squared error, at 32×32.
     feature_cosine: to the one of the likest features. For scale, `between_training` is the same
-    from each training picture to its nearest other one.
+    from each training image to its nearest other one.
     """
 
-    def small(x: Pictures) -> NDArray[np.float32]:
+    def small(x: Images) -> NDArray[np.float32]:
         y = x.reshape(len(x), 32, 4, 32, 4, 3).mean((2, 4), dtype=np.float32)
         return y.reshape(len(x), -1)
 
-    def unit(x: Pictures) -> NDArray[np.float32]:
+    def unit(x: Images) -> NDArray[np.float32]:
         f = judge(x)[2]
         return f / np.linalg.norm(f, axis=1, keepdims=True)
 
     pool, pool_features = small(shown), unit(shown)
     norms = np.square(pool).sum(1)
 
-    def distances(x: Pictures, *, itself: bool) -> dict[str, Any]:
+    def distances(x: Images, *, itself: bool) -> dict[str, Any]:
         a, features = small(x), unit(x)
         squared = np.square(a).sum(1)[:, None] + norms[None] - 2 * a @ pool.T
         cosine = features @ pool_features.T
@@ -195,7 +195,7 @@ def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]
             "index": squared.argmin(1).tolist(),
         }
 
-    found = distances(pictures, itself=False)
+    found = distances(images, itself=False)
     between = distances(shown, itself=True)
     del between["index"]
     return {**found, "between_training": between}
@@ -206,11 +206,11 @@ def _spread(values: NDArray[np.floating[Any]]) -> dict[str, float]:
     return {"percentile_5": float(low), "median": float(median), "percentile_95": float(high)}
 
 
-def beside(pictures: Pictures, found: Pictures, columns: int = 12) -> Image.Image:
-    """Rows of pictures, each above the training picture that is nearest to it."""
+def beside(images: Images, found: Images, columns: int = 12) -> Image.Image:
+    """Rows of images, each above the training image that is nearest to it."""
     rows = []
-    for start in range(0, len(pictures) // columns * columns, columns):
-        for row in (pictures, found):
+    for start in range(0, len(images) // columns * columns, columns):
+        for row in (images, found):
             rows.append(np.concatenate(list(row[start : start + columns]), 1))
     return Image.fromarray(np.concatenate(rows, 0))
 
@@ -218,12 +218,12 @@ def beside(pictures: Pictures, found: Pictures, columns: int = 12) -> Image.Imag
 def int8_against_float(
     pipe: edgediff.Pipeline, reference: edgediff.Pipeline, requests: Sequence[Request]
 ) -> dict[str, float]:
-    """PSNR of the pictures of the same prompts and seeds."""
+    """PSNR of the images of the same prompts and seeds."""
     pairs = zip(draw(pipe, requests), draw(reference, requests), strict=True)
     found = [psnr(a, b) for a, b in pairs]
     finite = [float("inf") if p is None else p for p in found]
     return {
-        "pictures": len(finite),
+        "images": len(finite),
         "median_db": statistics.median(finite),
         "minimum_db": min(finite),
     }
@@ -231,12 +231,12 @@ def int8_against_float(
 
 def evaluate(
     judge: Judge, pipe: edgediff.Pipeline, seeds: int, limit: int | None
-) -> tuple[dict[str, Any], Pictures]:
-    """Every score of one bundle, and the pictures of the first."""
+) -> tuple[dict[str, Any], Images]:
+    """Every score of one bundle, and the images of the first."""
     plain = by_name(judge, seeds, limit)
-    pictures = draw(pipe, plain)
-    found: dict[str, Any] = {"by name": score(judge, plain, pictures)}
-    found["confusions"] = confusions(judge, plain, pictures)
+    images = draw(pipe, plain)
+    found: dict[str, Any] = {"by name": score(judge, plain, images)}
+    found["confusions"] = confusions(judge, plain, images)
     sets = {
         "by style": by_style(judge, limit),
         "held-out pairs": held_out(judge, limit),
@@ -248,7 +248,7 @@ def evaluate(
     few = by_name(judge, 1, limit)
     for steps in (1, 2, 8):
         found[f"{steps} steps"] = score(judge, few, draw(pipe, few, steps=steps))
-    return found, pictures
+    return found, images
 
 
 def checks(found: dict[str, Any]) -> list[Check]:
@@ -291,7 +291,7 @@ def main() -> None:
     print_machine(found["machine"])
     with edgediff.load(arguments.bundle, provider="cpu") as pipe:
         found["bundle"] = pipe.bundle.id
-        scores, pictures = evaluate(judge, pipe, arguments.seeds, arguments.concepts)
+        scores, images = evaluate(judge, pipe, arguments.seeds, arguments.concepts)
         found |= scores
         plain = by_name(judge, arguments.seeds, arguments.concepts)
         shown = [(r.prompt, r.seed) for r in plain[:: max(1, len(plain) // SHEET)]][:SHEET]
@@ -307,19 +307,19 @@ def main() -> None:
             settings = {"steps": TEACHER_STEPS, "guidance_scale": TEACHER_GUIDANCE}
             found["teacher"] = score(judge, few, draw(teacher, few, **settings)) | settings
     if arguments.data:
-        images = np.load(arguments.data / "images.npy", mmap_mode="r")
-        published = np.asarray(images[: sum(c["pictures"] for c in judge.concepts)])
-        found["nearest"] = nearest(judge, pictures, published)
+        drawings = np.load(arguments.data / "images.npy", mmap_mode="r")
+        published = np.asarray(drawings[: sum(c["pictures"] for c in judge.concepts)])
+        found["nearest"] = nearest(judge, images, published)
         index = found["nearest"].pop("index")
-        some = slice(None, None, max(1, len(pictures) // 48))
-        beside(pictures[some], published[index][some]).save(arguments.out / "nearest.png")
+        some = slice(None, None, max(1, len(images) // 48))
+        beside(images[some], published[index][some]).save(arguments.out / "nearest.png")
     (arguments.out / "emoji.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
     rows = [
-        (name, str(int(part["pictures"])), f"{part['concept']:.1%}", _percent(part.get("style")))
+        (name, str(int(part["images"])), f"{part['concept']:.1%}", _percent(part.get("style")))
         for name, part in found.items()
         if isinstance(part, dict) and "concept" in part
     ]
-    print_table(("prompts", "pictures", "concept", "style"), rows)
+    print_table(("prompts", "images", "concept", "style"), rows)
     print_checks(checks(found))
     print(arguments.out, file=sys.stderr)
 

@@ -54,7 +54,7 @@ class Check:
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it; a figure without bounds, such as the PSNR of equal pictures, is null."""
+        """As JSON has it; a figure without bounds, such as the PSNR of equal images, is null."""
         value = self.value if np.isfinite(self.value) else None
         return {**asdict(self), "value": value, "met": self.met}
 

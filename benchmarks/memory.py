@@ -1,10 +1,10 @@
-"""Peak memory of one picture, and load time, each in a process of its own.
+"""Peak memory of one image, and load time, each in a process of its own.
 
     python -m benchmarks.memory [BUNDLE...] [--work DIR] [--size 512] [--steps 4]
                                 [--max-memory SIZE] [--repeats N] [--threads N] [--json OUT]
 
 Without BUNDLE, the int8 and the float32 export of a pipeline of Stable Diffusion 1.5's shape. The
-picture is made without guidance. Peak memory is the process's resident set; of that, the anonymous
+image is made without guidance. Peak memory is the process's resident set; of that, the anonymous
 part is memory that only the process ending gives back, while mapped files can be dropped (the two
 peaks need not be at one moment). Load time is that of `edgediff.load`, the files in the system's
 cache and edgediff imported, with and without comparing the files' hashes.
@@ -39,8 +39,8 @@ LOAD_BAR = 1.5
 _SAMPLE = 0.01
 
 
-def picture(bundle: str, size: int, steps: int, threads: int | None, max_memory: str | None) -> Any:
-    """Make a picture; what it took, as the process itself knows it."""
+def image(bundle: str, size: int, steps: int, threads: int | None, max_memory: str | None) -> Any:
+    """Make an image; what it took, as the process itself knows it."""
     import edgediff
 
     # Only where it was asked for, so that older versions can be measured too.
@@ -52,7 +52,7 @@ def picture(bundle: str, size: int, steps: int, threads: int | None, max_memory:
     return {
         "bundle": pipe.bundle.id,
         "load": loaded - started,
-        "picture": result.timings.total,
+        "image": result.timings.total,
         "sampler": result.settings.sampler,
         "peak_mb": peak_megabytes(),
     }
@@ -81,7 +81,7 @@ def in_own_process(**call: Any) -> tuple[Any, dict[str, float]]:
 
 
 def _answer(call: dict[str, Any]) -> Any:
-    return {"picture": picture, "load": load}[call.pop("what")](**call)
+    return {"image": image, "load": load}[call.pop("what")](**call)
 
 
 def measure(
@@ -96,7 +96,7 @@ def measure(
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     common = {"bundle": str(bundle.resolve()), "threads": threads}
     made, peaks = in_own_process(
-        what="picture", size=size, steps=steps, max_memory=max_memory, **common
+        what="image", size=size, steps=steps, max_memory=max_memory, **common
     )
     loads: dict[bool, list[float]] = {False: [], True: []}
     for repeat in range(repeats + 1):  # the first warms the system's cache
@@ -174,7 +174,7 @@ def main() -> None:
                     "-" if b[key] is None else f"{b[key]:.0f} MB"
                     for key in ("peak_mb", "peak_anonymous_mb", "peak_files_mb")
                 ),
-                f"{b['picture']:.2f} s",
+                f"{b['image']:.2f} s",
                 f"{b['median_load']:.3f} s",
                 f"{b['median_load_with_hashes']:.3f} s",
             )
@@ -186,7 +186,7 @@ def main() -> None:
                 Check(what=f"{name}: peak memory", value=peak, bar=peak_bar, unit=" GB"),
                 Check(what=f"{name}: load", value=b["median_load"], bar=LOAD_BAR, unit=" s"),
             ]
-    header = ("precision", "peak", "anonymous", "files", "picture", "load", "with hashes")
+    header = ("precision", "peak", "anonymous", "files", "image", "load", "with hashes")
     print_table(("bundle", *header), rows)
     print_checks(checks)
     found["checks"] = [c.record() for c in checks]

@@ -3,7 +3,7 @@
     python -m benchmarks.sd15_shape OUT [--shape sd15] [--seed 0] [--half]
 
 Speed and memory depend on a model's shape, not on its weights, so a pipeline of the shape of
-Stable Diffusion 1.5 or SDXL can be measured without downloading one. Its pictures show nothing. The
+Stable Diffusion 1.5 or SDXL can be measured without downloading one. Its images show nothing. The
 small shapes (sd1, sd2, lcm, turbo, xl and so on) are what the tests export.
 
 One component is in memory at a time: sd15 takes 4 GB of disk (2 GB with --half) and about as much
@@ -299,7 +299,7 @@ def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path
     """Write a control network for the UNet of one of SHAPES into `folder`, which is created.
 
     A fresh one gives nothing, since its last convolutions are zero, and next to nothing of its
-    picture gets through the first ones; here all are such that the picture matters."""
+    image gets through the first ones; here all are such that the image matters."""
     import torch
 
     config = {k: v for k, v in SHAPES[shape].unet.items() if k not in _UNET_ALONE}

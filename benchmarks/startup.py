@@ -1,4 +1,4 @@
-"""How long edgediff takes to start: import, --help, and the built-in model's first picture.
+"""How long edgediff takes to start: import, --help, and the built-in model's first image.
 
     python -m benchmarks.startup [--repeats N] [--json OUT]
 
@@ -19,12 +19,12 @@ from benchmarks.measure import add_json, interleave, write_json
 
 def commands(folder: Path) -> dict[str, list[str]]:
     python = sys.executable
-    picture = str(folder / "apple.png")
+    image = str(folder / "apple.png")
     return {
         "python -c pass": [python, "-c", "pass"],
         "import edgediff": [python, "-c", "import edgediff"],
         "edgediff --help": [python, "-m", "edgediff", "--help"],
-        "first picture": [python, "-m", "edgediff", "generate", "a red apple", "-o", picture],
+        "first picture": [python, "-m", "edgediff", "generate", "a red apple", "-o", image],
     }
 
 

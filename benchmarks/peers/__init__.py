@@ -1,4 +1,4 @@
-"""The same picture, made by what a user would pick instead of edgediff.
+"""The same image, made by what a user would pick instead of edgediff.
 
 catalogue     the peers: environment, worker, model
 requirements/ the packages of each environment, pinned

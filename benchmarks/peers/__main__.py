@@ -1,11 +1,11 @@
-"""Draw the same picture with edgediff and with what a user would pick instead.
+"""Draw the same image with edgediff and with what a user would pick instead.
 
     python -m benchmarks.peers [run|install|convert] [--work DIR] [--peer NAME]... [--json OUT]
                                [--size 512] [--steps 4] [--rounds 6] [--warm 1] [--clear 3]
                                [--shape sd15] [--resume]
 
 `run`, the default, does it all: a virtual environment for each peer (`install` does that alone),
-the model in the form that each loads (`convert`), and the pictures. It takes 30 GB of disk, and
+the model in the form that each loads (`convert`), and the images. It takes 30 GB of disk, and
 hours the first time. Where torch's default build for a system is one for GPUs, put a CPU build into
 pip's way first. A peer that cannot be installed, converted or run is left out by name, with the
 reason.
@@ -14,7 +14,7 @@ Every peer gets the same prompt, size and steps, without guidance, by the Euler 
 in turns in a process of its own, once a round; what it reads is in the system's cache. Those that
 are clearly slower than the fastest draw in the first round alone. Cold: from the start of the
 process to the PNG. Ratios are of each round to the fastest peer that is not edgediff. PSNR is of
-the picture to that of diffusers in float32, where the two start from the same noise and tokens.
+the image to that of diffusers in float32, where the two start from the same noise and tokens.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=6, help="six bound a median with 95 %%")
-    parser.add_argument("--warm", type=int, default=1, help="warm pictures a round")
+    parser.add_argument("--warm", type=int, default=1, help="warm images a round")
     parser.add_argument(
         "--clear",
         type=float,

@@ -11,12 +11,12 @@ from benchmarks.peers.conversion import Place
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """What draws the picture. `environment`: of requirements/; `worker`: of workers/.
+    """What draws the image. `environment`: of requirements/; `worker`: of workers/.
 
     model: makes what the worker loads, where it is missing. options: told to the worker. compiles:
     it keeps compiled models, in a folder that is full before anything is timed. differs: why its
-    picture is another one, and is not held against that of diffusers. needs: flags of a processor,
-    one of which it cannot do without; `lacks` says what a picture is like there."""
+    image is another one, and is not held against that of diffusers. needs: flags of a processor,
+    one of which it cannot do without; `lacks` says what an image is like there."""
 
     environment: str
     worker: str

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 class Settings:
     """What every peer was asked for. Sampler: Euler, without guidance. shape: of the model.
 
-    rounds: in each, every peer draws one cold picture and then `warm` more in that process. clear:
+    rounds: in each, every peer draws one cold image and then `warm` more in that process. clear:
     those that take more than so many times the fastest peer's time draw once alone."""
 
     shape: str
@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """Seconds from the start of a process to its first picture as PNG, and parts of that. round:
+    """Seconds from the start of a process to its first image as PNG, and parts of that. round:
     in which it was drawn, from 1."""
 
     round: int
@@ -44,7 +44,7 @@ class Cold:
 
 @dataclass(frozen=True, kw_only=True)
 class Warm:
-    """Seconds of a later picture; None or empty what the peer does not show. round: as in Cold."""
+    """Seconds of a later image; None or empty what the peer does not show. round: as in Cold."""
 
     round: int
     total: float
@@ -55,9 +55,9 @@ class Warm:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A peer. `reason`: why it was left out. psnr_db: of its picture against that of diffusers in
+    """A peer. `reason`: why it was left out. psnr_db: of its image against that of diffusers in
     float32; None where they are equal, which `equal` says, or either is missing, or other noise or
-    tokens make it another picture."""
+    tokens make it another image."""
 
     name: str
     status: Literal["pending", "measured", "left out"] = "pending"

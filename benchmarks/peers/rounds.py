@@ -1,4 +1,4 @@
-"""All peers in turns, A B A B …: in each round every one starts, draws a cold picture and then warm
+"""All peers in turns, A B A B …: in each round every one starts, draws a cold image and then warm
 ones, and ends, so that none holds memory or cores while another draws."""
 
 import base64
@@ -31,7 +31,7 @@ class Entrant:
 
     reads: files and folders that are read before each start, so that they are in the system's
     cache for all alike. compiles: draws once before the first round, to fill its own cache.
-    differs: its picture is another one, and is not held against the reference."""
+    differs: its image is another one, and is not held against the reference."""
 
     known: Measured
     command: Sequence[str]
@@ -45,7 +45,7 @@ class Entrant:
 class Rounds:
     """A run that is under way. answer: seconds to wait for a line before a worker counts as hung.
 
-    reference: name of the peer whose picture the others' are held against. before: an earlier run
+    reference: name of the peer whose image the others' are held against. before: an earlier run
     of the same settings and machine, which goes on. What it knows of a peer counts while that is
     the same, or is not asked for now; one that it does not know gets a round at least."""
 
@@ -58,7 +58,7 @@ class Rounds:
     left_out: Sequence[Measured] = ()
     before: Result | None = None
     answer: float = 1800.0
-    pictures: dict[str, Pixels] = field(default_factory=dict)
+    images: dict[str, Pixels] = field(default_factory=dict)
 
     def run(self) -> Result:
         """Measure all. A peer that fails is left out from then on, and its reason is kept."""
@@ -125,7 +125,7 @@ class Rounds:
         ) as worker:
             worker.wait("started")
             loaded = worker.wait("loaded")
-            picture = worker.ask("picture", "picture")
+            image = worker.ask("image", "image")
             shown = worker.ask("show", "shown")
             pixels = _decode(shown["png"])
             expected = (self.settings.height, self.settings.width, 3)
@@ -141,13 +141,13 @@ class Rounds:
             )
             warm = []
             for _ in range(self.settings.warm):
-                picture = worker.ask("picture", "picture")
-                warm.append(_warm(picture, number))
+                image = worker.ask("image", "image")
+                warm.append(_warm(image, number))
         name = entrant.known.name
         if not entrant.differs:
-            self.pictures[name] = pixels
+            self.images[name] = pixels
         found = self._found[name]
-        peaks = [p for p in (found.peak_bytes, picture["peak_bytes"]) if p is not None]
+        peaks = [p for p in (found.peak_bytes, image["peak_bytes"]) if p is not None]
         self._found[name] = replace(
             found,
             status="measured",
@@ -176,11 +176,11 @@ class Rounds:
         return replace(now, others=max(now.others or 0.0, self.before.conditions.others))
 
     def _compared(self, measured: Measured) -> Measured:
-        """With how far its picture is from the reference's."""
-        picture, reference = (self.pictures.get(n) for n in (measured.name, self.reference))
-        if picture is None or reference is None or measured.name == self.reference:
+        """With how far its image is from the reference's."""
+        image, reference = (self.images.get(n) for n in (measured.name, self.reference))
+        if image is None or reference is None or measured.name == self.reference:
             return measured
-        decibels = psnr(picture, reference)
+        decibels = psnr(image, reference)
         return replace(measured, psnr_db=decibels, equal=decibels is None)
 
 
@@ -189,13 +189,13 @@ def _same(earlier: Measured, now: Measured) -> bool:
     return (earlier.versions, earlier.model_bytes) == (now.versions, now.model_bytes)
 
 
-def _warm(picture: dict[str, Any], number: int) -> Warm:
+def _warm(image: dict[str, Any], number: int) -> Warm:
     return Warm(
         round=number,
-        total=picture["total"],
-        text_encoder=picture.get("text_encoder"),
-        steps=tuple(picture.get("steps", ())),
-        vae_decoder=picture.get("vae_decoder"),
+        total=image["total"],
+        text_encoder=image.get("text_encoder"),
+        steps=tuple(image.get("steps", ())),
+        vae_decoder=image.get("vae_decoder"),
     )
 
 

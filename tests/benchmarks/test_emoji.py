@@ -55,7 +55,7 @@ def test_scores_count_concepts_and_styles() -> None:
     ]
     pictures = np.zeros((2, 128, 128, 3), np.uint8)
     found = emoji.score(Always(), requests, pictures)  # type: ignore[arg-type]
-    assert found == {"pictures": 2, "concept": 0.5, "style": 0.5}
+    assert found == {"images": 2, "concept": 0.5, "style": 0.5}
     assert emoji.confusions(Always(), requests, pictures) == [["a dog", "cat"]]  # type: ignore[arg-type]
 
 
@@ -82,6 +82,6 @@ def test_the_whole_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                                      "--float", "emoji", "--out", str(tmp_path)])  # fmt: skip
     emoji.main()
     found = json.loads((tmp_path / "emoji.json").read_text())
-    assert found["by name"]["pictures"] == 2
+    assert found["by name"]["images"] == 2
     assert found["int8"]["minimum_db"] == float("inf")
     assert {p.name for p in tmp_path.iterdir()} == {"emoji.json", "sheet.png", "steps.png"}

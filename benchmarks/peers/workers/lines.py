@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 Draw = Callable[[], tuple[Any, dict[str, Any]]]
-"""→ (the picture, a PIL image or what `to_pil` takes; seconds of `text_encoder`, `steps` and
+"""→ (the image, a PIL image or what `to_pil` takes; seconds of `text_encoder`, `steps` and
 `vae_decoder`, or as many of these as the peer shows)."""
 
 
@@ -41,18 +41,18 @@ def serve(
         imports=imported - before,
         load=time.perf_counter() - imported,
     )
-    picture: Any = None
+    image: Any = None
     for line in sys.stdin:
         if json.loads(line)["do"] == "show":
             buffer = io.BytesIO()
-            to_pil(picture).save(buffer, format="PNG")
+            to_pil(image).save(buffer, format="PNG")
             png = base64.b64encode(buffer.getvalue()).decode()
             _tell(out, "shown", png=png)
             continue
         began = time.perf_counter()
-        picture, stages = draw()
+        image, stages = draw()
         total = time.perf_counter() - began
-        _tell(out, "picture", total=total, peak_bytes=_peak_memory(), **stages)
+        _tell(out, "image", total=total, peak_bytes=_peak_memory(), **stages)
 
 
 class Stopwatch:
