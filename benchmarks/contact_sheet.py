@@ -1,10 +1,10 @@
-"""One labelled sheet of images, at fixed seeds, as the README shows it.
+"""The README's sheet of images: labelled, at fixed seeds.
 
     python benchmarks/contact_sheet.py -o docs/contact_sheet.png [-m BUNDLE] [PROMPT[@SEED] ...]
     python benchmarks/contact_sheet.py -o docs/steps.png --strip PROMPT[@SEED]
 
-Images are at the bundle's own size and defaults. A prompt may end in @SEED; without one its seed
-is 1. The seeds are printed below the images. --strip: one prompt at 1, 2, 4 and 8 steps.
+Images use the bundle's defaults. A prompt may end in @SEED; its seed is 1 otherwise. --strip: one
+prompt at 1, 2, 4 and 8 steps.
 """
 
 import argparse

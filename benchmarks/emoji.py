@@ -1,15 +1,15 @@
-"""How good the built-in model is: what a classifier sees, and how far images are copies.
+"""The built-in model's quality: what a classifier recognizes, and whether images are copies.
 
     python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
                                [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
 
-The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated ones;
-emoji_concepts.json lists its concepts, and which (concept, style) pairs and which wordings no
-training of the model was shown. Both are written by `export/demo_model/train.py judge`.
+The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated images.
+emoji_concepts.json lists its concepts, and the (concept, style) pairs and wordings that the model's
+training did not use. `export/demo_model/train.py judge` writes both.
 
---float: the same weights in float32, for PSNR. --teacher: the model before it was taught four
-steps, drawn with 20 steps and guidance. --data: the folder with images.npy that the recipe renders,
-to look for the nearest training image. Written to OUT: emoji.json and contact sheets.
+--float: the same weights in float32, for PSNR. --teacher: the model before few-step training,
+sampled with 20 steps and guidance. --data: the folder with images.npy from the recipe, to find the
+nearest training image. OUT gets emoji.json and contact sheets.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """An image to ask for, and what the classifier should see; style None: any."""
+    """A prompt and a seed, and what the classifier should see. style None: any."""
 
     prompt: str
     seed: int
@@ -51,7 +51,7 @@ class Request:
 
 
 class Judge:
-    """The classifier and the names of what it tells apart."""
+    """The classifier and the names of its classes."""
 
     def __init__(self, model: Path = JUDGE, concepts: Path = CONCEPTS) -> None:
         self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -71,7 +71,7 @@ class Judge:
         return concept.argmax(-1), style.argmax(-1), features
 
     def common(self, limit: int | None = None) -> list[int]:
-        """Indices of the 300 everyday concepts; with a limit, so many of them, spread evenly."""
+        """Indices of the 300 everyday concepts, or of `limit` of them, spread evenly."""
         found = [k for k, c in enumerate(self.concepts) if c["common"]]
         if limit is None or limit >= len(found):
             return found
@@ -93,7 +93,7 @@ def by_name(judge: Judge, seeds: int, limit: int | None) -> list[Request]:
 
 
 def by_style(judge: Judge, limit: int | None) -> list[Request]:
-    """Every common concept once, in one of the styles that it was shown in."""
+    """Every common concept once, in a style of its training images."""
     requests = []
     for n, k in enumerate(judge.common(limit)):
         concept = judge.concepts[k]
@@ -110,7 +110,7 @@ def by_style(judge: Judge, limit: int | None) -> list[Request]:
 
 
 def held_out(judge: Judge, limit: int | None) -> list[Request]:
-    """The common concepts in the styles that training left out."""
+    """The common concepts in styles that training left out."""
     return [
         Request(
             prompt=f"{article(judge.concepts[k]['names'][0])}, {style}",
@@ -124,7 +124,7 @@ def held_out(judge: Judge, limit: int | None) -> list[Request]:
 
 
 def by_synonym(judge: Judge, limit: int | None) -> list[Request]:
-    """The common concepts in words that no caption had."""
+    """The common concepts in words that no caption contains."""
     return [
         Request(prompt=article(word), seed=FIRST_SEED, concept=k)
         for k in judge.common(limit)
@@ -133,14 +133,14 @@ def by_synonym(judge: Judge, limit: int | None) -> list[Request]:
 
 
 def draw(pipe: edgediff.Pipeline, requests: Iterable[Request], **settings: Any) -> Images:
-    """The images (n, h, w, 3) uint8, at the bundle's defaults where the settings are silent."""
+    """Generate images (n, h, w, 3) uint8; `settings` override the bundle's defaults."""
     return np.stack(
         [np.asarray(pipe.generate(r.prompt, seed=r.seed, **settings).images[0]) for r in requests]
     )
 
 
 def score(judge: Judge, requests: Sequence[Request], images: Images) -> dict[str, float]:
-    """Share of images whose concept, and whose style where one was asked for, is seen."""
+    """Share of images whose concept, and whose requested style, is recognized."""
     concepts, styles, _ = judge(images)
     right = concepts == [r.concept for r in requests]
     found = {"images": len(requests), "concept": float(right.mean())}
@@ -151,7 +151,7 @@ def score(judge: Judge, requests: Sequence[Request], images: Images) -> dict[str
 
 
 def confusions(judge: Judge, requests: Sequence[Request], images: Images) -> list[list[str]]:
-    """[prompt, what was seen instead], each once."""
+    """[prompt, recognized concept] of the wrong images, each once."""
     concepts, _, _ = judge(images)
     wrong = {
         (r.prompt, judge.concepts[k]["names"][0])
@@ -162,11 +162,11 @@ def confusions(judge: Judge, requests: Sequence[Request], images: Images) -> lis
 
 
 def nearest(judge: Judge, images: Images, shown: Images) -> dict[str, Any]:
-    """How like the nearest training image is: by pixels, and by the classifier's features.
+    """Similarity to the nearest training image: by pixels, and by the classifier's features.
 
-    pixel_psnr_db: PSNR to the training image of the least squared error, at 32×32.
-    feature_cosine: to the one of the likest features. For scale, `between_training` is the same
-    from each training image to its nearest other one.
+    pixel_psnr_db: PSNR to the training image with the smallest squared error, at 32×32.
+    feature_cosine: to the training image with the most similar features. For scale,
+    `between_training` has the same from each training image to its nearest neighbour.
     """
 
     def small(x: Images) -> NDArray[np.float32]:
@@ -207,7 +207,7 @@ def _spread(values: NDArray[np.floating[Any]]) -> dict[str, float]:
 
 
 def beside(images: Images, found: Images, columns: int = 12) -> Image.Image:
-    """Rows of images, each above the training image that is nearest to it."""
+    """Rows of images, each above its nearest training image."""
     rows = []
     for start in range(0, len(images) // columns * columns, columns):
         for row in (images, found):
@@ -218,7 +218,7 @@ def beside(images: Images, found: Images, columns: int = 12) -> Image.Image:
 def int8_against_float(
     pipe: edgediff.Pipeline, reference: edgediff.Pipeline, requests: Sequence[Request]
 ) -> dict[str, float]:
-    """PSNR of the images of the same prompts and seeds."""
+    """PSNR between the two pipelines' images of the same prompts and seeds."""
     pairs = zip(draw(pipe, requests), draw(reference, requests), strict=True)
     found = [psnr(a, b) for a, b in pairs]
     finite = [float("inf") if p is None else p for p in found]
@@ -232,7 +232,7 @@ def int8_against_float(
 def evaluate(
     judge: Judge, pipe: edgediff.Pipeline, seeds: int, limit: int | None
 ) -> tuple[dict[str, Any], Images]:
-    """Every score of one bundle, and the images of the first."""
+    """Every score of one bundle, and the images of the first score."""
     plain = by_name(judge, seeds, limit)
     images = draw(pipe, plain)
     found: dict[str, Any] = {"by name": score(judge, plain, images)}
@@ -252,10 +252,10 @@ def evaluate(
 
 
 def checks(found: dict[str, Any]) -> list[Check]:
-    """The figures that have a bar."""
+    """The values that have a target."""
     bars = [
         ("concept, by name", ("by name", "concept"), 0.85),
-        ("style, where asked for", ("by style", "style"), 0.95),
+        ("style, if requested", ("by style", "style"), 0.95),
         ("concept, held-out pairs", ("held-out pairs", "concept"), 0.6),
         ("concept, unseen wordings", ("unseen wordings", "concept"), 0.6),
         ("concept at 2 steps", ("2 steps", "concept"), 0.75),
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--teacher", metavar="BUNDLE")
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=4, help="%(default)s")
-    parser.add_argument("--concepts", type=int, help="of the 300, spread evenly [all]")
+    parser.add_argument("--concepts", type=int, help="number of the 300, spread evenly [all]")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,13 @@
     python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--pairs 64] [--profile auto]
                                  [--taesd DIR [--images DIR]] [--work DIR] [--json OUT]
 
-Without bundles, the built-in model, exported in float and in int8 from the weights beside its
-recipe (export/demo_model/recover.py). The prompts are none that the export looks at.
+Without bundles, it exports the built-in model in float and in int8 from the weights beside its
+recipe (export/demo_model/recover.py). The export uses none of these prompts.
 
---taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Real images, from
---images or scikit-image's where it is installed, are encoded by its float encoder, and decoded by
-the float and by the int8 decoder, both as `edgediff export --vae` makes them, and by the float one
-in tiles.
+--taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Photographs, from
+--images or from scikit-image if it is installed, are encoded by its float encoder and decoded by
+the float decoder, by the int8 decoder (both from `edgediff export --vae`), and by the float one in
+tiles.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def summary(psnrs: Sequence[float | None]) -> dict[str, float]:
 
 
 def built_in_bundles(work: Path, profile: str = "auto") -> tuple[Path, Path]:
-    """The built-in model in float and in int8 for a profile."""
+    """Bundles of the built-in model: float, and int8 for a profile."""
     script = str(models.ROOT / "export" / "demo_model" / "recover.py")
     source = models.once(work / "emoji-float", lambda out: models.run_python(script, str(out)))
     defaults = edgediff.load(provider="cpu", check_hashes=False).defaults
@@ -89,7 +89,7 @@ def _int8(work: Path, source: Path, name: str, profile: str, *options: str) -> P
 
 
 def compare_images(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[str, Any]:
-    """Images of the same prompt and seed, at the float model's steps, size and guidance."""
+    """Images of the same prompts and seeds, with the float model's steps, size and guidance."""
     print(f"{pairs} pairs of images", file=sys.stderr)
     images = []
     with (
@@ -134,7 +134,7 @@ def compare_images(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[st
 def compare_taesd(
     work: Path, folder: Path, images: Sequence[Path], profile: str = "auto"
 ) -> dict[str, Any]:
-    """TAESD's decoder in int8 against float, on the latents of real images."""
+    """TAESD's decoder in int8 against float, on the latents of photographs."""
     vae = models.once(work / "taesd", lambda out: taesd.write_vae(folder, out))
     carrier = models.pipeline(work, "sd1")
     options = ("--vae", str(vae.resolve()))
@@ -173,7 +173,7 @@ def compare_taesd(
 
 
 def encode(vae: Path, images: Sequence[Path]) -> list[NDArray[np.float32]]:
-    """Images → latents (1, 4, h/8, w/8) float32, by the float encoder in torch."""
+    """Images → latents (1, 4, h/8, w/8) float32, with the float encoder in torch."""
     from edgediff_export.quiet import quiet
 
     with quiet():
@@ -191,7 +191,7 @@ def encode(vae: Path, images: Sequence[Path]) -> list[NDArray[np.float32]]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image's middle, at most 512 pixels a side, of whole latents: (h, w, 3)."""
+    """The middle of an image, at most 512 pixels a side, a multiple of 8: (h, w, 3) uint8."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     shrink = max(1.0, min(image.size) / _MOST)
@@ -202,7 +202,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def find_images(folder: Path | None) -> list[Path]:
-    """The PNG and JPEG files there that are large enough, or else those that are installed."""
+    """The PNG and JPEG files in `folder` that are large enough; by default installed samples."""
     folders = [folder] if folder else [*_installed(), models.ROOT / "docs"]
     found = []
     for path in sorted(p for f in folders for p in f.iterdir()):
@@ -211,14 +211,15 @@ def find_images(folder: Path | None) -> list[Path]:
                 if min(opened.size) >= _LEAST:
                     found.append(path)
     if not found:
-        sys.exit(f"{', '.join(map(str, folders))}: no PNG or JPEG of {_LEAST} pixels a side")
+        where = ", ".join(map(str, folders))
+        sys.exit(f"{where}: expected a PNG or JPEG of at least {_LEAST} pixels a side")
     if len(found) < _FEW:
         print(f"{len(found)} images are few: give --images a folder of more", file=sys.stderr)
     return found
 
 
 def _installed() -> list[Path]:
-    """scikit-image's sample images, if it is there."""
+    """scikit-image's sample images, if it is installed."""
     spec = importlib.util.find_spec("skimage")
     return [Path(p) / "data" for p in (spec.submodule_search_locations or [])] if spec else []
 
@@ -254,7 +255,7 @@ def main() -> None:
     parser.add_argument("--float", type=Path, metavar="BUNDLE", dest="float_bundle")
     parser.add_argument("--int8", type=Path, metavar="BUNDLE", dest="int8_bundle")
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="%(default)s")
-    parser.add_argument("--profile", default="auto", help="of `edgediff export`")
+    parser.add_argument("--profile", default="auto", help="as in `edgediff export`")
     parser.add_argument("--taesd", type=Path, metavar="DIR")
     parser.add_argument("--images", type=Path, metavar="DIR")
     models.add_work(parser)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.stages [BUNDLE] [--size WxH] [--steps N] [--repeats N] [--json OUT]
 
-The runtime's share is what an image takes beyond the time spent inside onnxruntime's own
-`InferenceSession.run`, as a part of that time. Peak memory is the process's, at the end of the
-first image. Each process measures one bundle: run it again for another.
+The runtime's share is the time of an image outside onnxruntime's `InferenceSession.run`, divided by
+the time inside it. Peak memory is that of the process at the end of the first image. Each process
+measures one bundle.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> None:
         *((name.replace("_", " "), found["median"][name]) for name in list(found["median"])[:-1]),
     ]
     for name, seconds in rows:
-        print(f"{name:14}{seconds:9.4f} s")
+        print(f"{name.replace('picture', 'image'):14}{seconds:9.4f} s")
     print(f"{'overhead':14}{found['median']['overhead'] * 100:9.2f} % of the time in sessions")
     print(f"{'peak memory':14}{found['peak_mb']:9.0f} MB")
     write_json(arguments.json, found)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup [--repeats N] [--json OUT]
 
-Whole processes, timed from outside, interleaved with `python -c pass`, whose time is the
-interpreter's own and is part of every figure. Medians in seconds.
+Whole processes are timed from outside, interleaved with `python -c pass`. The time of the latter is
+the interpreter's own and is part of every figure. Medians in seconds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, after one run of each that is not counted."""
+    """Seconds of each run, after one warm-up run of each."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             name: functools.partial(subprocess.run, command, check=True, capture_output=True)
@@ -46,7 +46,8 @@ def main() -> None:
     seconds = measure(arguments.repeats)
     print(f"{'':18}{'median':>9}{'min':>9}{'max':>9}")
     for name, runs in seconds.items():
-        print(f"{name:18}{statistics.median(runs):8.3f}s{min(runs):8.3f}s{max(runs):8.3f}s")
+        shown = name.replace("picture", "image")
+        print(f"{shown:18}{statistics.median(runs):8.3f}s{min(runs):8.3f}s{max(runs):8.3f}s")
     write_json(arguments.json, seconds)
 
 

@@ -1,9 +1,9 @@
-"""A strip of images for each task, as the README shows them, by the built-in model.
+"""The strips of images in README and docs/, one per task, from the built-in model.
 
     python -m benchmarks.task_strips [-m BUNDLE] [--out docs]
 
-Written: scribble.png (image to image from a child's drawing), inpainting.png, variations.png
-(seeds, and what lies between them) and weights.png (prompt weights).
+It writes scribble.png (image to image from a drawing), inpainting.png, variations.png (between two
+seeds) and weights.png (prompt weights).
 """
 
 import argparse
@@ -20,7 +20,7 @@ SIDE = 128
 
 
 def scribble() -> Image.Image:
-    """A car as a child draws it: (128, 128) RGB, thick strokes on white."""
+    """A child's drawing of a car: (128, 128) RGB, thick strokes on white."""
     image = Image.new("RGB", (4 * SIDE, 4 * SIDE), "white")
     draw = ImageDraw.Draw(image)
     red, blue, black = "#e03a2f", "#9fd3ee", "#333333"
@@ -39,7 +39,7 @@ def scribble() -> Image.Image:
 
 
 def from_scribble(draw: "Draw") -> Image.Image:
-    """The drawing, and what becomes of it at growing strengths."""
+    """The drawing, and images made from it at increasing strengths."""
     drawn = scribble()
     strengths = (0.25, 0.5, 0.75, 1.0)
     images = [draw("a red car, 3d", seed=3, init_image=drawn, strength=s) for s in strengths]
@@ -48,18 +48,18 @@ def from_scribble(draw: "Draw") -> Image.Image:
 
 
 def inpainting(draw: "Draw") -> Image.Image:
-    """An image, a mask, and the masked part made anew."""
+    """An image, a mask, and three images with the masked part repainted."""
     before = draw("a house", seed=2)
     mask = Image.new("L", before.size, 0)
     ImageDraw.Draw(mask).rectangle((0, 0, SIDE, 62), fill=255)
     prompts = ("a blue house", "a castle", "a church")
     after = [draw(prompt, seed=5, init_image=before, mask=mask, strength=0.8) for prompt in prompts]
-    labels = ["a house, seed 2", "mask: white is made anew", *(f"{p}, seed 5" for p in prompts)]
+    labels = ["a house, seed 2", "mask: white is repainted", *(f"{p}, seed 5" for p in prompts)]
     return contact_sheet([before, mask.convert("RGB"), *after], labels, columns=len(labels))
 
 
 def variations(draw: "Draw") -> Image.Image:
-    """From one seed to another, through the noise between them."""
+    """From one seed to another, by interpolated noise."""
     strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
     images = [
         draw("a butterfly", seed=1, variation_seed=4, variation_strength=s) for s in strengths
@@ -69,7 +69,7 @@ def variations(draw: "Draw") -> Image.Image:
 
 
 def weights(draw: "Draw") -> Image.Image:
-    """One prompt whose colour weighs less and more."""
+    """One prompt with four weights of its colour."""
     prompts = ("a [[[blue]]] car", "a blue car", "a (blue:1.3) car", "a (blue:1.6) car")
     images = [draw(prompt, seed=1, prompt_weights=True) for prompt in prompts]
     return contact_sheet(images, prompts, columns=len(prompts))
@@ -84,7 +84,7 @@ STRIPS = {
 
 
 class Draw:
-    """One image of a pipeline, at its defaults where the options are silent."""
+    """Generates one image; options that are not given take the bundle's defaults."""
 
     def __init__(self, pipe: edgediff.Pipeline) -> None:
         self._generate: Callable[..., edgediff.Result] = pipe.generate

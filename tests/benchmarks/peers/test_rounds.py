@@ -123,11 +123,11 @@ def test_an_earlier_run_of_other_settings_is_refused(bench: Bench) -> None:
     bench.run(bench.peer("A", 1.0))
     assert _earlier(bench.out, replace(SETTINGS, rounds=9, clear=2.0)) is not None
     assert _earlier(bench.out.with_name("none"), SETTINGS) is None
-    with pytest.raises(SystemExit, match="holds a run of other settings"):
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
         _earlier(bench.out, replace(SETTINGS, steps=8))
     found = results.read(bench.out)
     write(bench.out, replace(found, machine=replace(found.machine, cpu="Abacus")))
-    with pytest.raises(SystemExit, match="of another machine, Abacus"):
+    with pytest.raises(SystemExit, match="on another machine, Abacus"):
         _earlier(bench.out, SETTINGS)
 
 
@@ -142,7 +142,7 @@ def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
 
 def test_one_that_draws_another_size_is_left_out(bench: Bench) -> None:
     result = bench.run(bench.peer("A", 1.0, "small"))
-    assert "drew (1, 1, 3) pixels, expected (2, 4, 3)" in result.peers[0].reason
+    assert "generated (1, 1, 3) pixels, expected (2, 4, 3)" in result.peers[0].reason
     assert table.rows(result) == []
     assert table.checks(result) == []
 
