@@ -1,4 +1,4 @@
-"""The built-in model's quality: what a classifier recognizes, and whether images are copies.
+"""The built-in model's quality: recognition by a classifier, and similarity to training images.
 
     python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
                                [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
@@ -42,7 +42,7 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt and a seed, and what the classifier should see. style None: any."""
+    """A prompt and a seed, and the expected class. style None: any."""
 
     prompt: str
     seed: int
@@ -275,7 +275,7 @@ def checks(found: dict[str, Any]) -> list[Check]:
 
 
 def main() -> None:
-    """Parse the command line, draw, judge, print and write."""
+    """Parse the command line, generate, judge, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--bundle", default="emoji")
     parser.add_argument("--float", metavar="BUNDLE", dest="float_bundle")

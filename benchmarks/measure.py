@@ -87,7 +87,7 @@ def peak_megabytes() -> float:
 
 
 def process_memory(pid: int | str = "self") -> dict[str, float]:
-    """MB by the names of /proc/PID/status (VmHWM, RssAnon, RssFile, …); empty where there is none.
+    """MB by the names of /proc/PID/status (VmHWM, RssAnon, RssFile, …); empty if there is none.
 
     RssFile is mapped files: it counts as resident, but is dropped when memory is short."""
     return {name: size / 1e6 for name, size in this_machine.process_memory(pid).items()}

@@ -73,7 +73,7 @@ def _joined(parts: Iterable[str]) -> str:
 
 
 def _load(folder: Path, benchmark: str, machine: str) -> Any:
-    """What a benchmark measured on a machine, or None."""
+    """A benchmark's result on a machine, or None."""
     path = folder / f"{benchmark}-{machine}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -84,7 +84,7 @@ def _load_peers(folder: Path, machine: str) -> Result | None:
 
 
 def _summary(folder: Path, machine: str) -> list[str]:
-    """What README says about one machine."""
+    """README's part about one machine."""
     found = _load_peers(folder, machine)
     if found is None:
         return []

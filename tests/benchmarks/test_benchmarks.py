@@ -1,4 +1,4 @@
-"""Each benchmark runs on a small model, prints its table and writes what it measured."""
+"""Each benchmark runs on a small model, prints its table and writes its measurements."""
 
 import os
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""A peer with timings that are made up: `fake_worker.py SECONDS LOG NAME [HOW [AFTER]]`.
+"""A peer with made-up timings: `fake_worker.py SECONDS LOG NAME [HOW [AFTER]]`.
 
-SECONDS: the time it reports for an image. LOG: where its starts are noted. HOW: what happens at its
-start number AFTER (counted in LOG) instead of an image.
+SECONDS: the time it reports for an image. LOG: a file that records its starts. HOW: what it does at
+its start number AFTER (counted in LOG) instead of an image.
 """
 
 import base64

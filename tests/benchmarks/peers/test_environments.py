@@ -1,4 +1,4 @@
-"""What is in an environment, and what happens where one cannot be made."""
+"""The contents of an environment, and errors if one cannot be made."""
 
 import os
 import sys

@@ -30,7 +30,7 @@ SETTINGS = Settings(
 
 
 class Bench:
-    """Peers that are made up, and what became of them."""
+    """Made-up peers, and a log of their runs."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "starts"
@@ -97,7 +97,7 @@ def test_edgediff_is_not_what_makes_others_slow(bench: Bench) -> None:
 
 
 def test_an_earlier_run_goes_on(bench: Bench) -> None:
-    """Round by round, as one run would; a peer that is another now starts anew."""
+    """Round by round, as one run would; a peer that has changed starts over."""
     first = bench.run(bench.peer("A", 1.0), bench.peer("B", 3.0), reference="A")
     changed = bench.peer("B", 2.0)
     changed = replace(changed, known=replace(changed.known, versions={"fake": "2"}))
