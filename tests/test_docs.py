@@ -1,11 +1,14 @@
 """README, CONTRIBUTING and docs/: links lead somewhere, code runs, commands and flags exist."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
 import shutil
 import tomllib
+import typing
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 from edgediff import cli
+from edgediff.bundle import Manifest
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -99,6 +103,24 @@ def test_every_test_that_is_named_exists() -> None:
     assert len(named) > 10
     for name, path in named:
         assert f"def {name}(" in path.read_text(encoding="utf-8"), (name, path)
+
+
+def test_the_bundle_format_has_every_field() -> None:
+    text = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    named = {*re.findall(r"`(\w+)`", text)}
+    classes = dataclasses_of(Manifest)
+    assert len(classes) > 10
+    for kind in classes:
+        for field in dataclasses.fields(kind):
+            assert field.name in named, f"{kind.__name__}.{field.name}"
+
+
+def dataclasses_of(kind: Any) -> set[type]:
+    """A dataclass and every dataclass in the types of its fields."""
+    if dataclasses.is_dataclass(kind):
+        inner = typing.get_type_hints(kind).values()
+        return {kind}.union(*map(dataclasses_of, inner))  # type: ignore[arg-type]
+    return set().union(*map(dataclasses_of, typing.get_args(kind)))
 
 
 @pytest.mark.usefixtures("folder")
