@@ -54,8 +54,8 @@ def stage_seconds(pipe: edgediff.Pipeline, request: edgediff.Request) -> dict[st
 def latency(
     pipe: edgediff.Pipeline, request: edgediff.Request, stage: str, after: float
 ) -> float | None:
-    """Seconds from cancelling, `after` seconds into a stage, to the end of the run. None if the stage
-    ended first."""
+    """Seconds from cancelling, `after` seconds into a stage, to the end of the run. None if the
+    stage ended first."""
     called: list[float] = []
     ended: list[str] = []
 
