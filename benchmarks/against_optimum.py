@@ -109,11 +109,11 @@ def make_inputs(
     if stage == "text_encoder":
         return {"input_ids": ids.astype(manifest.graphs[stage].inputs[0].dtype)}
     rng = np.random.default_rng(0)
-    side = size // manifest.latent.downscale
-    noise = rng.standard_normal((1, manifest.latent.channels, side, side), dtype=np.float32)
+    channels, side, _ = manifest.latent.shape((size, size))
+    noise = rng.standard_normal((1, channels, side, side), dtype=np.float32)
     if stage == "vae_decoder":
         # Latents of an image are smooth over large areas.
-        coarse = rng.standard_normal((1, manifest.latent.channels, 4, 4), dtype=np.float32)
+        coarse = rng.standard_normal((1, channels, 4, 4), dtype=np.float32)
         even = np.kron(coarse, np.ones((1, 1, -(-side // 4), -(-side // 4)), np.float32))
         latents = even[..., :side, :side] + 0.1 * noise
         return {"latent_sample": (latents / manifest.latent.scaling_factor).astype(np.float32)}
