@@ -104,8 +104,8 @@ def _summary(folder: Path, machine: str) -> list[str]:
         median, (width, height) = stages["median"], stages["size"]
         lines += [
             f"The built-in model makes a {width}×{height} image in"
-            f" {table.seconds(median['picture'])} there, and its first image"
-            f" {table.seconds(statistics.median(startup['first picture']))} after the process"
+            f" {table.seconds(median['image'])} there, and its first image"
+            f" {table.seconds(statistics.median(startup['first image']))} after the process"
             " starts.",
             "",
         ]
@@ -143,10 +143,10 @@ def _built_in(startup: Mapping[str, Sequence[float]], stages: Mapping[str, Any])
                 ("`import edgediff`", table.seconds(statistics.median(startup["import edgediff"]))),
                 (
                     "first image, from the start of the process",
-                    table.seconds(statistics.median(startup["first picture"])),
+                    table.seconds(statistics.median(startup["first image"])),
                 ),
                 ("load", table.seconds(stages["load"])),
-                ("one image, warm", table.seconds(median["picture"])),
+                ("one image, warm", table.seconds(median["image"])),
                 ("one UNet step", table.seconds(median["step"])),
                 ("time that the runtime adds to onnxruntime's", f"{median['overhead']:.1%}"),
                 ("peak memory", f"{stages['peak_mb']:.0f} MB"),

@@ -51,7 +51,7 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
                 "text_encoder": timings.stages["text_encoder"],
                 "step": statistics.median(timings.steps),
                 "vae_decoder": timings.stages["decoder"],
-                "picture": timings.total,
+                "image": timings.total,
                 "in_sessions": TimedSession.total,
                 "overhead": timings.total / TimedSession.total - 1,
             }
@@ -66,9 +66,9 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
         "sampler": result.settings.sampler,
         "guidance_scale": result.settings.guidance_scale,
         "load": load,
-        "first_picture": first,
+        "first_image": first,
         "peak_mb": memory,
-        "pictures": images,
+        "images": images,
         "median": {k: statistics.median(p[k] for p in images) for k in images[0]},
     }
 
@@ -87,15 +87,15 @@ def main() -> None:
     print(
         f"{found['model']} on {found['provider']}, {width}x{height}, {found['steps']} steps of"
         f" {found['sampler']}, guidance {found['guidance_scale']:g};"
-        f" medians of {len(found['pictures'])} images after the first"
+        f" medians of {len(found['images'])} images after the first"
     )
     rows = [
         ("load", found["load"]),
-        ("first picture", found["first_picture"]),
+        ("first image", found["first_image"]),
         *((name.replace("_", " "), found["median"][name]) for name in list(found["median"])[:-1]),
     ]
     for name, seconds in rows:
-        print(f"{name.replace('picture', 'image'):14}{seconds:9.4f} s")
+        print(f"{name.replace('image', 'image'):14}{seconds:9.4f} s")
     print(f"{'overhead':14}{found['median']['overhead'] * 100:9.2f} % of the time in sessions")
     print(f"{'peak memory':14}{found['peak_mb']:9.0f} MB")
     write_json(arguments.json, found)

@@ -24,7 +24,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "python -c pass": [python, "-c", "pass"],
         "import edgediff": [python, "-c", "import edgediff"],
         "edgediff --help": [python, "-m", "edgediff", "--help"],
-        "first picture": [python, "-m", "edgediff", "generate", "a red apple", "-o", image],
+        "first image": [python, "-m", "edgediff", "generate", "a red apple", "-o", image],
     }
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     seconds = measure(arguments.repeats)
     print(f"{'':18}{'median':>9}{'min':>9}{'max':>9}")
     for name, runs in seconds.items():
-        shown = name.replace("picture", "image")
+        shown = name.replace("image", "image")
         print(f"{shown:18}{statistics.median(runs):8.3f}s{min(runs):8.3f}s{max(runs):8.3f}s")
     write_json(arguments.json, seconds)
 

@@ -1,4 +1,4 @@
-"""Many prompts: a file with one a line, whose pictures are made once, however often it is run."""
+"""Many prompts: a file with one a line, whose images are made once, however often it is run."""
 
 import dataclasses
 import difflib
@@ -44,7 +44,7 @@ class Job:
     """A line of a file of prompts.
 
     line: its number, from 1; file: whose.
-    output: the PNG of its picture; of several seeds, see `paths`.
+    output: the PNG of its image; of several seeds, see `paths`.
     inherited: which of its options it does not have itself, but from the defaults of all lines.
     error: why the line cannot be used: it counts as failed.
     request: the call, as `prepare_jobs` resolved it for its bundle.
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def paths(self) -> list[Path]:
-        """Where its pictures go: `output`, or NAME-SEED.png for each of several seeds."""
+        """Where its images go: `output`, or NAME-SEED.png for each of several seeds."""
         seed = self.options.get("seed")
         return [self.output] if seed is None else output_paths(self.output, resolve_seeds(seed))
 
@@ -75,8 +75,8 @@ class Job:
 class Outcome:
     """What became of a job.
 
-    status: "made"; "kept", where its pictures were there already; or "failed".
-    paths, seeds: of its pictures. result: of the call that made them, else None.
+    status: "made"; "kept", where its images were there already; or "failed".
+    paths, seeds: of its images. result: of the call that made them, else None.
     error: why it failed, in text.
     """
 
@@ -95,7 +95,7 @@ def read_jobs(
 
     A line is a prompt as a JSON string, or an object with `prompt`, any of `Options` by name, and
     `output`, the name of its PNG in `out_dir`, which is the line's number if unset (0007.png).
-    Pictures that an option names are looked for beside the file. Empty lines are left out.
+    Images that an option names are looked for beside the file. Empty lines are left out.
     defaults: options for lines that do not have them.
 
     A line that cannot be used is a job with an `error`. Raises InputError where that is so of all,
@@ -132,7 +132,7 @@ def read_jobs(
 
 
 def prepare_jobs(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
-    """Check every job against a bundle, and make the folder of its pictures. Returns the jobs;
+    """Check every job against a bundle, and make the folder of its images. Returns the jobs;
     those that cannot be done have an `error`.
 
     Raises InputError where that is so of all, before any folder is made, and where the folder
@@ -212,7 +212,7 @@ def run_jobs(
 
 
 def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
-    """Write one labelled sheet of the pictures of jobs to a PNG that carries what all of theirs
+    """Write one labelled sheet of the images of jobs to a PNG that carries what all of theirs
     say. Returns the path.
 
     Raises InputError where there is none, one cannot be read, or the sheet cannot be written."""
@@ -221,23 +221,23 @@ def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
     one_prompt = len({outcome.job.prompt for outcome in outcomes}) == 1
     paths, labels = [], []
     for outcome in outcomes:
-        for picture_path, seed in zip(outcome.paths, outcome.seeds, strict=True):
-            paths.append(picture_path)
+        for image_path, seed in zip(outcome.paths, outcome.seeds, strict=True):
+            paths.append(image_path)
             # The seed first: of a long prompt, the end does not fit.
             labels.append(f"seed {seed}" if one_prompt else f"seed {seed}: {outcome.job.prompt}")
     # No larger than they will be on the sheet: there may be thousands.
     side = math.ceil(MAX_SIDE / math.sqrt(max(1, len(paths))))
-    pictures = []
-    for picture_path in paths:
+    images = []
+    for image_path in paths:
         try:
-            with PngImageFile(picture_path) as picture:
-                picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-                pictures.append(picture.convert("RGB"))
+            with PngImageFile(image_path) as image:
+                image.thumbnail((side, side), Image.Resampling.LANCZOS)
+                images.append(image.convert("RGB"))
         except (OSError, SyntaxError) as e:
-            raise InputError(f"{picture_path}: cannot be read ({first_line(e)})") from e
+            raise InputError(f"{image_path}: cannot be read ({first_line(e)})") from e
     title = outcomes[0].job.prompt if one_prompt else ""
-    record = {"edgediff": __version__, "pictures": [read_record(p) for p in paths]}
-    sheet = contact_sheet(pictures, labels, title=title)
+    record = {"edgediff": __version__, "images": [read_record(p) for p in paths]}
+    sheet = contact_sheet(images, labels, title=title)
     save_png(sheet, path, parameters=None, record=record)
     return path
 
@@ -419,7 +419,7 @@ def _takes_path(kind: Any) -> bool:
 
 
 def _without_clashes(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, with an error where a picture would have the name of an earlier line's."""
+    """The jobs, with an error where an image would have the name of an earlier line's."""
     first: dict[str, int] = {}
 
     def check(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""What a pass sets out from: noise, a picture under noise, or a picture to repaint in part."""
+"""What a pass sets out from: noise, an image under noise, or an image to repaint in part."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -36,11 +36,11 @@ class Kept:
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """latents: (n, c, h, w) float32 at the plan's first level.
-    beside: what the network takes beside them, (n or 1, k, h, w) float32; None = nothing.
+    extra_channels: what the network takes beside them, (n or 1, k, h, w) float32; None = nothing.
     kept: what each step must keep; None = nothing."""
 
     latents: Array
-    beside: Array | None = None
+    extra_channels: Array | None = None
     kept: Kept | None = None
 
 
@@ -71,7 +71,9 @@ def start(
         first = noise(0)
         masked = vae.encode(sample * ~repainted).sample(noise)
         rows = np.broadcast_to(mask, (len(masked), *mask.shape[1:]))
-        return Start(latents=_under(x0, first, plan), beside=np.concatenate((rows, masked), axis=1))
+        return Start(
+            latents=_under(x0, first, plan), extra_channels=np.concatenate((rows, masked), axis=1)
+        )
     encoded = vae.encode(sample)
     x0 = encoded.sample(noise)
     first = noise(0)

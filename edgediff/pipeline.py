@@ -1,4 +1,4 @@
-"""Load a bundle and make pictures: the only place that knows the order of the stages."""
+"""Load a bundle and make images: the only place that knows the order of the stages."""
 
 import time
 from collections.abc import Callable
@@ -58,20 +58,20 @@ def load(
     max_memory: bytes, or text such as "1.4GB" or "1GiB", that the stages may take together. None
         loads them all at once; with a limit, the text encoder is loaded now, each other stage when
         it is first needed, and before that those used longest ago are released until it fits. A
-        picture is the same, and takes longer by what loads again. It is a target, not a guarantee:
+        image is the same, and takes longer by what loads again. It is a target, not a guarantee:
         a stage is taken to need its files (weights as float32 at worst) and an allowance for one
-        picture of the default size, so larger pictures, several seeds at once, several threads, and
+        image of the default size, so larger images, several seeds at once, several threads, and
         Python with its libraries (70 MB) come on top. Under control each step runs the networks
         and the UNet, which load anew every time where the limit does not hold them together.
-    tile: decode and encode pictures in tiles of so many pixels a side, blended where they overlap,
-        for pictures whose decoding would not fit. None = whole. It costs time, the more the smaller
+    tile: decode and encode images in tiles of so many pixels a side, blended where they overlap,
+        for images whose decoding would not fit. None = whole. It costs time, the more the smaller
         the tile, and an autoencoder with group norms makes something else of a tile than of the
         whole.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
     observe: what sessions note down beside running, for benchmarks (`Observe` of
         `edgediff.backend.session`).
 
-    Where `auto` passed over a provider that is installed, `Pipeline.passed_over` says why.
+    Where `auto` passed over a provider that is installed, `Pipeline.skipped_providers` says why.
 
     Raises BundleError, ProviderError, InputError."""
     bundle = Bundle.open(find_bundle(path_or_name))
@@ -95,7 +95,7 @@ def load(
             threads=threads,
             cache_dir=_cache_dir(bundle, name, cache_dir),
             provider_options=provider_options or {},
-            frugal=limit is not None,
+            shrink_arena=limit is not None,
             observe=observe or Observe(),
         )
         try:
@@ -103,7 +103,7 @@ def load(
         except ProviderError as e:
             refusals.append(str(e))
         else:
-            pipe.passed_over = tuple(refusals)
+            pipe.skipped_providers = tuple(refusals)
             return pipe
     raise ProviderError("; ".join(refusals))
 
@@ -156,7 +156,7 @@ class Pipeline:
     ) -> None:
         self.bundle = bundle
         self.provider = options.provider
-        self.passed_over: tuple[str, ...] = ()
+        self.skipped_providers: tuple[str, ...] = ()
         self._stages = Stages(bundle, options, max_memory, tile)
         self._tile = tile
         manifest = bundle.manifest
@@ -329,7 +329,7 @@ class Pipeline:
 
 
 def _at_once(manifest: Manifest) -> list[str]:
-    """The stages that every call runs: not the encoder, which only pictures need. Of the two UNets
+    """The stages that every call runs: not the encoder, which only images need. Of the two UNets
     of a bundle with control networks a call runs the one or the other."""
     roles: tuple[Role, ...] = ("text_encoder", "decoder")
     if not manifest.controlnets:

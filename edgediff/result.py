@@ -1,4 +1,4 @@
-"""What a call gives back: pictures, how they came about, and the files that they become."""
+"""What a call gives back: images, how they came about, and the files that they become."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,9 +48,9 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The pictures of one call, one for each seed, and how they came about.
+    """The images of one call, one for each seed, and how they came about.
 
-    notes: what was done to a picture that was given and one might not expect, and a size that was
+    notes: what was done to an image that was given and one might not expect, and a size that was
         rounded, a sentence each."""
 
     images: list[Image.Image]
@@ -67,13 +67,13 @@ class Result:
         paths = output_paths(Path(path), self.seeds)
         for p in paths:
             check_output(p)
-        for picture, seed, p in zip(self.images, self.seeds, paths, strict=True):
+        for image, seed, p in zip(self.images, self.seeds, paths, strict=True):
             record = {"edgediff": __version__, "seed": seed, **asdict(self.settings)}
-            save_png(picture, p, parameters=parameters(record), record=record)
+            save_png(image, p, parameters=parameters(record), record=record)
         return paths
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """One RGB picture of all pictures, each with its seed, below the prompt.
+        """One RGB image of all images, each with its seed, below the prompt.
 
         columns: None = about as wide as high. Raises InputError for fewer than 1."""
         labels = [f"seed {seed}" for seed in self.seeds]
@@ -91,7 +91,7 @@ class Result:
 
 
 def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:
-    """Where the pictures of `seeds` go: `path`, or NAME-SEED.png each where there are several.
+    """Where the images of `seeds` go: `path`, or NAME-SEED.png each where there are several.
 
     A seed that comes again gets NAME-SEED-2.png, and so on."""
     if len(seeds) == 1:

@@ -168,7 +168,7 @@ class Run(Iterator[Step]):
             prompt=prompt,
             negative=negative,
             guidance=self.settings.guidance(self._text.guidance_embedding_dim()),
-            beside=begin.beside,
+            extra_channels=begin.extra_channels,
         )
         trajectory = sample(denoise, begin.latents, plan, noise)
         kept = begin.kept

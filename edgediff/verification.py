@@ -7,18 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediff.backend.memory import memory_limit
-from edgediff.bundle.folder import Bundle
+from edgediff.bundle.folder import Bundle, read_fixtures
 from edgediff.errors import BundleError, EdgediffError
 from edgediff.images.metrics import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load
 
-PICTURE_MARGIN_DB = 6.0
-"""How far below the PSNR of the export a device's picture may fall: rounding differs by provider,
+IMAGE_MARGIN_DB = 6.0
+"""How far below the PSNR of the export a device's image may fall: rounding differs by provider,
 and 6 dB is twice the error."""
-PICTURE_ENOUGH_DB = 40.0
+IMAGE_ENOUGH_DB = 40.0
 """What is enough where the export's own was equal, or better than this plus the margin."""
-PICTURE_FLOOR_DB = 15.0
-"""What a picture needs in any case: unrelated ones reach about 10."""
+IMAGE_FLOOR_DB = 15.0
+"""What an image needs in any case: unrelated ones reach about 10."""
 
 
 Fixtures = dict[str, NDArray[np.generic]]
@@ -62,7 +62,7 @@ def verify(
     provider_options: dict[str, str] | None = None,
     max_memory: int | str | None = None,
 ) -> Verification:
-    """Check every file's hash, then replay the fixtures of each stage and whole pictures.
+    """Check every file's hash, then replay the fixtures of each stage and whole images.
 
     Arguments as in `load`. Raises BundleError where there is no bundle to check, ProviderError
     where the provider does not start, InputError for a max_memory that is no size or too small;
@@ -83,7 +83,7 @@ def verify(
         fixtures = _read_fixtures(bundle)
         for stage in bundle.manifest.fidelity.stages:
             checks.append(_check_stage(pipe, stage, fixtures))
-        checks += _check_pictures(pipe, fixtures)
+        checks += _check_images(pipe, fixtures)
         return Verification(
             model=pipe.name,
             provider=pipe.provider,
@@ -101,13 +101,11 @@ def _check_hash(bundle: Bundle, name: str) -> Check:
 
 
 def _read_fixtures(bundle: Bundle) -> Fixtures:
-    """Every array of fixtures.npz: `<stage>/<case>/in|out/<tensor>` and `picture/<name>`, those
-    that it was made of as `init/<name>` and `mask/<name>`."""
-    name = bundle.manifest.fixtures
-    if name is None:
+    """Every array of fixtures.npz; see `read_fixtures`."""
+    found = read_fixtures(bundle)
+    if found is None:
         raise BundleError(f"{bundle.root}: has no fixtures to verify against: export it again")
-    with np.load(bundle.path(name), allow_pickle=False) as arrays:
-        return dict(arrays)
+    return found
 
 
 def _check_stage(pipe: Pipeline, stage: str, fixtures: Fixtures) -> Check:
@@ -134,16 +132,16 @@ def _check_stage(pipe: Pipeline, stage: str, fixtures: Fixtures) -> Check:
     return Check(name=stage, ok=ok, measured=worst, limit=limit, unit="error", problem=problem)
 
 
-def _check_pictures(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
+def _check_images(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
     checks = []
-    for made in pipe.bundle.manifest.fidelity.pictures:
-        name = f"picture {made.name}"
-        reference = fixtures.get(f"picture/{made.name}")
+    for made in pipe.bundle.manifest.fidelity.images:
+        name = f"image {made.name}"
+        reference = fixtures.get(f"image/{made.name}")
         if reference is None:
             checks.append(Check(name=name, ok=False, problem="not in fixtures.npz"))
             continue
         at_export = np.inf if made.psnr_db is None else made.psnr_db
-        limit = max(min(at_export - PICTURE_MARGIN_DB, PICTURE_ENOUGH_DB), PICTURE_FLOOR_DB)
+        limit = max(min(at_export - IMAGE_MARGIN_DB, IMAGE_ENOUGH_DB), IMAGE_FLOOR_DB)
         try:
             result = pipe.generate(
                 made.prompt,
@@ -160,7 +158,7 @@ def _check_pictures(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
             continue
         measured = psnr(np.asarray(result.images[0]), reference.astype(np.uint8))
         ok = measured is None or measured >= limit
-        problem = "" if ok else "too far from the float model's picture"
+        problem = "" if ok else "too far from the float model's image"
         checks.append(
             Check(name=name, ok=ok, measured=measured, limit=limit, unit="dB", problem=problem)
         )
@@ -168,7 +166,7 @@ def _check_pictures(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
 
 
 def _pixels(fixtures: Fixtures, name: str) -> NDArray[np.uint8] | None:
-    """A picture that one was made of, where it was."""
+    """An image that one was made of, where it was."""
     found = fixtures.get(name)
     return None if found is None else found.astype(np.uint8)
 

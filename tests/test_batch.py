@@ -232,7 +232,7 @@ def test_a_job_with_an_error_fails_and_a_folder_in_its_way_is_one(
     assert "has no prompt" in str(outcomes[2].error)
 
 
-def test_finished_pictures_are_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+def test_finished_images_are_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     lines = ['"a"', {"prompt": "b", "seed": [1, 2]}, {"prompt": "c", "output": "c.png"}]
     jobs = jobs_of(tmp_path, *lines, steps=1)
     names = [["0001.png"], ["0002-1.png", "0002-2.png"], ["c.png"]]
@@ -240,7 +240,7 @@ def test_finished_pictures_are_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> 
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     assert done(pipe, jobs) == [(k, "kept", n) for k, n in enumerate(names, 1)]
 
-    # Of several pictures of a line one is missing; another was not copied whole.
+    # Of several images of a line one is missing; another was not copied whole.
     (tmp_path / "out" / "0002-2.png").unlink()
     (tmp_path / "out" / "c.png").write_bytes(before[tmp_path / "out" / "c.png"][:-40])
     assert [status for _, status, _ in done(pipe, jobs)] == ["kept", "made", "made"]
@@ -282,19 +282,19 @@ def test_a_line_that_moved_is_made_under_its_new_name_or_kept_under_its_own(
     ]
 
 
-def test_another_bundles_picture_is_not_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+def test_another_bundles_image_is_not_kept(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     (job,) = jobs_of(tmp_path, '"a"', steps=1)
     done(pipe, [job])
     path = job.output
-    with Image.open(path) as picture:
-        record = json.loads(picture.info["edgediff"])
+    with Image.open(path) as image:
+        record = json.loads(image.info["edgediff"])
         for changes, there in (
             ({"edgediff": "0", "provider": "x"}, True),
             ({"bundle": "x"}, False),
         ):
             text = json.dumps(record | changes)
             edgediff.images.png.save_png(
-                picture.copy(), path, parameters=None, record=json.loads(text)
+                image.copy(), path, parameters=None, record=json.loads(text)
             )
             assert (kept(job, pipe.bundle) is not None) == there
 
@@ -324,10 +324,10 @@ def test_a_sheet_of_all(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     prepare_jobs(jobs, pipe.bundle)
     path = save_sheet(list(run_jobs(pipe, jobs)), tmp_path / "sheet.png")
     with Image.open(path) as sheet:
-        pictures = json.loads(sheet.info["edgediff"])["pictures"]
+        images = json.loads(sheet.info["edgediff"])["images"]
         assert sheet.width == 320
-    assert [(p["prompt"], p["seed"]) for p in pictures] == [("a", 1), ("a", 2), ("b", 3)]
-    with pytest.raises(InputError, match="no pictures"):
+    assert [(p["prompt"], p["seed"]) for p in images] == [("a", 1), ("a", 2), ("b", 3)]
+    with pytest.raises(InputError, match="no images"):
         save_sheet([], path)
 
 

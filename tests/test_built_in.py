@@ -10,7 +10,7 @@ from edgediff.images.metrics import psnr
 from edgediff.pipeline import find_bundle
 from edgediff.sampling.samplers import SAMPLERS
 from edgediff.sampling.sigmas import Spacing
-from tests.golden import make_pictures
+from tests.golden import make_images
 
 # Of 40 concepts, somewhat below what was measured: rounding differs between processors.
 LEAST_CONCEPT, LEAST_STYLE = 0.85, 0.8
@@ -53,7 +53,7 @@ def test_samplers_draw_it_from_zero_terminal_snr(
         expected = pipe.generate("a blue car", seed=1).images[0]
         options = edgediff.Options(sampler=sampler, steps=steps, spacing=spacing)
         made = pipe.generate("a blue car", seed=1, **options).images[0]
-    a, b = (np.asarray(picture).astype(float) for picture in (made, expected))
+    a, b = (np.asarray(image).astype(float) for image in (made, expected))
     assert abs(a.mean() - b.mean()) < 10
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.6
 
@@ -73,13 +73,13 @@ def test_it_says_where_it_is_from() -> None:
         assert name in credits
 
 
-@pytest.mark.parametrize("k", range(len(make_pictures.REQUESTS)))
+@pytest.mark.parametrize("k", range(len(make_images.REQUESTS)))
 def test_it_draws_what_it_drew(k: int) -> None:
-    prompt, seed = make_pictures.REQUESTS[k]
+    prompt, seed = make_images.REQUESTS[k]
     with edgediff.load(provider="cpu") as pipe:
-        picture = np.asarray(pipe.generate(prompt, seed=seed).images[0])
-    with Image.open(make_pictures.path(k)) as golden:
-        decibels = psnr(picture, np.asarray(golden))
+        image = np.asarray(pipe.generate(prompt, seed=seed).images[0])
+    with Image.open(make_images.path(k)) as golden:
+        decibels = psnr(image, np.asarray(golden))
     assert decibels is None or decibels >= 30
 
 

@@ -26,17 +26,17 @@ def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Completed
     )
 
 
-def test_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_image(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     done = run("generate", "a fox", "-m", tiny_bundle, "-o", path, "--seed", 7, "--steps", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{path}\n"
     assert "tiny on cpu" in done.stderr
     assert "seed 7" in done.stderr
-    with Image.open(path) as picture:
-        assert picture.size == (64, 64)
-        assert "Steps: 2, " in picture.info["parameters"]
-        assert "Seed: 7, " in picture.info["parameters"]
+    with Image.open(path) as image:
+        assert image.size == (64, 64)
+        assert "Steps: 2, " in image.info["parameters"]
+        assert "Seed: 7, " in image.info["parameters"]
 
 
 def test_every_flag_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_every_flag_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
     assert settings["negative_prompt"] == "blue"
     assert settings["sampler"] == "lcm"
     assert len(answer["seconds"]["steps"]) == 3
-    with Image.open(answer["images"][0]["path"]) as picture:
-        assert picture.size == (128, 64)
+    with Image.open(answer["images"][0]["path"]) as image:
+        assert image.size == (128, 64)
 
 
 def test_flags_of_sampling(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_flags_of_sampling(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (settings["variation_seed"], settings["variation_strength"]) == (9, 0.3)
 
 
-def test_a_picture_from_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_image_from_a_image(tiny_bundle: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (64, 72), (200, 60, 60, 128)).save(tmp_path / "photo.png")
     mask = Image.new("L", (64, 72))
     mask.paste(255, (0, 0, 32, 72))
@@ -85,8 +85,8 @@ def test_a_picture_from_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"Note: {tmp_path / 'photo.png'}: what is transparent was laid on white" in done.stderr
     assert "64x72, 1 step of euler" in done.stderr
-    with Image.open(made) as picture:
-        assert picture.getpixel((60, 60)) == (227, 157, 157)
+    with Image.open(made) as image:
+        assert image.getpixel((60, 60)) == (227, 157, 157)
     again = run("generate", "--from", made, "-m", tiny_bundle, "-o", tmp_path / "again.png")
     assert again.returncode == 2
     assert "was made from photo.png and mask.png" in again.stderr
@@ -113,17 +113,17 @@ def test_a_second_pass(tiny_bundle: Path, tmp_path: Path) -> None:
     assert answer["seconds"]["upscale"] > 0
     assert answer["settings"]["hires_mode"] == "pixel"
     assert answer["notes"] == []
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (96, 96)
-        assert "Hires upscale: 1.5, Hires steps: 2" in picture.info["parameters"]
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (96, 96)
+        assert "Hires upscale: 1.5, Hires steps: 2" in image.info["parameters"]
 
 
-def test_pictures_are_looked_at_before_the_model_loads(tiny_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(b"no picture")
+def test_images_are_looked_at_before_the_model_loads(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"no image")
     flags = ["-m", tiny_bundle, "-o", tmp_path / "a.png"]
     done = run("generate", "a", *flags, "--init", tmp_path / "photo.jpg")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"Error: --init {tmp_path / 'photo.jpg'}: is no picture")
+    assert done.stderr.startswith(f"Error: --init {tmp_path / 'photo.jpg'}: is no image")
     done = run("generate", "a", *flags, "--mask", tmp_path / "mask.png")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --mask is given, but --init is not")
@@ -144,14 +144,14 @@ def test_count_and_grid(tiny_bundle: Path, tmp_path: Path) -> None:
     (sheet,) = json.loads(done.stdout)["images"]
     first = sheet["seeds"][0]
     assert sheet["seeds"] == [first, first + 1, first + 2]
-    with Image.open(sheet["path"]) as picture:
-        record = json.loads(picture.info["edgediff"])
+    with Image.open(sheet["path"]) as image:
+        record = json.loads(image.info["edgediff"])
     assert record["seeds"] == sheet["seeds"]
     assert (record["prompt"], record["steps"]) == ("a", 1)
     assert {p.name for p in tmp_path.iterdir()} == {*names, "sheet.png"}
 
 
-def test_a_picture_made_again_from_its_png(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_image_made_again_from_its_png(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["-m", tiny_bundle, "--provider", "cpu"]
     first = ["generate", "a fox", "--seed", 7, "--steps", 2, "--guidance", 0, "--size", "128x64"]
     assert run(*first, *flags, "-o", "a.png", cwd=tmp_path).returncode == 0
@@ -173,10 +173,10 @@ def test_a_picture_made_again_from_its_png(tiny_bundle: Path, tmp_path: Path) ->
 
     done = run("generate", "--from", "a.png", "-o", "c.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Warning: the picture may differ: tiny made it, this is emoji (" in done.stderr
+    assert "Warning: the image may differ: tiny made it, this is emoji (" in done.stderr
 
 
-def test_pictures_that_cannot_be_made_again(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_made_again(tiny_bundle: Path, tmp_path: Path) -> None:
     made = {"edgediff": "1", "prompt": "a", "model": "m", "bundle": "b", "provider": "cpu"}
     for texts, status, message in (
         ({}, 2, "does not say how it was made"),
@@ -238,13 +238,13 @@ def test_prompts_that_cannot_be_read_so(
 
 def test_max_memory_changes_no_pixel(tiny_bundle: Path, tmp_path: Path) -> None:
     flags = ["-m", tiny_bundle, "--seed", 7, "--steps", 2]
-    pictures = []
+    images = []
     for name, limit in (("a.png", []), ("b.png", ["--max-memory", "40MB"])):
         done = run("generate", "a fox", "-o", tmp_path / name, *flags, *limit)
         assert done.returncode == 0, done.stderr
-        with Image.open(tmp_path / name) as picture:
-            pictures.append(picture.tobytes())
-    assert pictures[0] == pictures[1]
+        with Image.open(tmp_path / name) as image:
+            images.append(image.tobytes())
+    assert images[0] == images[1]
     done = run("verify", tiny_bundle, "--max-memory", "40MB")
     assert done.returncode == 0, done.stderr
     assert "all checks ok" in done.stdout
@@ -320,7 +320,7 @@ def test_a_bundle_that_is_damaged(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")
-def test_ctrl_c_leaves_no_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_image(tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ["generate", "a", "-m", tiny_bundle, "-o", "a.png"]
     # A shell's background jobs ignore the signal and hand that down to the tests: undo it.
     listening = (
@@ -379,7 +379,7 @@ def test_info_tells_the_plan(tiny_bundle: Path, tmp_path: Path) -> None:
             "calibration_psnr_db": 47.8,
             "unseen_psnr_db": 46.2,
             "unseen_lowest_db": 44.9,
-            "unseen_pictures": 8,
+            "unseen_images": 8,
         },
     }
     (bundle / "bundle.json").write_text(json.dumps(raw))
@@ -387,7 +387,7 @@ def test_info_tells_the_plan(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "2 in int8, 1 in int8-weights" in shown
     assert "averaged" in shown
     assert "7 bits" in shown
-    assert "46 dB, 16.0 MB; reached 46.2 dB on 8 unseen pictures" in shown
+    assert "46 dB, 16.0 MB; reached 46.2 dB on 8 unseen images" in shown
 
 
 def test_providers() -> None:
@@ -416,7 +416,7 @@ def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     every = [f"{section}:" for section in (*SECTIONS, "Other")]
     assert headings == [heading for heading in every if heading in headings]
-    assert {"Prompt:", "Picture:", "Where it runs:", "Output:"} <= set(headings)
+    assert {"Prompt:", "Image:", "Where it runs:", "Output:"} <= set(headings)
     assert [line.split()[0] for line in lines[lines.index("Other:") + 1 :]] == ["-h,"]
     wrapped = {len(line) - len(line.lstrip()) for line in lines if line.startswith(" " * 9)}
     assert len(wrapped) == 1  # one column
@@ -426,7 +426,7 @@ def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
     ("arguments", "message"),
     [
         ([], 'give a prompt: edgediff generate "a red apple" -o apple.png'),
-        (["a fox"], "give the PNG to write: -o picture.png"),
+        (["a fox"], "give the PNG to write: -o image.png"),
         (["a fox", "--stesp", "3"], "--steps"),
         (["a fox", "-o", "a.png", "another"], "unexpected extra argument"),
     ],

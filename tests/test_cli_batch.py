@@ -42,9 +42,9 @@ def test_made_once_and_gone_on_with(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "1 of 2 are there already" in done.stderr
     answer = json.loads(done.stdout)
     assert answer["sheet"] == "x/y/sheet.png"
-    assert [p["status"] for p in answer["pictures"]] == ["made", "kept"]
-    assert [i["path"] for p in answer["pictures"] for i in p["images"]] == paths
-    assert [i["seed"] for i in answer["pictures"][1]["images"]] == [1, 2]
+    assert [p["status"] for p in answer["images"]] == ["made", "kept"]
+    assert [i["path"] for p in answer["images"] for i in p["images"]] == paths
+    assert [i["seed"] for i in answer["images"][1]["images"]] == [1, 2]
     assert (answer["made"], answer["kept"], answer["failed"], answer["left"]) == (1, 1, 0, 0)
 
 
@@ -96,7 +96,7 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
         "p.jsonl, line 2: is no JSON (Expecting value at character 1): give ",
         "p.jsonl, line 3: steps is 0: euler takes a whole number from 1 to 1000",
         "p.jsonl, line 4: --spacing is 'karras': sampler lcm takes none: use ",
-        "p.jsonl, line 5: its picture is sheet.png, as the sheet of --grid is",
+        "p.jsonl, line 5: its image is sheet.png, as the sheet of --grid is",
         "p.jsonl, line 6: guidance_interval is [0.5, 0.2]: give where guidance starts and where it"
         " ends, as rising fractions of the steps, such as [0.0, 0.8]",
     ]
@@ -127,7 +127,7 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
     done = run(*flags, "--json", cwd=tmp_path)
     answer = json.loads(done.stdout)
     assert (answer["made"], answer["kept"], answer["failed"], answer["left"]) == (1, 1, 5, 0)
-    failed = {p["line"]: p["error"] for p in answer["pictures"] if p["status"] == "failed"}
+    failed = {p["line"]: p["error"] for p in answer["images"] if p["status"] == "failed"}
     assert sorted(failed) == [2, 3, 4, 5, 6]
     assert failed[3].startswith("steps is 0: euler")
     at_the_start_and_the_end(done.stderr, "1 there already, 5 of 7 failed:", 1)
@@ -138,12 +138,12 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
     [
         (["--prompts", "p.jsonl"], "--prompts FILE and --out-dir FOLDER belong together"),
         (["--out-dir", "out"], "belong together"),
-        (["--prompts", "p.jsonl", "--out-dir", "out", "a fox"], "PROMPT is for one picture"),
+        (["--prompts", "p.jsonl", "--out-dir", "out", "a fox"], "PROMPT is for one image"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "-o", "a.png"], "--output is for one"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--from", "a.png"], "--from is for one"),
         (
             ["--prompts", "sheet.jsonl", "--out-dir", "out", "--grid"],
-            "sheet.jsonl, line 1: its picture is sheet.png, as the sheet of --grid is",
+            "sheet.jsonl, line 1: its image is sheet.png, as the sheet of --grid is",
         ),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--count", "2"], "needs the first --seed"),
         (["--prompts", "absent", "--out-dir", "out"], "--prompts absent: cannot be read"),
@@ -183,7 +183,7 @@ def test_bad_input(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent to a process group there")
-def test_ctrl_c_leaves_whole_pictures_and_says_how_to_go_on(
+def test_ctrl_c_leaves_whole_images_and_says_how_to_go_on(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "p.txt").write_text("a\n" * 500)

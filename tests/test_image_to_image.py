@@ -1,4 +1,4 @@
-"""Pictures made from pictures, with a bundle of random weights: torch-free."""
+"""Images made from images, with a bundle of random weights: torch-free."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def test_defaults_are_those_of_diffusers(pipe: Pipeline) -> None:
     assert repainted.settings.strength == 1.0
 
 
-def test_little_strength_stays_near_the_picture(pipe: Pipeline) -> None:
+def test_little_strength_stays_near_the_image(pipe: Pipeline) -> None:
     def away(strength: float) -> float:
         latents = last(pipe, init_image=photograph(), strength=strength, steps=20)
         return float(
@@ -87,7 +87,7 @@ def test_a_batch_equals_single_runs(pipe: Pipeline, sampler: str, masked: bool) 
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m"])
-def test_a_mask_all_white_at_full_strength_is_a_picture_from_noise(
+def test_a_mask_all_white_at_full_strength_is_a_image_from_noise(
     pipe: Pipeline, sampler: str
 ) -> None:
     mask = np.full((64, 64), 255, np.uint8)
@@ -120,11 +120,11 @@ def test_pixels_outside_the_mask_come_back_if_asked_for(pipe: Pipeline, tmp_path
 
 
 def test_pixels_outside_the_mask_at_another_size(pipe: Pipeline) -> None:
-    picture, mask = Image.fromarray(photograph(100, 80)), Image.fromarray(left_half(100, 80))
+    image, mask = Image.fromarray(photograph(100, 80)), Image.fromarray(left_half(100, 80))
     made = pipe.generate(
-        "a fox", seed=0, init_image=picture, mask=mask, size=(64, 72), keep_unmasked=True
+        "a fox", seed=0, init_image=image, mask=mask, size=(64, 72), keep_unmasked=True
     ).images[0]
-    expected = np.asarray(picture.resize((64, 72), Image.Resampling.LANCZOS))
+    expected = np.asarray(image.resize((64, 72), Image.Resampling.LANCZOS))
     assert (np.asarray(made)[:, 32:] == expected[:, 32:]).all()
 
 
@@ -141,7 +141,7 @@ def test_pixels_outside_the_mask_at_another_size(pipe: Pipeline) -> None:
         ((1, 1), (64, 64)),
     ],
 )
-def test_a_picture_gives_its_own_size_or_its_proportions(
+def test_a_image_gives_its_own_size_or_its_proportions(
     pipe: Pipeline, given: tuple[int, int], size: tuple[int, int]
 ) -> None:
     settings = pipe.resolve("a fox", init_image=photograph(*given)).settings
@@ -150,7 +150,7 @@ def test_a_picture_gives_its_own_size_or_its_proportions(
     assert (asked.width, asked.height) == (64, 96)
 
 
-def test_the_encoder_is_loaded_when_a_picture_first_comes(tiny_bundle: Path) -> None:
+def test_the_encoder_is_loaded_when_a_image_first_comes(tiny_bundle: Path) -> None:
     with edgediff.load(tiny_bundle, threads=1) as pipe:
         pipe.generate("a fox", seed=0, steps=1)
         assert "vae_encoder" not in pipe.loaded_stages
@@ -206,8 +206,8 @@ def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None
 def test_what_became_of_its_size_is_told(
     pipe: Pipeline, given: tuple[int, int], size: Any, note: str | None
 ) -> None:
-    picture = photograph(*given)
-    result = pipe.generate("a fox", seed=0, steps=2, size=size, init_image=picture)
+    image = photograph(*given)
+    result = pipe.generate("a fox", seed=0, steps=2, size=size, init_image=image)
     assert result.notes == (() if note is None else (f"init_image: {note}",))
     width, height = result.images[0].size
     assert note is None or f"to {width}x{height}" in note
@@ -249,7 +249,7 @@ def test_bad_input(pipe: Pipeline, options: dict[str, Any], message: str) -> Non
         pipe.stream("a fox", **{"steps": 4, **options})
 
 
-def test_a_record_says_what_a_picture_was_made_from(pipe: Pipeline, tmp_path: Path) -> None:
+def test_a_record_says_what_a_image_was_made_from(pipe: Pipeline, tmp_path: Path) -> None:
     Image.fromarray(photograph()).save(tmp_path / "photo.png")
     Image.fromarray(left_half()).save(tmp_path / "mask.png")
     options: dict[str, Any] = {

@@ -30,8 +30,8 @@ def pipe(tiny_bundle: Path) -> Pipeline:
     return edgediff.load(tiny_bundle, threads=1)
 
 
-def pixels(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture)
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)
 
 
 def test_defaults_come_from_the_bundle(pipe: Pipeline) -> None:
@@ -47,7 +47,7 @@ def test_defaults_come_from_the_bundle(pipe: Pipeline) -> None:
     assert result.timings.total >= sum(result.timings.steps)
 
 
-def test_the_same_seed_gives_the_same_picture_and_another_another(pipe: Pipeline) -> None:
+def test_the_same_seed_gives_the_same_image_and_another_another(pipe: Pipeline) -> None:
     a, b, c = (pipe.generate("a fox", seed=s, steps=2).images[0] for s in (7, 7, 8))
     assert (pixels(a) == pixels(b)).all()
     assert (pixels(a) != pixels(c)).any()
@@ -65,9 +65,9 @@ def test_a_batch_of_four_equals_four_single_runs(pipe: Pipeline, sampler: str) -
     seeds = [0, 3, 2**40, -1]
     batch = pipe.generate("a fox", seed=seeds, steps=3, sampler=sampler)
     assert batch.seeds == seeds
-    for seed, picture in zip(seeds, batch.images, strict=True):
+    for seed, image in zip(seeds, batch.images, strict=True):
         single = pipe.generate("a fox", seed=seed, steps=3, sampler=sampler)
-        assert (pixels(picture) == pixels(single.images[0])).all()
+        assert (pixels(image) == pixels(single.images[0])).all()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -248,9 +248,9 @@ def test_results_are_saved_with_their_settings(pipe: Pipeline, tmp_path: Path) -
     result = pipe.generate("a fox", negative_prompt="blue", seed=[5, 6], steps=2)
     paths = result.save(tmp_path / "fox.png")
     assert [p.name for p in paths] == ["fox-5.png", "fox-6.png"]
-    for path, seed, picture in zip(paths, result.seeds, result.images, strict=True):
+    for path, seed, image in zip(paths, result.seeds, result.images, strict=True):
         with Image.open(path) as read:
-            assert (pixels(read) == pixels(picture)).all()
+            assert (pixels(read) == pixels(image)).all()
             record = json.loads(read.info["edgediff"])
         again = pipe.generate(
             record["prompt"],
@@ -263,7 +263,7 @@ def test_results_are_saved_with_their_settings(pipe: Pipeline, tmp_path: Path) -
         )
         assert record["seed"] == seed
         assert record["bundle"] == pipe.bundle.id
-        assert (pixels(again.images[0]) == pixels(picture)).all()
+        assert (pixels(again.images[0]) == pixels(image)).all()
 
 
 def test_numpy_numbers_are_numbers(pipe: Pipeline, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_auto_says_what_it_passed_over(damaged: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pipeline_module, "Pipeline", refuse)
     pipe = edgediff.load(damaged)
     assert pipe.provider == "cpu"
-    assert pipe.passed_over == ("provider 'cuda' did not start",)
+    assert pipe.skipped_providers == ("provider 'cuda' did not start",)
 
 
 def test_auto_passes_over_a_plug_in_without_a_device(
@@ -317,7 +317,7 @@ def test_auto_passes_over_a_plug_in_without_a_device(
     monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
     pipe = edgediff.load(damaged)
     assert pipe.provider == "cpu"
-    (reason,) = pipe.passed_over
+    (reason,) = pipe.skipped_providers
     assert reason.startswith("provider 'openvino': installed, but it finds no device")
 
 
@@ -329,7 +329,7 @@ def test_auto_does_not_look_beyond_the_one_that_runs(
     monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(session_module, "_register", lambda _: pytest.fail("loaded"))
     pipe = edgediff.load(damaged)
-    assert (pipe.provider, pipe.passed_over) == ("cpu", ())
+    assert (pipe.provider, pipe.skipped_providers) == ("cpu", ())
 
 
 def test_what_is_not_installed_is_not_mentioned(
@@ -337,7 +337,7 @@ def test_what_is_not_installed_is_not_mentioned(
 ) -> None:
     set_providers(damaged, ["openvino", "cpu"])
     monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
-    assert edgediff.load(damaged).passed_over == ()
+    assert edgediff.load(damaged).skipped_providers == ()
 
 
 @pytest.mark.parametrize("asked", [None, False, "there"])
@@ -399,7 +399,7 @@ def test_files_of_two_bundles_swapped(damaged: Path) -> None:
         edgediff.load(damaged)
 
 
-def test_values_that_are_not_finite_are_an_error_not_a_black_picture(pipe: Pipeline) -> None:
+def test_values_that_are_not_finite_are_an_error_not_a_black_image(pipe: Pipeline) -> None:
     def run_stage(*_: Any) -> dict[str, np.ndarray]:
         return {"sample": np.full((1, 3, 64, 64), np.nan, np.float32)}
 
@@ -481,8 +481,8 @@ def test_every_option_of_sampling_is_recorded_and_repeats(pipe: Pipeline, tmp_pa
     again = pipe.generate(made.prompt, **made.options)
     assert again.settings == result.settings
     assert (pixels(again.images[0]) == pixels(result.images[0])).all()
-    with Image.open(path) as picture:
-        text = picture.info["parameters"]
+    with Image.open(path) as image:
+        text = image.info["parameters"]
     assert "Sampler: Heun, Schedule type: Karras, CFG scale: 4, Seed: 4, Variation seed: 9" in text
     for name in options:
         if name not in ("steps", "variation_seed", "variation_strength"):
@@ -491,13 +491,13 @@ def test_every_option_of_sampling_is_recorded_and_repeats(pipe: Pipeline, tmp_pa
 
 
 def test_variation_strength_goes_from_the_seed_to_the_variation_seed(pipe: Pipeline) -> None:
-    def picture(seed: int, **options: Any) -> np.ndarray:
+    def image(seed: int, **options: Any) -> np.ndarray:
         return pixels(pipe.generate("a fox", seed=seed, sampler="euler_a", **options).images[0])
 
-    mine, other = picture(4), picture(9)
-    assert (picture(4, variation_seed=9, variation_strength=0) == mine).all()
-    assert (picture(4, variation_seed=9, variation_strength=1) == other).all()
-    between = picture(4, variation_seed=9, variation_strength=0.3)
+    mine, other = image(4), image(9)
+    assert (image(4, variation_seed=9, variation_strength=0) == mine).all()
+    assert (image(4, variation_seed=9, variation_strength=1) == other).all()
+    between = image(4, variation_seed=9, variation_strength=0.3)
     assert (between != mine).any()
     assert (between != other).any()
     two = pipe.generate(

@@ -41,8 +41,8 @@ def test_a_sound_bundle(bundle: Path) -> None:
     assert outcome.provider == "cpu"
     names = [check.name for check in outcome.checks]
     assert {"unet.onnx", "text_encoder", "unet", "vae_decoder"} <= set(names)
-    pictures = Bundle.open(bundle).manifest.fidelity.pictures
-    assert sum(name.startswith("picture ") for name in names) == len(pictures) > 0
+    images = Bundle.open(bundle).manifest.fidelity.images
+    assert sum(name.startswith("image ") for name in names) == len(images) > 0
     for check in outcome.checks:
         if check.unit == "error":
             assert check.measured is not None
@@ -93,15 +93,15 @@ def test_a_stage_that_is_not_finite(bundle: Path) -> None:
     assert [(c.name, c.problem) for c in failed] == [("vae_decoder", "values not finite")]
 
 
-def test_a_picture_that_differs(bundle: Path) -> None:
+def test_a_image_that_differs(bundle: Path) -> None:
     def invert(arrays: dict[str, np.ndarray]) -> None:
-        for key in [k for k in arrays if k.startswith("picture/")]:
+        for key in [k for k in arrays if k.startswith("image/")]:
             arrays[key] = 255 - arrays[key]
 
     change_fixtures(bundle, invert)
     failed = [c for c in edgediff.verify(bundle).checks if not c.ok]
     assert failed
-    assert all(c.name.startswith("picture ") and c.unit == "dB" for c in failed)
+    assert all(c.name.startswith("image ") and c.unit == "dB" for c in failed)
 
 
 def test_fixtures_without_a_stage(bundle: Path) -> None:

@@ -37,7 +37,7 @@ class Cold:
     its number, from 1."""
 
     round: int
-    first_picture: float
+    first_image: float
     imports: float
     load: float
 

@@ -135,7 +135,7 @@ class Rounds:
                 return
             cold = Cold(
                 round=number,
-                first_picture=shown["at"] - worker.started,
+                first_image=shown["at"] - worker.started,
                 imports=loaded["imports"],
                 load=loaded["load"],
             )

@@ -40,7 +40,7 @@ class Figures:
 def figures(peer: Measured) -> Figures:
     """The figures of a measured peer."""
     return Figures(
-        cold=statistics.median(c.first_picture for c in peer.cold),
+        cold=statistics.median(c.first_image for c in peer.cold),
         warm=statistics.median(w.total for w in peer.warm),
         text_encoder=_median(w.text_encoder for w in peer.warm),
         step=_median(s for w in peer.warm for s in w.steps),
@@ -96,7 +96,7 @@ def warm_ratio(a: Measured, b: Measured) -> Interval:
 
 def cold_ratio(a: Measured, b: Measured) -> Interval:
     """a / b, round by round."""
-    return _in_turns(a.cold, b.cold, lambda c: c.first_picture)
+    return _in_turns(a.cold, b.cold, lambda c: c.first_image)
 
 
 def _in_turns(

@@ -57,7 +57,7 @@ class Binding:
         """Copy the inputs in, run, and copy the outputs out. options: RunOptions.
 
         A read-only array that was given the last time stays where it is: what holds for a whole
-        picture crosses to the device once."""
+        image crosses to the device once."""
         for name, array in inputs.items():
             if array is self._unchanging.get(name):
                 continue

@@ -24,7 +24,7 @@ the precision, as onnxruntime's CPU has none for most, the weights become float3
 
 
 WORK_BYTES_PER_PIXEL = 4608
-"""What a run takes beside the weights for each pixel of the picture: 1.2 GB at 512×512, measured on
+"""What a run takes beside the weights for each pixel of the image: 1.2 GB at 512×512, measured on
 the UNet and on the decoder of Stable Diffusion 1.5's shape, in float32."""
 
 
@@ -46,9 +46,9 @@ class StageMemory:
 
 def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemory]:
     """Stage → what it takes: its graph, its weight files as float32 at worst, and for the stages
-    that work on pictures an allowance for one of the default size (two rows under guidance).
+    that work on images an allowance for one of the default size (two rows under guidance).
 
-    tile: the side of the tiles, in pixels, that the autoencoder works on; None = whole pictures."""
+    tile: the side of the tiles, in pixels, that the autoencoder works on; None = whole images."""
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
     denoiser = manifest.denoiser.graph

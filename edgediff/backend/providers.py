@@ -17,7 +17,7 @@ class Provider:
     what brings the two to versions that fit; `static_shapes` says that it compiles the graph and
     needs every dimension fixed for that. `device`: onnxruntime's name of the memory that it
     computes in, where that is not the processor's. `graph_option`: the provider option that records
-    a run as a CUDA graph. `beside`: the provider that takes what this one leaves, before the CPU.
+    a run as a CUDA graph. `fallback`: the provider that takes what this one leaves, before the CPU.
     `packages`: whose versions matter beside onnxruntime's."""
 
     onnxruntime_name: str
@@ -27,7 +27,7 @@ class Provider:
     static_shapes: bool = False
     device: str | None = None
     graph_option: str | None = None
-    beside: str | None = None
+    fallback: str | None = None
     packages: tuple[str, ...] = ()
 
 
@@ -49,7 +49,7 @@ PROVIDERS = {
         static_shapes=True,
         device="cuda",
         graph_option="trt_cuda_graph_enable",
-        beside="CUDAExecutionProvider",
+        fallback="CUDAExecutionProvider",
         packages=("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     ),
     "coreml": Provider(
@@ -84,7 +84,7 @@ def default_options(
     timing: Path | None = None,
     threads: int | None = None,
     device: str = "CPU",
-    records: bool = False,
+    captures: bool = False,
 ) -> dict[str, str]:
     """What a provider needs to compute in the graph's precision, to keep what it compiles between
     runs, and to keep to `threads` where ONNX Runtime's own setting does not reach it.
@@ -95,16 +95,16 @@ def default_options(
     if provider == "openvino":
         return _openvino(cache, threads, device)
     if provider == "cuda":
-        return {"enable_cuda_graph": "1"} if records else {}
+        return {"enable_cuda_graph": "1"} if captures else {}
     if provider == "tensorrt":
-        return _tensorrt(precision, cache, timing, records=records)
+        return _tensorrt(precision, cache, timing, captures=captures)
     if provider == "coreml" and cache is not None:
         return {"ModelFormat": "MLProgram", "ModelCacheDirectory": os.fspath(cache)}
     return {}
 
 
 def _tensorrt(
-    precision: Precision, cache: Path | None, timing: Path | None, *, records: bool
+    precision: Precision, cache: Path | None, timing: Path | None, *, captures: bool
 ) -> dict[str, str]:
     options: dict[str, str] = {}
     if precision == "fp16":
@@ -113,7 +113,7 @@ def _tensorrt(
         options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": os.fspath(cache)}
     if timing is not None:
         options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": os.fspath(timing)}
-    if records:
+    if captures:
         options["trt_cuda_graph_enable"] = "1"
     return options
 

@@ -60,14 +60,14 @@ class SessionOptions:
 
     `cache_dir`: where a provider that compiles keeps its result, made when the first session is;
     None = nowhere. `provider_options` are handed to the provider as they are, and override what
-    edgediff would set. `frugal`: give the work space back after every run, on the CPU; the next run
-    then takes a third longer for large pictures."""
+    edgediff would set. `shrink_arena`: give the work space back after every run, on the CPU; the
+    next run then takes a third longer for large images."""
 
     provider: str = "cpu"
     threads: int | None = None
     cache_dir: Path | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
-    frugal: bool = False
+    shrink_arena: bool = False
     observe: Observe = Observe()
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class Session:
         every_step: bool = False,
     ) -> None:
         """`dimensions` fixes free dimensions of the graph by name. every_step: it runs at every
-        step of a picture, which is worth recording as a CUDA graph where the provider can."""
+        step of an image, which is worth recording as a CUDA graph where the provider can."""
         missing = why_missing(options.provider)
         if missing is not None:
             raise ProviderError(f"provider {options.provider!r}: {missing}")
@@ -160,14 +160,14 @@ class Session:
         self._inputs = {i.name: i for i in spec.inputs}
         self._output_names = [o.name for o in spec.outputs]
         self._cache = _open_cache(spec, options, dimensions or {})
-        asked = self._asked_to_record()
+        asked = self._asked_to_capture()
         # A graph that is replayed shows a profile nothing of its nodes.
         can = self._provider.graph_option is not None and options.observe.profile is None
-        self._records = every_step and can if asked is None else asked
+        self._captures = every_step and can if asked is None else asked
         self._session = self._load(path, dimensions or {})
         self._lock = threading.Lock()
         self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
-        self._recorded = 0
+        self._captured = 0
         found = {i.name for i in self._session.get_inputs()}
         if found != set(self._inputs):
             raise BundleError(
@@ -196,7 +196,7 @@ class Session:
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
             token.check()  # a run that was told to stop fails, too
             option = self._provider.graph_option
-            remedy = f": try the provider option {option}=0" if self._records else ""
+            remedy = f": try the provider option {option}=0" if self._captures else ""
             raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}{remedy}") from e
         # Copied: an output of onnxruntime's own keeps the work space of the run alive with it.
         return {n: np.array(o) for n, o in zip(self._output_names, outputs, strict=True)}
@@ -208,19 +208,19 @@ class Session:
 
     def _load(self, path: Path, dimensions: Mapping[str, int]) -> ort.InferenceSession:
         """Load the graph; where a provider refuses to record it, without that, and note it."""
-        records, asked = self._records, self._asked_to_record()
+        captures, asked = self._captures, self._asked_to_capture()
         create = functools.partial(_create, path, self.spec, self._options, dimensions, self._cache)
-        if not records or asked is not None:
-            return create(records=records)
+        if not captures or asked is not None:
+            return create(captures=captures)
         try:
-            return create(records=True)
+            return create(captures=True)
         except ProviderError as e:
-            self._records = False
-            found = create(records=False)
+            self._captures = False
+            found = create(captures=False)
             self.notes = (f"{self.spec.file}: runs without a CUDA graph ({first_line(e)})",)
             return found
 
-    def _asked_to_record(self) -> bool | None:
+    def _asked_to_capture(self) -> bool | None:
         """What the caller's provider options say of CUDA graphs, None where nothing."""
         asked = self._options.provider_options.get(self._provider.graph_option or "")
         return None if asked is None else asked.lower() in ("1", "true")
@@ -230,11 +230,11 @@ class Session:
 
         graph: the number of the CUDA graph to capture or replay; None = neither."""
         options = ort.RunOptions()
-        if self._options.provider == "cpu" and self._options.frugal:
+        if self._options.provider == "cpu" and self._options.shrink_arena:
             # Between runs a stage then keeps only its weights; otherwise each keeps the work space
             # of its largest run while the others run.
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        if self._records:
+        if self._captures:
             options.add_run_config_entry("gpu_graph_id", "-1" if graph is None else str(graph))
         return options
 
@@ -258,9 +258,9 @@ class Session:
     def _bind(self, inputs: Mapping[str, AnyArray]) -> Binding:
         """Buffers for these shapes, which get a CUDA graph of their own."""
         graph = None
-        if self._records and self._recorded < _MOST_SHAPES:
-            self._recorded += 1
-            graph = self._recorded
+        if self._captures and self._captured < _MOST_SHAPES:
+            self._captured += 1
+            graph = self._captured
         index = int(self._options.provider_options.get("device_id", "0"))
         return Binding(
             self._session,
@@ -304,7 +304,7 @@ added up in 16, which overflow; onnxruntime then turns signed weights unsigned, 
 
 
 @functools.cache
-def multiplies_bytes() -> bool:
+def has_int8_dot() -> bool:
     """Whether this processor is known to add up products of bytes in 32 bits (VNNI, or ARM)."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
@@ -333,7 +333,7 @@ def _create(
     dimensions: Mapping[str, int],
     cache: Cache | None,
     *,
-    records: bool,
+    captures: bool,
 ) -> ort.InferenceSession:
     provider = PROVIDERS[options.provider]
     session_options = _session_options(spec, options, dimensions)
@@ -345,7 +345,7 @@ def _create(
         timing=None if cache is None else cache.root,
         threads=options.threads,
         device=devices[0].device.type.name if devices else "CPU",
-        records=records,
+        captures=captures,
     ) | dict(options.provider_options)
     try:
         if devices:
@@ -390,7 +390,7 @@ def _session_options(
         # A memory pattern is a second work space beside that of the first run, and no faster here.
         session_options.enable_mem_pattern = False
     for key, value in spec.session_config.items():
-        if key == PRECISE and multiplies_bytes():
+        if key == PRECISE and has_int8_dot():
             continue
         session_options.add_session_config_entry(key, value)
     for name, size in dimensions.items():
@@ -408,9 +408,9 @@ def _session_options(
 def _providers(provider: Provider, options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
     """The provider, and the one that takes what it leaves, on the same device."""
     found = [(provider.onnxruntime_name, options)]
-    if provider.beside in ort.get_available_providers():
+    if provider.fallback in ort.get_available_providers():
         device = {k: v for k, v in options.items() if k == "device_id"}
-        found.append((provider.beside or "", device))
+        found.append((provider.fallback or "", device))
     return found
 
 

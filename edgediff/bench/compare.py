@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
-from edgediff.bench.results import Config, Picture, Result, Run
+from edgediff.bench.results import Config, OpenedImage, Result, Run
 from edgediff.errors import InputError
 
 BUSY = 0.1
@@ -32,7 +32,7 @@ _TOLD: dict[str, Callable[[Config], object]] = {
 class Comparison:
     """One run of A against one of B: B's time over A's, so that below 1 B is faster.
 
-    ratios: of the whole picture, and of its stages. cold: of the first picture from the start of
+    ratios: of the whole image, and of its stages. cold: of the first image from the start of
     a process, None where either lacks it."""
 
     a: Run
@@ -43,16 +43,16 @@ class Comparison:
     @property
     def within_noise(self) -> bool:
         """Whether the ratio's bounds hold 1: no difference was shown."""
-        return self.ratios["picture"].holds_one
+        return self.ratios["image"].holds_one
 
 
-def stages(pictures: Sequence[Picture]) -> dict[str, list[float]]:
-    """Seconds of the whole picture and of each stage; "step" is a picture's mean step."""
+def stages(images: Sequence[OpenedImage]) -> dict[str, list[float]]:
+    """Seconds of the whole image and of each stage; "step" is an image's mean step."""
     return {
-        "picture": [p.total for p in pictures],
-        "text_encoder": [p.text_encoder for p in pictures],
-        "step": [sum(p.steps) / len(p.steps) for p in pictures if p.steps],
-        "vae_decoder": [p.vae_decoder for p in pictures],
+        "image": [p.total for p in images],
+        "text_encoder": [p.text_encoder for p in images],
+        "step": [sum(p.steps) / len(p.steps) for p in images if p.steps],
+        "vae_decoder": [p.vae_decoder for p in images],
     }
 
 
@@ -60,7 +60,7 @@ def against(a: Run, b: Run, *, interleaved: bool) -> Comparison:
     """Two measured runs. interleaved: taken in turns, in one result."""
     ratio = _paired if interleaved else unpaired_ratio
     first, second = stages(a.warm), stages(b.warm)
-    cold = [[c.first_picture for c in run.cold] for run in (b, a)]
+    cold = [[c.first_image for c in run.cold] for run in (b, a)]
     return Comparison(
         a=a,
         b=b,

@@ -16,7 +16,7 @@ from edgediff.backend.session import version
 from edgediff.bench.results import Config, Model
 from edgediff.bench.runner import Job
 from edgediff.bundle.folder import Bundle
-from edgediff.bundle.manifest import PictureFidelity
+from edgediff.bundle.manifest import ImageFidelity
 from edgediff.errors import InputError
 from edgediff.pipeline import find_bundle
 from edgediff.request.request import resolve
@@ -90,10 +90,10 @@ def _job(
     return Job(config=config, inputs={"bundle": str(path), **asked}, bundle=path)
 
 
-def _fixture(bundle: Bundle, wanted: tuple[int, int, int]) -> PictureFidelity | None:
-    """The first picture of the export that has these steps, width and height, whose prompt and
-    seed show how good the timed picture is."""
-    made = bundle.manifest.fidelity.pictures
+def _fixture(bundle: Bundle, wanted: tuple[int, int, int]) -> ImageFidelity | None:
+    """The first image of the export that has these steps, width and height, whose prompt and
+    seed show how good the timed image is."""
+    made = bundle.manifest.fidelity.images
     return next((p for p in made if (p.steps, p.width, p.height) == wanted), None)
 
 

@@ -219,7 +219,7 @@ class Watch:
                 self.timeline.append((time.monotonic() - self._started, resident))
             if n % 10 == 0:
                 self._frequencies += _frequencies()
-                # Not while pictures are timed: asking for it takes the processor's time.
+                # Not while images are timed: asking for it takes the processor's time.
                 used = gpu_memory() if pid is not None else None
                 if used is not None:
                     self.gpu_peak = max(used, self.gpu_peak or 0)

@@ -49,7 +49,7 @@ def page(files: Mapping[str, Result]) -> str:
         "<h2>Latency</h2>",
         _latency_table(runs),
         "<h2>Latency by stage</h2>",
-        "<p class=quiet>Medians of warm pictures; steps are all steps of one picture.</p>",
+        "<p class=quiet>Medians of warm images; steps are all steps of one image.</p>",
         plots.bars({label: _by_stage(run) for label, run in measured.items()}, "s"),
         *_optional(
             "From the start of the process",
@@ -73,13 +73,13 @@ def page(files: Mapping[str, Result]) -> str:
         ),
         *_optional(
             "Quality against latency",
-            plots.scatter(_quality_points(measured), "s a picture", "dB to the float model"),
+            plots.scatter(_quality_points(measured), "s an image", "dB to the float model"),
         ),
         *_operators(runs),
         "<h2>Where each node ran</h2>",
         _placement_table(runs),
-        "<h2>The pictures that were timed</h2>",
-        *(_figure(label, run) for label, run in runs.items() if run.picture_png),
+        "<h2>The images that were timed</h2>",
+        *(_figure(label, run) for label, run in runs.items() if run.image_png),
     ]
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
@@ -166,7 +166,7 @@ def _notes(runs: Mapping[str, Run]) -> list[str]:
 
 def _latency_table(runs: Mapping[str, Run]) -> str:
     header = (
-        *("configuration", "picture", "95 % within", "a minute", "text", "step", "decode"),
+        *("configuration", "image", "95 % within", "a minute", "text", "step", "decode"),
         *("from start", "peak memory", "of the GPU", "on disk", "quality", "energy"),
     )
     rows = []
@@ -175,15 +175,15 @@ def _latency_table(runs: Mapping[str, Run]) -> str:
             rows.append([label, run.error or run.status, *[""] * (len(header) - 2)])
             continue
         found = {name: median_interval(v) for name, v in stages(run.warm).items() if v}
-        picture = found["picture"]
-        cold = median_interval([c.first_picture for c in run.cold]) if run.cold else None
+        image = found["image"]
+        cold = median_interval([c.first_image for c in run.cold]) if run.cold else None
         joules = [p.joules for p in run.warm if p.joules is not None]
         rows.append(
             [
                 label,
-                f"{picture.median:.3g} s",
-                _bounds(picture),
-                f"{60 * run.config.batch / picture.median:.3g}",
+                f"{image.median:.3g} s",
+                _bounds(image),
+                f"{60 * run.config.batch / image.median:.3g}",
                 f"{found['text_encoder'].median:.3g} s",
                 f"{found['step'].median:.3g} s" if "step" in found else "",
                 f"{found['vae_decoder'].median:.3g} s",
@@ -199,7 +199,7 @@ def _latency_table(runs: Mapping[str, Run]) -> str:
 
 
 def quality(run: Run) -> str:
-    """The PSNR of the picture that was timed, as text."""
+    """The PSNR of the image that was timed, as text."""
     if run.quality is None:
         return ""
     if run.quality.equal:
@@ -231,7 +231,7 @@ def _operators(runs: Mapping[str, Run]) -> list[str]:
     ]
     if not rows:
         return []
-    header = ("configuration", "stage", "operator", "a picture", "share")
+    header = ("configuration", "stage", "operator", "an image", "share")
     return ["<h2>Operators by time</h2>", _table(header, rows)]
 
 
@@ -244,16 +244,16 @@ def _by_stage(run: Run) -> dict[str, float]:
 
 
 def _cold_parts(run: Run) -> dict[str, float]:
-    middle = sorted(run.cold, key=lambda c: c.first_picture)[len(run.cold) // 2]
+    middle = sorted(run.cold, key=lambda c: c.first_image)[len(run.cold) // 2]
     loads = {f"load {stage}": seconds for stage, seconds in middle.stages.items()}
     known = {
         "interpreter": middle.interpreter,
         "imports": middle.imports,
         **loads,
-        # A provider that compiles loads its stages with the first picture, and nothing before.
+        # A provider that compiles loads its stages with the first image, and nothing before.
         "load, all else": max(0.0, middle.load - sum(loads.values())),
     }
-    return {**known, "picture": max(0.0, middle.first_picture - sum(known.values()))}
+    return {**known, "image": max(0.0, middle.first_image - sum(known.values()))}
 
 
 def _quality_points(runs: Mapping[str, Run]) -> dict[str, tuple[float, float]]:
@@ -268,7 +268,7 @@ def _figure(label: str, run: Run) -> str:
     told = f"{label}, {quality(run)}" if run.quality else label
     return (
         f'<figure><img alt="{escape(run.config.prompt)}" src="data:image/png;base64,'
-        f'{escape(run.picture_png or "")}"><figcaption>{escape(told)}<br>'
+        f'{escape(run.image_png or "")}"><figcaption>{escape(told)}<br>'
         f"{escape(repr(run.config.prompt))}, seed {run.config.seed}</figcaption></figure>"
     )
 

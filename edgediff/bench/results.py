@@ -55,9 +55,9 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """Seconds from the start of a process: `first_picture`, and what it is made of."""
+    """Seconds from the start of a process: `first_image`, and what it is made of."""
 
-    first_picture: float
+    first_image: float
     interpreter: float
     imports: float
     load: float
@@ -65,7 +65,7 @@ class Cold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class OpenedImage:
     """Seconds of one call in a process that is warm, and its joules where the system tells."""
 
     total: float
@@ -94,7 +94,7 @@ class Operator:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The timed run's own picture against the float model's in the bundle's fixtures.
+    """The timed run's own image against the float model's in the bundle's fixtures.
 
     psnr_db: None where they are equal, or where there is nothing to compare, which `reason` tells.
     """
@@ -117,7 +117,7 @@ class Run:
     status: Literal["pending", "measured", "failed"] = "pending"
     error: str = ""
     cold: tuple[Cold, ...] = ()
-    warm: tuple[Picture, ...] = ()
+    warm: tuple[OpenedImage, ...] = ()
     narrow: bool = False
     peak_bytes: int | None = None
     gpu_peak_bytes: int | None = None
@@ -128,7 +128,7 @@ class Run:
     notes: tuple[str, ...] = ()
     quality: Quality | None = None
     operators: dict[str, tuple[Operator, ...]] = field(default_factory=dict)
-    picture_png: str | None = None
+    image_png: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from edgediff.backend.compile_cache import Outcome
 from edgediff.bench import machine, results
 from edgediff.bench.intervals import is_narrow, median_interval
 from edgediff.bench.quality import compare
-from edgediff.bench.results import Cold, Config, Operator, Picture, Placement, Result, Run
+from edgediff.bench.results import Cold, Config, OpenedImage, Operator, Placement, Result, Run
 from edgediff.errors import InputError
 
 _TIMELINE = 400
@@ -36,7 +36,7 @@ class Job:
     """A configuration and how to run it.
 
     inputs: what the worker is told, as JSON. command: what speaks its lines; `versions` are added
-    to the result's. fixtures: the bundle whose fixtures show how good the picture is."""
+    to the result's. fixtures: the bundle whose fixtures show how good the image is."""
 
     config: Config
     inputs: dict[str, Any]
@@ -48,9 +48,9 @@ class Job:
 class Budget:
     """When to stop. width: of the median's 95 % interval, relative to the median.
 
-    warm, most: the fewest and most pictures a configuration. seconds: for the whole grid, None =
+    warm, most: the fewest and most images a configuration. seconds: for the whole grid, None =
     no bound; what it cuts short is said. cold: process starts a configuration. answer: seconds to
-    wait for a picture before its process counts as hung."""
+    wait for an image before its process counts as hung."""
 
     width: float = 0.05
     warm: int = 5
@@ -260,7 +260,7 @@ class Bench:
         self._write(complete=False)
 
     def _first(self, state: _State) -> None:
-        """A run that is not timed: memory, placement, the picture, and caches that fill."""
+        """A run that is not timed: memory, placement, the image, and caches that fill."""
         self._tell(f"{state.job.config.label}: first run")
         before = machine.gpu_memory()
         with self._worker(state, placement=True) as worker:
@@ -271,8 +271,8 @@ class Bench:
             started = time.monotonic() - self._begun
             worker.wait("started")
             loaded = worker.wait("loaded")
-            worker.ask("picture", "picture")
-            picture = worker.ask("picture", "picture")  # the peak may be the second one's
+            worker.ask("image", "image")
+            image = worker.ask("image", "image")  # the peak may be the second one's
             self._watch.follow(None)
             gpu = max((m for m in (self._watch.gpu_peak, machine.gpu_memory()) if m), default=None)
             shown = worker.ask("show", "shown")
@@ -280,14 +280,14 @@ class Bench:
             run = replace(
                 state.run,
                 config=replace(state.job.config, provider=loaded["provider"]),
-                peak_bytes=picture["peak_bytes"],
+                peak_bytes=image["peak_bytes"],
                 gpu_peak_bytes=None if before is None or gpu is None else gpu - before,
                 memory=_thin(self._watch.timeline, started),
                 placement={
                     stage: {p: Placement(nodes=n, partitions=k) for p, (n, k) in parts.items()}
                     for stage, parts in shown["placement"].items()
                 },
-                picture_png=shown["png"],
+                image_png=shown["png"],
                 quality=compare(state.job.bundle, state.job.config, shown["png"]),
                 cache=_summary(caches),
                 caches=caches,
@@ -304,13 +304,13 @@ class Bench:
                 return
             begun = worker.wait("started")
             loaded = worker.wait("loaded")
-            picture = worker.ask("picture", "picture")
+            image = worker.ask("image", "image")
             cold = Cold(
-                first_picture=picture["at"] - worker.started,
+                first_image=image["at"] - worker.started,
                 interpreter=begun["at"] - worker.started,
                 imports=loaded["imports"],
                 load=loaded["load"],
-                stages=picture["stages"],
+                stages=image["stages"],
             )
             state.run = replace(state.run, cold=(*state.run.cold, cold))
         self._step()
@@ -332,7 +332,7 @@ class Bench:
         yield from (group for group in groups if group)
 
     def _warm(self, group: list[_State]) -> None:
-        """Pictures in turns until every median is narrow enough, or the budget is used up."""
+        """Images in turns until every median is narrow enough, or the budget is used up."""
         energy = machine.Energy()
         with contextlib.ExitStack() as stack:
             workers: dict[int, Worker] = {}
@@ -341,7 +341,7 @@ class Bench:
                     worker = stack.enter_context(self._start(state.job))
                     worker.wait("started")
                     worker.wait("loaded")
-                    worker.ask("picture", "picture")  # warms up, and is not counted
+                    worker.ask("image", "image")  # warms up, and is not counted
                     workers[k] = worker
                 except WorkerError as e:
                     self._fail(state, e)
@@ -349,23 +349,23 @@ class Bench:
                 for k, state in enumerate(group):
                     if k not in workers:
                         continue
-                    self._tell(f"{state.job.config.label}: picture {n + 1}")
+                    self._tell(f"{state.job.config.label}: image {n + 1}")
                     try:
                         before = energy.read()
-                        found = workers[k].ask("picture", "picture")
+                        found = workers[k].ask("image", "image")
                         joules = energy.joules(before, energy.read())
                     except WorkerError as e:
                         self._fail(state, e)
                         del workers[k]
                         continue
-                    picture = Picture(
+                    image = OpenedImage(
                         total=found["total"],
                         text_encoder=found["text_encoder"],
                         steps=tuple(found["steps"]),
                         vae_decoder=found["vae_decoder"],
                         joules=joules,
                     )
-                    state.run = replace(state.run, warm=(*state.run.warm, picture))
+                    state.run = replace(state.run, warm=(*state.run.warm, image))
                     if n < self.budget.warm:
                         self._step()
                 alive = [group[k] for k in workers]

@@ -1,7 +1,7 @@
 """The process that one configuration runs in: `python -m edgediff.bench.worker`.
 
 It speaks JSON, a line at a time: the configuration in, `started`, `loaded`, and then for each
-`{"do": "picture"}` a `picture` with its seconds. Times are `time.monotonic()`, which processes of
+`{"do": "image"}` a `image` with its seconds. Times are `time.monotonic()`, which processes of
 one machine share. Anything else that can speak this can be measured beside edgediff.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _PROFILED = 3
-"""Pictures that a profile is the mean of."""
+"""Images that a profile is the mean of."""
 
 
 def channel() -> tuple[TextIO, TextIO]:
@@ -83,12 +83,12 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
     }
     for line in lines:
         request = json.loads(line)
-        if request["do"] == "picture":
+        if request["do"] == "image":
             result = pipe.generate(config["prompt"], **options)
             timings = result.timings
             tell(
                 out,
-                "picture",
+                "image",
                 total=timings.total,
                 text_encoder=timings.stages["text_encoder"],
                 steps=list(timings.steps),
@@ -99,11 +99,11 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
         elif request["do"] == "show":
             buffer = io.BytesIO()
             result.images[0].save(buffer, format="PNG")
-            picture = base64.b64encode(buffer.getvalue()).decode()
+            image = base64.b64encode(buffer.getvalue()).decode()
             tell(
                 out,
                 "shown",
-                png=picture,
+                png=image,
                 placement=placement(pipe),
                 caches=pipe.stages.caches(),
                 notes=[note for _, session in pipe.stages.sessions() for note in session.notes],
@@ -121,7 +121,7 @@ def placement(pipe: "Pipeline") -> dict[str, dict[str, tuple[int, int]]]:
 def profile(
     config: dict[str, Any], options: dict[str, Any], top: int
 ) -> dict[str, list[tuple[str, float, float]]]:
-    """Stage → (operator, seconds a picture, share of the stage's), the slowest first."""
+    """Stage → (operator, seconds an image, share of the stage's), the slowest first."""
     from edgediff.backend.session import Observe
     from edgediff.pipeline import load
 
@@ -142,7 +142,7 @@ def profile(
 
 
 def slowest(path: Path, top: int) -> list[tuple[str, float, float]]:
-    """(operator, seconds a picture, share of all) of a profile that onnxruntime wrote."""
+    """(operator, seconds an image, share of all) of a profile that onnxruntime wrote."""
     by_operator: dict[str, float] = {}
     for event in json.loads(path.read_text()):
         operator = event.get("args", {}).get("op_name")

@@ -2,11 +2,15 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
+from edgediff.arrays import AnyArray
 from edgediff.bundle.manifest import MANIFEST, FileSpec, Manifest, parse_manifest
 from edgediff.errors import BundleError
 
@@ -115,3 +119,15 @@ def _read_manifest(path: Path) -> str:
         ) from e
     except (OSError, UnicodeDecodeError) as e:
         raise BundleError(f"{path}: cannot be read ({e}): copy or export the bundle again") from e
+
+
+def read_fixtures(bundle: Bundle) -> dict[str, AnyArray] | None:
+    """The arrays of fixtures.npz: `<stage>/<case>/in/<tensor>`, `<stage>/<case>/out/<tensor>`, and
+    of each image of the fidelity report `image/<name>`, with `init/<name>` and `mask/<name>` if it
+    was made from others. None if the bundle has no fixtures."""
+    name = bundle.manifest.fixtures
+    if name is None:
+        return None
+    with np.load(bundle.path(name), allow_pickle=False) as arrays:
+        # Bundles of version 1 say "picture/".
+        return {re.sub("^picture/", "image/", key): array for key, array in arrays.items()}

@@ -181,10 +181,10 @@ class StageFidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFidelity:
-    """A finished picture against the float model's: PSNR in dB over 8-bit pixels, None = equal.
+class ImageFidelity:
+    """A finished image against the float model's: PSNR in dB over 8-bit pixels, None = equal.
 
-    A fixture of the same `name` in fixtures.npz holds the float model's picture."""
+    A fixture of the same `name` in fixtures.npz holds the float model's image."""
 
     name: str
     prompt: str
@@ -202,13 +202,13 @@ class Fidelity:
     """What the export cost in accuracy, measured when the bundle was made."""
 
     stages: dict[str, StageFidelity]
-    pictures: tuple[PictureFidelity, ...] = ()
+    images: tuple[ImageFidelity, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSearch:
-    """A budget that the plan was searched for, and the PSNR in dB of the median picture against
-    the float model's: on the pictures that the search used, and on others. None: equal, or no
+    """A budget that the plan was searched for, and the PSNR in dB of the median image against
+    the float model's: on the images that the search used, and on others. None: equal, or no
     such limit."""
 
     min_psnr_db: float | None
@@ -216,7 +216,7 @@ class PlanSearch:
     calibration_psnr_db: float | None
     unseen_psnr_db: float | None
     unseen_lowest_db: float | None
-    unseen_pictures: int
+    unseen_images: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ def upgraded(raw: Raw, version: int) -> Raw:
 def _from_1(raw: Raw) -> Raw:
     """Version 2 states each graph's role, the lengths of prompts, how the states of text encoders
     join, and the types of latents and schedule."""
+    raw = _with_images(raw)
     graphs = _objects(raw.get("graphs"))
     tokenizers = _objects(raw.get("tokenizers"))
     added = {
@@ -68,6 +69,22 @@ def _object(raw: Any) -> Raw:
 def _objects(raw: Any) -> dict[str, Raw]:
     """The objects in an object."""
     return {k: v for k, v in _object(raw).items() if isinstance(v, dict)}
+
+
+def _with_images(raw: Raw) -> Raw:
+    """Version 1 called images pictures."""
+    renamed = {**raw}
+    if isinstance(raw.get("fidelity"), dict):
+        renamed["fidelity"] = _renamed(raw["fidelity"], "pictures", "images")
+    quantization = raw.get("quantization")
+    if isinstance(quantization, dict) and isinstance(quantization.get("search"), dict):
+        search = _renamed(quantization["search"], "unseen_pictures", "unseen_images")
+        renamed["quantization"] = {**quantization, "search": search}
+    return renamed
+
+
+def _renamed(raw: Raw, old: str, new: str) -> Raw:
+    return {new if key == old else key: value for key, value in raw.items()}
 
 
 def _names(graph: Any, of: str) -> list[Any]:

@@ -46,7 +46,7 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgediff")
 def edgediff() -> None:
-    """Text-to-image diffusion on the edge: export a pipeline once, make pictures anywhere."""
+    """Text-to-image diffusion on the edge: export a pipeline once, make images anywhere."""
 
 
 @click.command(

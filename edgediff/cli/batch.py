@@ -1,4 +1,4 @@
-"""`edgediff generate --prompts`: the pictures of a file of prompts, and where they stand."""
+"""`edgediff generate --prompts`: the images of a file of prompts, and where they stand."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgediff.request.options import Options
 
 SHEET = "sheet.png"
-"""Where --grid goes, beside the pictures."""
+"""Where --grid goes, beside the images."""
 
 
 def make_all(
@@ -38,7 +38,7 @@ def make_all(
     grid: bool,
     as_json: bool,
 ) -> None:
-    """Make the pictures that are not there yet. Exit status 1 where a line failed, 130 where it
+    """Make the images that are not there yet. Exit status 1 where a line failed, 130 where it
     was interrupted.
 
     load: called where there is anything to make. spell: how options are typed.
@@ -49,7 +49,7 @@ def make_all(
     with file_of("prompts"):
         jobs = read_jobs(prompts, out_dir, defaults)
     sheet = out_dir / SHEET if grid else None
-    clash = InputError(f"its picture is {SHEET}, as the sheet of ", Name("grid"), " is")
+    clash = InputError(f"its image is {SHEET}, as the sheet of ", Name("grid"), " is")
     jobs = [
         dataclasses.replace(job, error=clash) if job.error is None and sheet in job.paths else job
         for job in jobs
@@ -91,7 +91,7 @@ def make_all(
 class _Standing:
     """What has become of the jobs so far: paths on stdout as they are done, the rest on stderr.
 
-    At a terminal the last line says how far it is; elsewhere each picture has a line."""
+    At a terminal the last line says how far it is; elsewhere each image has a line."""
 
     def __init__(self, jobs: Sequence["Job"], *, as_json: bool) -> None:
         self._total = len(jobs)
@@ -107,7 +107,7 @@ class _Standing:
         return [outcome for outcome in self._outcomes if outcome.status == "failed"]
 
     def start(self) -> None:
-        """Begin to make pictures: what is there already, or cannot be made, has been added."""
+        """Begin to make images: what is there already, or cannot be made, has been added."""
         self._before = len(self._outcomes)
         kept = self._count("kept")
         if kept:
@@ -142,7 +142,7 @@ class _Standing:
 
     @property
     def done(self) -> list["Outcome"]:
-        """Those with pictures, by line."""
+        """Those with images, by line."""
         done = [outcome for outcome in self._outcomes if outcome.status != "failed"]
         return sorted(done, key=lambda outcome: outcome.job.line)
 
@@ -152,8 +152,8 @@ class _Standing:
         left = self._total - len(self._outcomes)
         seconds = time.perf_counter() - self._started
         if self._as_json:
-            pictures = [_describe(o) for o in sorted(self._outcomes, key=lambda o: o.job.line)]
-            answer = {"pictures": pictures, **counts, "left": left, "seconds": seconds}
+            images = [_describe(o) for o in sorted(self._outcomes, key=lambda o: o.job.line)]
+            answer = {"images": images, **counts, "left": left, "seconds": seconds}
             if sheet is not None:
                 answer["sheet"] = str(sheet)
             click.echo(json.dumps(answer, indent=2))

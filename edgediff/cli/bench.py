@@ -32,12 +32,12 @@ class _DefaultGroup(click.Group):
 
 @click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure how long a bundle's pictures take here, and how good they are.
+    """Measure how long a bundle's images take here, and how good they are.
 
     \b
     edgediff bench [BUNDLE...] --json OUT.json   measure (edgediff bench run --help: all flags)
     edgediff bench compare A.json B.json         two devices, providers, versions
-    edgediff bench report *.json -o report.html  a page with plots and the pictures
+    edgediff bench report *.json -o report.html  a page with plots and the images
 
     A folder called `compare`, `report` or `run` is given as ./compare.
     """
@@ -62,7 +62,7 @@ def _parse_sizes(
     help="In pixels.  [default: the bundle's]",
 )
 @click.option("--steps", type=int, multiple=True, help="[default: the bundle's]")
-@click.option("--batch", "batches", type=int, multiple=True, help="Pictures a call.  [default: 1]")
+@click.option("--batch", "batches", type=int, multiple=True, help="Images a call.  [default: 1]")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all of it there.")
 @click.option(
     "--width",
@@ -71,7 +71,7 @@ def _parse_sizes(
     show_default=True,
     help="Go on until the median is known this well: its 95 % interval over the median.",
 )
-@click.option("--runs", type=int, default=50, show_default=True, help="At most so many pictures.")
+@click.option("--runs", type=int, default=50, show_default=True, help="At most so many images.")
 @click.option(
     "--seconds", type=float, default=600.0, show_default=True, help="Stop near this, however wide."
 )
@@ -180,7 +180,7 @@ def _table(result: "Result") -> str:
     compared = any(firsts)
     gpu = any(r.gpu_peak_bytes is not None for r in result.runs)
     header = (
-        *("configuration", "picture", "95 % within", "a minute", "text", "step", "decode"),
+        *("configuration", "image", "95 % within", "a minute", "text", "step", "decode"),
         *("from start", "peak memory", *(("of the GPU",) if gpu else ()), "on disk", "quality"),
         *(("time against the first alike",) if compared else ()),
     )
@@ -190,16 +190,16 @@ def _table(result: "Result") -> str:
             rows.append((r.config.label, r.status, *[""] * (len(header) - 2)))
             continue
         found = {name: median_interval(v) for name, v in stages(r.warm).items() if v}
-        starts = [c.first_picture for c in r.cold]
+        starts = [c.first_image for c in r.cold]
         ratio = ""
         if first is not None:
-            ratio = _ratio(against(first, r, interleaved=result.interleaved).ratios["picture"])
+            ratio = _ratio(against(first, r, interleaved=result.interleaved).ratios["image"])
         rows.append(
             (
                 r.config.label,
-                f"{found['picture'].median:.3g} s",
-                f"{found['picture'].low:.3g} … {found['picture'].high:.3g}",
-                f"{60 * r.config.batch / found['picture'].median:.3g}",
+                f"{found['image'].median:.3g} s",
+                f"{found['image'].low:.3g} … {found['image'].high:.3g}",
+                f"{60 * r.config.batch / found['image'].median:.3g}",
                 f"{found['text_encoder'].median:.3g} s",
                 f"{found['step'].median:.3g} s" if "step" in found else "",
                 f"{found['vae_decoder'].median:.3g} s",
@@ -237,7 +237,7 @@ def _operator_lines(result: "Result") -> list[str]:
         for stage, operators in r.operators.items()
         for o in operators
     ]
-    header = ("configuration", "stage", "operator", "a picture", "share")
+    header = ("configuration", "stage", "operator", "an image", "share")
     return ["", table([header, *rows])] if rows else []
 
 
@@ -285,7 +285,7 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
         click.echo(
             "No difference shown: it is within the noise."
             if pair.within_noise
-            else f"B takes {pair.ratios['picture'].median:.3g} of A's time."
+            else f"B takes {pair.ratios['image'].median:.3g} of A's time."
         )
     for line in told:
         click.echo(f"differs: {line}", err=True)
@@ -325,7 +325,7 @@ def _record(pair: "Comparison") -> dict[str, Any]:
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The HTML to write."
 )
 def report(results: tuple[Path, ...], output: Path) -> None:
-    """One page of results, with plots and pictures; it needs no network and no other file."""
+    """One page of results, with plots and images; it needs no network and no other file."""
     from edgediff.bench.page import write
     from edgediff.bench.results import read
 

@@ -14,10 +14,10 @@ Decorator = Callable[[Command], Command]
 
 SECTIONS = (
     "Prompt",
-    "Picture",
+    "Image",
     "Image to image",
     "Control",
-    "Many pictures",
+    "Many images",
     "Where it runs",
     "Output",
 )

@@ -29,7 +29,7 @@ from edgediff.cli.report import steps_of, tell_inputs, tell_notes
 from edgediff.cli.running import finish, progress_bar
 
 MAX_COUNT = 1000
-"""Pictures of one call, which are kept in memory until all are made."""
+"""Images of one call, which are kept in memory until all are made."""
 
 if TYPE_CHECKING:
     from edgediff.bundle.folder import Bundle
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # `edgediff.Options` is handed on under that name where it is given, and its default is the
 # bundle's: a new option is one new line here, under a heading of `flags.SECTIONS`. click takes the
 # parameter's name from the flag (--clip-skip: clip_skip) unless one stands beside it.
-PICTURE_FLAGS = (
+IMAGE_FLAGS = (
     flag(
         "Prompt",
         *("--negative", "negative_prompt"),
@@ -70,37 +70,35 @@ PICTURE_FLAGS = (
         metavar="N",
         help="Leave out the text encoder's last N layers, counted as diffusers does.",
     ),
-    flag("Picture", "--steps", type=int, help="Denoising steps."),
+    flag("Image", "--steps", type=int, help="Denoising steps."),
     flag(
-        "Picture",
+        "Image",
         "--size",
         metavar="WxH",
         callback=parse_size,
         help="Width x height in pixels, such as 512x512.",
     ),
+    flag("Image", *("--guidance", "guidance_scale"), type=float, help="Classifier-free guidance."),
     flag(
-        "Picture", *("--guidance", "guidance_scale"), type=float, help="Classifier-free guidance."
-    ),
-    flag(
-        "Picture",
+        "Image",
         "--sampler",
         help="euler, euler_a, heun, ddim, pndm, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_sde,"
         " unipc, deis, lcm or tcd.",
     ),
     flag(
-        "Picture",
+        "Image",
         "--spacing",
         help="How the sampler's noise levels are spread: karras, exponential or beta.",
     ),
     flag(
-        "Picture",
+        "Image",
         "--guidance-rescale",
         type=float,
         metavar="SHARE",
         help="Scale guided predictions back to their own deviation, from 0 (off) to 1.",
     ),
     flag(
-        "Picture",
+        "Image",
         "--guidance-interval",
         metavar="START-END",
         callback=parse_interval,
@@ -108,31 +106,31 @@ PICTURE_FLAGS = (
         help="Guidance on part of the steps alone: 0-0.8 leaves it out of the last fifth.",
     ),
     flag(
-        "Picture",
+        "Image",
         "--seed",
         type=int,
         multiple=True,
-        help="The picture's random numbers; repeat for more pictures.  [default: drawn, and told]",
+        help="The image's random numbers; repeat for more images.  [default: drawn, and told]",
     ),
     flag(
-        "Picture",
+        "Image",
         "--variation-seed",
         type=int,
-        help="Vary the picture of a seed: its noise goes towards this one's.",
+        help="Vary the image of a seed: its noise goes towards this one's.",
     ),
     flag(
-        "Picture",
+        "Image",
         "--variation-strength",
         type=float,
         metavar="SHARE",
-        help="How far: from 0 (the seed's picture) to 1 (the variation seed's).",
+        help="How far: from 0 (the seed's image) to 1 (the variation seed's).",
     ),
     flag(
         "Image to image",
         *("--init", "init_image"),
         metavar="IMAGE",
         type=click.Path(),
-        help="A picture to change; without --size, its own size is taken where that is near the"
+        help="An image to change; without --size, its own size is taken where that is near the"
         " bundle's, and said where it is not.",
     ),
     flag(
@@ -159,7 +157,7 @@ PICTURE_FLAGS = (
         "--hires",
         type=float,
         metavar="FACTOR",
-        help="Make the picture so much larger, or as near to that as it can be, and work it over at"
+        help="Make the image so much larger, or as near to that as it can be, and work it over at"
         " that size.",
     ),
     flag(
@@ -189,7 +187,7 @@ PICTURE_FLAGS = (
         multiple=True,
         callback=parse_controls,
         help="Let a control network of the bundle follow an image: the map that it knows, resized"
-        " to the picture. NAME=edges:IMAGE makes one of the edges of a photo, NAME=invert:IMAGE"
+        " to the image. NAME=edges:IMAGE makes one of the edges of a photo, NAME=invert:IMAGE"
         " one of dark lines on white. SCALE (1) says how strongly, START-END (0-1) on which part"
         " of the steps, such as canny=edges:photo.jpg:0.8:0-0.5. Once for each network.",
     ),
@@ -230,7 +228,7 @@ def _count_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
 def _start_from(
     source: Path, prompt: str | None, options: "Options", context: click.Context
 ) -> tuple["Recorded", str, "Options"]:
-    """What a picture's PNG says, and the prompt and options to make it again: those that were
+    """What an image's PNG says, and the prompt and options to make it again: those that were
     given, and its own for the others."""
     from edgediff.request.record import describe_given, recorded
 
@@ -256,26 +254,26 @@ def _start_from(
     *("--from", "source"),
     metavar="PNG",
     type=click.Path(path_type=Path),
-    help="Make a picture again from what its PNG says, or each of a --grid sheet's, one by one; the"
+    help="Make an image again from what its PNG says, or each of a --grid sheet's, one by one; the"
     " flags beside it come first.",
 )
-@flags(PICTURE_FLAGS)
+@flags(IMAGE_FLAGS)
 @flag(
-    "Many pictures",
+    "Many images",
     "--count",
     type=click.IntRange(1, MAX_COUNT),
     metavar="N",
-    help="As many pictures, of consecutive seeds from --seed on.",
+    help="As many images, of consecutive seeds from --seed on.",
 )
 @flag(
-    "Many pictures",
+    "Many images",
     "--grid",
     is_flag=True,
-    help="Write one sheet of all pictures with their seeds, instead of single ones; with --prompts"
+    help="Write one sheet of all images with their seeds, instead of single ones; with --prompts"
     " beside them, as sheet.png.",
 )
 @flag(
-    "Many pictures",
+    "Many images",
     "--prompts",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -284,11 +282,11 @@ def _start_from(
     " is not made again: run it again to go on.",
 )
 @flag(
-    "Many pictures",
+    "Many images",
     "--out-dir",
     metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the pictures of --prompts go: to 0001.png for line 1, and so on.",
+    help="Where the images of --prompts go: to 0001.png for line 1, and so on.",
 )
 @flag("Where it runs", "-m", "--model", default="emoji", help="A bundle.  [default: built-in]")
 @provider_flags
@@ -297,7 +295,7 @@ def _start_from(
     "--tile",
     type=int,
     metavar="PIXELS",
-    help="Decode and encode in tiles of this side, for large pictures and small memories.",
+    help="Decode and encode in tiles of this side, for large images and small memories.",
 )
 @flag(
     "Where it runs",
@@ -343,7 +341,7 @@ def generate(
     no_cache: bool,
     deadline: float | None,
     as_json: bool,
-    **_: Any,  # PICTURE_FLAGS
+    **_: Any,  # IMAGE_FLAGS
 ) -> None:
     """Make an image of PROMPT, or several.
 
@@ -364,8 +362,8 @@ def generate(
             max_memory=max_memory,
             tile=tile,
         )
-        for reason in pipe.passed_over:
-            click.echo(f"Passed over: {reason}", err=True)
+        for reason in pipe.skipped_providers:
+            click.echo(f"Skipped: {reason}", err=True)
         loaded = time.perf_counter() - started
         click.echo(f"{pipe.name} on {pipe.provider}, loaded in {loaded:.2f} s", err=True)
         return pipe
@@ -397,11 +395,11 @@ def generate(
         output = Path(f"{source.stem}-again.png") if output is None else output
     if prompt is None:
         raise click.UsageError(
-            'give a prompt: edgediff generate "a red apple" -o apple.png; or a picture to make'
-            " again: --from apple.png; or many: --prompts prompts.jsonl --out-dir pictures"
+            'give a prompt: edgediff generate "a red apple" -o apple.png; or an image to make'
+            " again: --from apple.png; or many: --prompts prompts.jsonl --out-dir images"
         )
     if output is None:
-        raise click.UsageError("give the PNG to write: -o picture.png")
+        raise click.UsageError("give the PNG to write: -o image.png")
     if count is not None:
         options["seed"] = _count_seeds(options.get("seed"), count)
     bundle = Bundle.open(find_bundle(model))
@@ -414,7 +412,7 @@ def _check_many(prompts: Path | None, out_dir: Path | None, for_one: dict[str, o
         raise click.UsageError("--prompts FILE and --out-dir FOLDER belong together")
     for name, value in for_one.items():
         if value is not None:
-            raise click.UsageError(f"{name} is for one picture: leave it out with --prompts")
+            raise click.UsageError(f"{name} is for one image: leave it out with --prompts")
 
 
 def _make_one(
@@ -443,7 +441,7 @@ def _make_one(
         run = pipe.run(request, deadline=deadline, on_progress=on_progress)
         if made is not None:
             for difference in made.differences(run.settings):
-                click.echo(f"Warning: the picture may differ: {difference}", err=True)
+                click.echo(f"Warning: the image may differ: {difference}", err=True)
         result = finish(run)
     tell_notes(pipe.load_notes)
     paths = [result.save_grid(output)] if grid else result.save(output)

@@ -63,7 +63,7 @@ def _describe(opened: "Bundle") -> str:
         ),
         (
             "latents",
-            f"{latent.channels} channels, 1/{latent.downscale} of the picture's size;"
+            f"{latent.channels} channels, 1/{latent.downscale} of the image's size;"
             f" predicts {schedule.prediction_type.removesuffix('_prediction')}",
         ),
     ]
@@ -75,11 +75,11 @@ def _describe(opened: "Bundle") -> str:
         error = f", {fidelity.error:.1e} from float" if fidelity else ""
         rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))
     rows += _plan_rows(manifest.quantization)
-    psnrs = [p.psnr_db for p in manifest.fidelity.pictures]
+    psnrs = [p.psnr_db for p in manifest.fidelity.images]
     if psnrs:
         worst = min((p for p in psnrs if p is not None), default=None)
         text = decibels(worst) + ("" if worst is None else " at worst")
-        rows.append(("pictures", f"{len(psnrs)} against the float model: {text}"))
+        rows.append(("images", f"{len(psnrs)} against the float model: {text}"))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.provenance.versions.items())
     rows.append(("made with", versions))
     return table(rows)
@@ -105,7 +105,7 @@ def _plan_rows(quantization: "Quantization") -> list[tuple[str, str]]:
         rows.append(
             (
                 "budget",
-                f"{', '.join(asked)}; reached {reached} on {found.unseen_pictures} unseen pictures",
+                f"{', '.join(asked)}; reached {reached} on {found.unseen_images} unseen images",
             )
         )
     return rows

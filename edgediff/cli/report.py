@@ -17,7 +17,7 @@ def count_formats(formats: Mapping[str, int]) -> str:
 
 
 def decibels(psnr: float | None) -> str:
-    """A PSNR, None where the pictures are equal."""
+    """A PSNR, None where the images are equal."""
     return "equal" if psnr is None else f"{psnr:.1f} dB"
 
 
@@ -51,7 +51,7 @@ def tell_notes(notes: Iterable[str]) -> None:
 
 def tell_inputs(result: "Result", where: str = "") -> None:
     """Say on stderr what was cut off the prompts, into how many chunks one went, and what was done
-    to pictures that were given.
+    to images that were given.
 
     `where` names the call, where there are many."""
     report = result.prompt

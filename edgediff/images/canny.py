@@ -1,4 +1,4 @@
-"""Control maps that numpy and pillow can make of a picture: edges, and light for dark."""
+"""Control maps that numpy and pillow can make of an image: edges, and light for dark."""
 
 import math
 
@@ -15,9 +15,9 @@ _AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
 
 
 def edges(
-    picture: Image.Image, low: float = 100.0, high: float = 200.0, *, sigma: float = 0.0
+    image: Image.Image, low: float = 100.0, high: float = 200.0, *, sigma: float = 0.0
 ) -> Image.Image:
-    """White edges, one pixel wide, on black: a control map in RGB, of the picture's size.
+    """White edges, one pixel wide, on black: a control map in RGB, of the image's size.
 
     Canny 1986 (doi:10.1109/TPAMI.1986.4767851): Gaussian, Sobel, non-maximum suppression, and
     hysteresis.
@@ -34,7 +34,7 @@ def edges(
         )
     if not 0 <= sigma <= 100:
         raise InputError(f"edges: sigma is {sigma}: expected pixels from 0 to 100")
-    grey = np.asarray(picture.convert("L"), np.float32)
+    grey = np.asarray(image.convert("L"), np.float32)
     if sigma > 0:
         grey = _blur(grey, sigma)
     gx, gy = _sobel(grey)
@@ -44,9 +44,9 @@ def edges(
     return Image.fromarray(np.where(found, np.uint8(255), np.uint8(0))).convert("RGB")
 
 
-def invert(picture: Image.Image) -> Image.Image:
+def invert(image: Image.Image) -> Image.Image:
     """Light for dark, in RGB: control networks for drawings want white lines on black."""
-    return ImageOps.invert(picture.convert("RGB"))
+    return ImageOps.invert(image.convert("RGB"))
 
 
 def _blur(grey: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures on one, each with its label."""
+"""Contact sheets: many images on one, each with its label."""
 
 import math
 import unicodedata
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from edgediff.errors import InputError
 
 MAX_SIDE = 8192
-"""Pixels of a sheet's longer side, about; pictures are made smaller where they would exceed it."""
+"""Pixels of a sheet's longer side, about; images are made smaller where they would exceed it."""
 
 _MARGIN = 8
 _MIN_WIDTH = 320  # below it a title has no room
@@ -20,34 +20,34 @@ _INK, _FAINT, _PAPER = "#333333", "#dddddd", "white"
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     labels: Sequence[str],
     *,
     title: str = "",
     columns: int | None = None,
 ) -> Image.Image:
-    """Pictures row by row, each above its label, below a title → one RGB picture.
+    """Images row by row, each above its label, below a title → one RGB image.
 
     Labels and title are in pillow's own font, which knows little but ASCII (accents are left out,
     all else becomes ?), broken into at most three lines, and end in … where that is too few.
     columns: None = by count and size: 2 in one row, 5 in rows of three, 36 in rows of six.
 
-    Raises InputError where there is no picture, not a label for each, or no column."""
-    if not pictures:
-        raise InputError("a contact sheet of no pictures: give at least one")
-    if len(labels) != len(pictures):
-        raise InputError(f"{len(labels)} labels for {len(pictures)} pictures: give one for each")
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    Raises InputError where there is no image, not a label for each, or no column."""
+    if not images:
+        raise InputError("a contact sheet of no images: give at least one")
+    if len(labels) != len(images):
+        raise InputError(f"{len(labels)} labels for {len(images)} images: give one for each")
+    width, height = max(p.width for p in images), max(p.height for p in images)
     if columns is None:
-        columns = _columns(len(pictures), width, height)
+        columns = _columns(len(images), width, height)
     if columns < 1:
         raise InputError(f"columns is {columns}: expected 1 or more")
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
     shrink = min(1.0, MAX_SIDE / (columns * width), MAX_SIDE / (rows * height))
     if shrink < 1:
-        pictures = [_shrunk(p, shrink) for p in pictures]
-        width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+        images = [_shrunk(p, shrink) for p in images]
+        width, height = max(p.width for p in images), max(p.height for p in images)
 
     font = _font(min(width, height))
     line = font.size * 1.3
@@ -65,15 +65,15 @@ def contact_sheet(
         top = _MARGIN + k * heading.size * 1.3
         draw.text((sheet_width / 2, top), text, _INK, heading, anchor="ma")
     indent = (sheet_width - columns * cell[0] + _MARGIN) // 2
-    for k, picture in enumerate(pictures):
-        left = indent + (k % columns) * cell[0] + (width - picture.width) // 2
-        top = above + _MARGIN + (k // columns) * cell[1] + (height - picture.height) // 2
-        sheet.paste(picture, (left, top))
-        outline = (left - 1, top - 1, left + picture.width, top + picture.height)
+    for k, image in enumerate(images):
+        left = indent + (k % columns) * cell[0] + (width - image.width) // 2
+        top = above + _MARGIN + (k // columns) * cell[1] + (height - image.height) // 2
+        sheet.paste(image, (left, top))
+        outline = (left - 1, top - 1, left + image.width, top + image.height)
         draw.rectangle(outline, outline=_FAINT)
         bottom = above + _MARGIN + (k // columns) * cell[1] + height + _MARGIN / 2
         for i, text in enumerate(broken[k]):
-            middle = (left + picture.width / 2, bottom + i * line)
+            middle = (left + image.width / 2, bottom + i * line)
             draw.text(middle, text, _INK, font, anchor="ma")
     return sheet
 
@@ -90,9 +90,9 @@ def _columns(count: int, width: int, height: int) -> int:
     return min(fitting, key=lambda c: (rows(c) * c, c), default=squarest)
 
 
-def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
-    size = (max(1, int(picture.width * factor)), max(1, int(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def _shrunk(image: Image.Image, factor: float) -> Image.Image:
+    size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _font(side: int) -> ImageFont.FreeTypeFont:

@@ -23,9 +23,9 @@ def check_output(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as e:
-        raise InputError(f"{path}: is no path for a picture ({e})") from e
+        raise InputError(f"{path}: is no path for an image ({e})") from e
     if path.is_dir():
-        raise InputError(f"{path}: is a folder: give a file's path, such as {path / 'picture.png'}")
+        raise InputError(f"{path}: is a folder: give a file's path, such as {path / 'image.png'}")
     folder = path.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: create it first (mkdir -p {folder})")
@@ -34,7 +34,7 @@ def check_output(path: Path) -> None:
 
 
 def save_png(
-    picture: Image.Image, path: Path, *, parameters: str | None, record: Mapping[str, Any]
+    image: Image.Image, path: Path, *, parameters: str | None, record: Mapping[str, Any]
 ) -> None:
     """Write a PNG whole or not at all: to a temporary file beside `path`, then renamed.
 
@@ -47,7 +47,7 @@ def save_png(
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with temporary.open("wb") as f:
-            picture.save(f, format="PNG", pnginfo=info)
+            image.save(f, format="PNG", pnginfo=info)
         temporary.replace(path)
     except OSError as e:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e

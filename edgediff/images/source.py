@@ -1,4 +1,4 @@
-"""Pictures that a caller gives, from a file, pillow or numpy, as upright RGB of 8 bits.
+"""Images that a caller gives, from a file, pillow or numpy, as upright RGB of 8 bits.
 
 `edgediff.images.png` is the other way round: what was decoded, and the PNG that it becomes.
 """
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from edgediff.errors import InputError, first_line
 
 MAX_PIXELS = 64_000_000
-"""A picture of more is refused before it is decoded: in RGB it would take 192 MB and up."""
+"""An image of more is refused before it is decoded: in RGB it would take 192 MB and up."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is read, by pillow's names. Pillow reads more, some of it (EPS) by starting programs."""
 IN_MEMORY = "in memory"
@@ -28,8 +28,8 @@ _ALIKE = 1.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
-    """A picture that was given, upright.
+class OpenedImage:
+    """An image that was given, upright.
 
     rgb: its pixels, in mode RGB.
     name: its file's name without the folders, or IN_MEMORY.
@@ -55,7 +55,7 @@ class Picture:
         return hashlib.sha256(self.rgb.tobytes()).hexdigest()
 
     def at(self, width: int, height: int) -> NDArray[np.uint8]:
-        """The picture at a size in pixels, by Lanczos as in diffusers: (height, width, 3) uint8."""
+        """The image at a size in pixels, by Lanczos as in diffusers: (height, width, 3) uint8."""
         return np.asarray(self.rgb.resize((width, height), Image.Resampling.LANCZOS))
 
     def notes_at(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
@@ -68,19 +68,19 @@ class Picture:
         return () if asked or now == then else (f"{self.what}: was resized from {then} to {now}",)
 
 
-Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Picture
-"""What a picture is given as: a file's path, a pillow image, an array (h, w), (h, w, 3) or
+Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | OpenedImage
+"""What an image is given as: a file's path, a pillow image, an array (h, w), (h, w, 3) or
 (h, w, 4) uint8, or one that was opened before."""
 
 
-def open_picture(source: Source, what: str) -> Picture:
-    """Read a picture whole. `what`, an option's Name, is what errors call it, with its path if any.
+def open_image(source: Source, what: str) -> OpenedImage:
+    """Read an image whole. `what`, an option's Name, is what errors call it, with its path if any.
 
     Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
-    CMYK pictures become RGB, without regard to colour profiles; of several frames, the first.
+    CMYK images become RGB, without regard to colour profiles; of several frames, the first.
 
     Raises InputError where it cannot be read, has no pixels, or has more than MAX_PIXELS."""
-    if isinstance(source, Picture):
+    if isinstance(source, OpenedImage):
         return source
     if isinstance(source, np.ndarray):
         return _convert(_from_array(source, what), (what,), what, IN_MEMORY)
@@ -100,7 +100,7 @@ def open_picture(source: Source, what: str) -> Picture:
         raise
     except UnidentifiedImageError as e:
         raise InputError(
-            *where, f": is no picture that can be read: give one of {', '.join(FORMATS)}"
+            *where, f": is no image that can be read: give one of {', '.join(FORMATS)}"
         ) from e
     except (OSError, ValueError) as e:  # ValueError: a path with a null byte
         reason = getattr(e, "strerror", None) or first_line(e)
@@ -137,7 +137,7 @@ def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> Picture:
+def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> OpenedImage:
     """Any of pillow's images → ours. `where` names it in errors, `what` in notes."""
     width, height = image.size
     if width < 1 or height < 1:
@@ -162,12 +162,12 @@ def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> 
     except InputError:
         raise
     except Exception as e:  # pillow's decoders raise anything
-        raise InputError(*where, f": the picture is damaged ({first_line(e)})") from e
+        raise InputError(*where, f": the image is damaged ({first_line(e)})") from e
     if transparent:
         notes.append(f"{what}: what is transparent was laid on white")
     if image.mode == "CMYK":
         notes.append(f"{what}: CMYK was converted without its colour profile")
-    return Picture(rgb=rgb, name=name, what=what, notes=tuple(notes), transparent=transparent)
+    return OpenedImage(rgb=rgb, name=name, what=what, notes=tuple(notes), transparent=transparent)
 
 
 def _eight_bits(image: Image.Image, where: Sequence[str]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Latents to pictures and pictures to latents, through the bundle's autoencoder."""
+"""Latents to images and images to latents, through the bundle's autoencoder."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from edgediff.sampling.samplers import Noise
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """What an encoder makes of pictures: latents as the UNet has them (n, c, h/8, w/8) float32, or
+    """What an encoder makes of images: latents as the UNet has them (n, c, h/8, w/8) float32, or
     a distribution of such, N(mean, std²) each: Kingma and Welling 2014 (arXiv:1312.6114), eq. 9.
     `std` is None where the encoder gives latents."""
 
@@ -26,7 +26,7 @@ class Encoded:
     std: Array | None
 
     def sample(self, noise: Noise) -> Array:
-        """Latents of the mean's shape, or of the noise's where one picture is for several; noise is
+        """Latents of the mean's shape, or of the noise's where one image is for several; noise is
         drawn where there is a distribution, as in diffusers."""
         return self.mean if self.std is None else self.mean + self.std * noise(0)
 
@@ -35,7 +35,7 @@ class Vae:
     """A bundle's autoencoder.
 
     provider: named where values are not finite.
-    tile: the side, in pixels, of the tiles that pictures are decoded and encoded in; None = whole.
+    tile: the side, in pixels, of the tiles that images are decoded and encoded in; None = whole.
 
     Raises InputError for a tile of another size than `check_tile` takes."""
 
@@ -49,18 +49,18 @@ class Vae:
         self._tile = None if tile is None else check_tile(tile, downscale) // downscale
 
     def decode(self, latents: Array) -> list[Image.Image]:
-        """latents (n, c, h/8, w/8) float32 → n RGB pictures. Raises ProviderError where they, or
+        """latents (n, c, h/8, w/8) float32 → n RGB images. Raises ProviderError where they, or
         the decoder's values, are not finite."""
         if not np.isfinite(latents).all():
             raise ProviderError(
                 f"the latents are not finite on {self._provider}: run `edgediff verify` to see"
                 " whether a stage is at fault, or ask for less guidance"
             )
-        # One by one: a picture of a batch is bit for bit what it would be alone.
+        # One by one: an image of a batch is bit for bit what it would be alone.
         return [
-            picture
+            image
             for one in decoder_input(self._manifest.latent, latents)[:, None]
-            for picture in to_images(self._decode(one))
+            for image in to_images(self._decode(one))
         ]
 
     def encode(self, sample: Array) -> Encoded:
@@ -137,7 +137,7 @@ def check_tile(tile: int, downscale: int) -> int:
         raise InputError(
             Name("tile"),
             f" is {tile!r}: expected pixels a side, a multiple of {downscale} from {least} up;"
-            " leave it out to decode whole pictures",
+            " leave it out to decode whole images",
         )
     return tile
 
@@ -147,6 +147,6 @@ def require_encoder(manifest: Manifest, option: str) -> Stage:
     if manifest.encoder is None:
         raise InputError(
             Name(option),
-            f": {manifest.name} has no encoder for pictures: export it again with --with-encoder",
+            f": {manifest.name} has no encoder for images: export it again with --with-encoder",
         )
     return manifest.encoder

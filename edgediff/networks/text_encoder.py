@@ -189,14 +189,14 @@ def _as_tokens(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def time_ids(width: int, height: int) -> NDArray[np.float32]:
-    """What SDXL's UNet is told of a picture of this size in pixels, (1, 6) float32: that it was
+    """What SDXL's UNet is told of an image of this size in pixels, (1, 6) float32: that it was
     never larger, is not cropped, and is to be as large (Podell et al. 2023, arXiv:2307.01952,
     section 2.2)."""
     return np.array([[height, width, 0, 0, height, width]], np.float32)
 
 
 def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning:
-    """The same for a picture of another size in pixels, where the network is told of it."""
+    """The same for an image of another size in pixels, where the network is told of it."""
     if TIME_IDS not in conditioning.extra:
         return conditioning
     extra = {**conditioning.extra, TIME_IDS: time_ids(width, height)}
@@ -204,7 +204,7 @@ def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning
 
 
 def _zeros(conditioning: Conditioning) -> Conditioning:
-    """What SDXL was trained to take for no prompt at all: zeros, for a picture of the same size."""
+    """What SDXL was trained to take for no prompt at all: zeros, for an image of the same size."""
     extra = {
         name: value if name in (TIME_IDS, ENCODER_ATTENTION_MASK) else np.zeros_like(value)
         for name, value in conditioning.extra.items()

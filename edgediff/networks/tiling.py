@@ -1,6 +1,6 @@
-"""Maps of pictures tile by tile, for an autoencoder whose work on a whole one would not fit.
+"""Maps of images tile by tile, for an autoencoder whose work on a whole one would not fit.
 
-Neighbouring tiles overlap. What a tile gives near an edge that the picture goes on beyond is wrong,
+Neighbouring tiles overlap. What a tile gives near an edge that the image goes on beyond is wrong,
 since the network saw padding there: the outer parts of an overlap are taken from the tile that is
 further from its edge, and in between one tile's weight falls linearly as the other's rises.
 """

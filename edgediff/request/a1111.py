@@ -32,7 +32,7 @@ SPACING_LABELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Bet
 
 
 def parameters(record: Mapping[str, Any]) -> str:
-    """A picture's settings as the `parameters` text that other tools read.
+    """An image's settings as the `parameters` text that other tools read.
 
     The form is AUTOMATIC1111's: the prompt, a line for the negative prompt, a line of fields."""
     lines = [record["prompt"]]
@@ -81,7 +81,7 @@ def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _pass_fields(record: Mapping[str, Any]) -> dict[str, object]:
-    """Of a picture that was given, and of a second pass, whose strength has the same name there."""
+    """Of an image that was given, and of a second pass, whose strength has the same name there."""
     if record.get("hires") is None:
         strength = record.get("strength")
         return {} if strength is None else {"Denoising strength": f"{strength:g}"}

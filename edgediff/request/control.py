@@ -1,5 +1,5 @@
 """What a call asks of control networks (Zhang et al. 2023, arXiv:2302.05543): which of a bundle's,
-under what picture, how strongly, and on which steps."""
+under what image, how strongly, and on which steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from edgediff.bundle.manifest import Manifest
 from edgediff.checks import is_number
 from edgediff.errors import InputError, Name
 from edgediff.images.canny import edges, invert
-from edgediff.images.source import Picture, Source, open_picture
-from edgediff.request.init_image import PictureRecord, record
+from edgediff.images.source import OpenedImage, Source, open_image
+from edgediff.request.init_image import ImageRecord, record
 
 MAX_SCALE = 100.0
 """Beyond any use, and below what makes float32 latents overflow."""
@@ -26,14 +26,14 @@ PROCESSES: dict[Process, Callable[[Image.Image], Image.Image]] = {"edges": edges
 
 @dataclass(frozen=True)
 class Control:
-    """A picture for a control network to follow.
+    """An image for a control network to follow.
 
     image: a path, a pillow image or an array (h, w, 3) uint8: the map that the network knows, such
-        as edges or depth. It is resized to the picture's size, whatever its proportions.
+        as edges or depth. It is resized to the image's size, whatever its proportions.
     scale: how strongly; what the network adds is multiplied by it.
     start, end: on which part of the steps, from 0 to 1 (under `hires`, of each pass). On the others
         the network does not run.
-    process: what to make of the image first, at the picture's size. "edges" finds them, as
+    process: what to make of the image first, at the image's size. "edges" finds them, as
         `edgediff.edges` does; "invert" turns dark lines on white into light ones on black.
     """
 
@@ -50,8 +50,8 @@ class Control:
         return inside and self.scale != 0
 
     def pixels(self, width: int, height: int) -> NDArray[np.float32]:
-        """The picture as the network takes it: (1, 3, height, width) float32 in [0, 1]."""
-        pixels = open_picture(self.image, "control").at(width, height)
+        """The image as the network takes it: (1, 3, height, width) float32 in [0, 1]."""
+        pixels = open_image(self.image, "control").at(width, height)
         if self.process is not None:
             pixels = np.asarray(PROCESSES[self.process](Image.fromarray(pixels)))
         return np.ascontiguousarray(pixels.astype(np.float32).transpose(2, 0, 1)[None] / 255)
@@ -59,10 +59,10 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """A Control as a picture's record keeps it."""
+    """A Control as an image's record keeps it."""
 
     name: str
-    image: PictureRecord | None
+    image: ImageRecord | None
     scale: float
     start: float
     end: float
@@ -70,10 +70,10 @@ class ControlSettings:
 
 
 def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) -> dict[str, Control]:
-    """Controls with their pictures read, in the order of the bundle.
+    """Controls with their images read, in the order of the bundle.
 
     Raises InputError for a network that the bundle does not have, for a scale or a part of the
-    steps that is none, and for a picture that cannot be read."""
+    steps that is none, and for an image that cannot be read."""
     if controls is None:
         return {}
     if not isinstance(controls, Mapping):
@@ -109,16 +109,16 @@ def control_records(controls: Mapping[str, Control]) -> tuple[ControlSettings, .
 
 
 def control_notes(controls: Mapping[str, Control], width: int, height: int) -> tuple[str, ...]:
-    """What was done to opened pictures of controls, at the size of the picture made, that one might
+    """What was done to opened images of controls, at the size of the image made, that one might
     not expect."""
-    pictures = [c.image for c in controls.values() if isinstance(c.image, Picture)]
-    return tuple(n for p in pictures for n in (*p.notes, *p.notes_at(width, height, asked=True)))
+    images = [c.image for c in controls.values() if isinstance(c.image, OpenedImage)]
+    return tuple(n for p in images for n in (*p.notes, *p.notes_at(width, height, asked=True)))
 
 
 def _record(name: str, control: Control) -> ControlSettings:
     return ControlSettings(
         name=name,
-        image=record(open_picture(control.image, name)),
+        image=record(open_image(control.image, name)),
         scale=float(control.scale),
         start=float(control.start),
         end=float(control.end),
@@ -162,4 +162,4 @@ def _opened(name: str, control: Control) -> Control:
             f" {' or '.join(map(repr, get_args(Process)))}, or None",
         )
     what = Name("control", f"control {name!r}")
-    return dataclasses.replace(control, image=open_picture(control.image, what))
+    return dataclasses.replace(control, image=open_image(control.image, what))

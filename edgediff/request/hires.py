@@ -1,4 +1,4 @@
-"""The second pass: a picture's latents made larger, to be worked over at that size."""
+"""The second pass: an image's latents made larger, to be worked over at that size."""
 
 import math
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def resolve_hires(
             Name("hires"),
             " with ",
             Name("mask"),
-            " would paint over what is kept: make the picture larger in a call of its own",
+            " would paint over what is kept: make the image larger in a call of its own",
         )
     strength, own_steps = options.get("hires_strength"), options.get("hires_steps")
     _check_factor(check_number("hires", factor), size, manifest.latent.downscale)

@@ -1,4 +1,4 @@
-"""The pictures that a call sets out from: one to change, and a mask of what to paint anew."""
+"""The images that a call sets out from: one to change, and a mask of what to paint anew."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from edgediff.bundle.manifest import Manifest
 from edgediff.bundle.tensor_names import SAMPLE
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.errors import BundleError, InputError, Name
-from edgediff.images.source import Picture, Source, open_picture
+from edgediff.images.source import OpenedImage, Source, open_image
 from edgediff.networks.autoencoder import require_encoder
 
 DEFAULT_STRENGTH = 0.8
 """Of image to image; of inpainting it is 1. Both as in diffusers."""
 _SPARE = 4
-"""A picture keeps its own size where it has up to so many times the pixels of the bundle's default,
+"""An image keeps its own size where it has up to so many times the pixels of the bundle's default,
 and as few as that part of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureRecord:
-    """A picture that was given, as the record of the one made from it keeps it: its file's name
+class ImageRecord:
+    """An image that was given, as the record of the one made from it keeps it: its file's name
     without the folders, and SHA-256, in hex, of its pixels as (h, w, 3) uint8, upright."""
 
     name: str
@@ -32,13 +32,13 @@ class PictureRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """An opened picture and its mask, each of which may be missing."""
+    """An opened image and its mask, each of which may be missing."""
 
-    init_image: Picture | None
-    mask: Picture | None
+    init_image: OpenedImage | None
+    mask: OpenedImage | None
 
     def notes(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
-        """What was done to them, at the size of the picture made, that one might not expect.
+        """What was done to them, at the size of the image made, that one might not expect.
 
         asked: whether the call asked for that size."""
         found = [n for p in (self.init_image, self.mask) if p is not None for n in p.notes]
@@ -47,9 +47,9 @@ class Inputs:
         return tuple(found)
 
     def strength(self, asked: object) -> float | None:
-        """The strength asked for or, where that is None, the default; None without a picture.
+        """The strength asked for or, where that is None, the default; None without an image.
 
-        Raises InputError for what is no number, and for a strength without a picture."""
+        Raises InputError for what is no number, and for a strength without an image."""
         if self.init_image is None and asked is None:
             return None
         if self.init_image is None:
@@ -57,7 +57,7 @@ class Inputs:
                 Name("strength"),
                 f" is {asked!r}, but there is no ",
                 Name("init_image"),
-                ": give a picture",
+                ": give an image",
             )
         if asked is None:
             return DEFAULT_STRENGTH if self.mask is None else 1.0
@@ -72,38 +72,38 @@ class Inputs:
             )
         return keep
 
-    def restored(self, picture: Image.Image) -> Image.Image:
-        """A picture, made from these, with what the mask keeps as it was given, in RGB."""
+    def restored(self, image: Image.Image) -> Image.Image:
+        """An image, made from these, with what the mask keeps as it was given, in RGB."""
         if self.init_image is None or self.mask is None:
-            return picture
-        size = picture.size
-        pixels = np.array(picture)
+            return image
+        size = image.size
+        pixels = np.array(image)
         kept = ~mask_at(self.mask, *size)
         pixels[kept] = self.init_image.at(*size)[kept]
         return Image.fromarray(pixels)
 
 
 def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
-    """Read the pictures, each once. Raises InputError for what cannot be read, and for a mask that
-    has no picture, another size than it, transparency, or nothing white."""
-    picture = None if init_image is None else open_picture(init_image, Name("init_image"))
+    """Read the images, each once. Raises InputError for what cannot be read, and for a mask that
+    has no image, another size than it, transparency, or nothing white."""
+    image = None if init_image is None else open_image(init_image, Name("init_image"))
     if mask is None:
-        return Inputs(init_image=picture, mask=None)
-    if picture is None:
+        return Inputs(init_image=image, mask=None)
+    if image is None:
         raise InputError(
             Name("mask"),
             " is given, but ",
             Name("init_image"),
-            " is not: give the picture that it lies on",
+            " is not: give the image that it lies on",
         )
-    opened = open_picture(mask, Name("mask"))
+    opened = open_image(mask, Name("mask"))
     name = opened.name
-    if opened.size != picture.size:
-        (w, h), (mask_w, mask_h) = picture.size, opened.size
+    if opened.size != image.size:
+        (w, h), (mask_w, mask_h) = image.size, opened.size
         raise InputError(
             Name("mask"),
-            f" {name}: is {mask_w}x{mask_h}, and the picture {w}x{h} (upright): give one of the"
-            " picture's size",
+            f" {name}: is {mask_w}x{mask_h}, and the image {w}x{h} (upright): give one of the"
+            " image's size",
         )
     if opened.transparent:
         raise InputError(
@@ -115,7 +115,7 @@ def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
         raise InputError(
             Name("mask"), f" {name}: nothing in it is white, so there is nothing to paint anew"
         )
-    return Inputs(init_image=picture, mask=opened)
+    return Inputs(init_image=image, mask=opened)
 
 
 def inpaints(manifest: Manifest) -> bool:
@@ -135,23 +135,23 @@ def inpaints(manifest: Manifest) -> bool:
 
 
 def check_inputs(manifest: Manifest, inputs: Inputs) -> None:
-    """Raise InputError where the bundle cannot take these pictures, or needs some."""
+    """Raise InputError where the bundle cannot take these images, or needs some."""
     if inputs.init_image is not None:
         require_encoder(manifest, "init_image")
     if inputs.mask is None and inpaints(manifest):
         raise InputError(
-            f"{manifest.name} paints parts of a picture anew: give ",
+            f"{manifest.name} paints parts of an image anew: give ",
             Name("init_image"),
             " and ",
             Name("mask"),
         )
 
 
-def record(picture: Picture | None) -> PictureRecord | None:
-    return None if picture is None else PictureRecord(name=picture.name, sha256=picture.sha256)
+def record(image: OpenedImage | None) -> ImageRecord | None:
+    return None if image is None else ImageRecord(name=image.name, sha256=image.sha256)
 
 
-def mask_at(mask: Picture, width: int, height: int) -> NDArray[np.bool_]:
+def mask_at(mask: OpenedImage, width: int, height: int) -> NDArray[np.bool_]:
     """A mask at a size in pixels, as diffusers' VaeImageProcessor makes it: True, which is white,
     from half the brightness on; (height, width)."""
     grey = np.asarray(Image.fromarray(mask.at(width, height)).convert("L"))
@@ -165,7 +165,7 @@ def latent_mask(mask: NDArray[np.bool_], downscale: int) -> NDArray[np.float32]:
 
 
 def check_mask(inputs: Inputs, width: int, height: int, downscale: int) -> None:
-    """Raise InputError where nothing of the mask is left in latents of a picture of that size."""
+    """Raise InputError where nothing of the mask is left in latents of an image of that size."""
     if inputs.mask is not None:
         mask = latent_mask(mask_at(inputs.mask, width, height), downscale)
         if not mask.any():
@@ -176,23 +176,23 @@ def check_mask(inputs: Inputs, width: int, height: int, downscale: int) -> None:
             )
 
 
-def size_of(picture: Picture, manifest: Manifest) -> tuple[int, int]:
-    """The size to make of a picture, where none is asked for, in pixels.
+def size_of(image: OpenedImage, manifest: Manifest) -> tuple[int, int]:
+    """The size to make of an image, where none is asked for, in pixels.
 
     Its own, cut down to whole latents as in diffusers, unless it has far more or far fewer pixels
     than the bundle's default size: then about as many as that, in its proportions.
 
-    Raises InputError where a side is longer than any picture's."""
+    Raises InputError where a side is longer than any image's."""
     multiple = manifest.latent.downscale
     pixels = manifest.defaults.width * manifest.defaults.height
-    width, height = picture.size
+    width, height = image.size
     near = pixels / _SPARE <= width * height <= pixels * _SPARE
     scale = 1.0 if near else math.sqrt(pixels / (width * height))
     made = [max(1, int(side * scale) // multiple) * multiple for side in (width, height)]
     if max(made) > MAX_SIDE:
         raise InputError(
             Name("init_image"),
-            f" {picture.name}: is {width}x{height} pixels, and at most {MAX_SIDE} a side are made:"
+            f" {image.name}: is {width}x{height} pixels, and at most {MAX_SIDE} a side are made:"
             " crop it, or give ",
             Name("size"),
         )

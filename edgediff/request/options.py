@@ -15,7 +15,7 @@ class Options(TypedDict, total=False):
     negative_prompt: what to steer away from; has an effect where guidance_scale > 1.
     steps: denoising steps.
     guidance_scale: classifier-free guidance; up to 1 there is none.
-    seed: torch's; one, or one for each picture. None draws one, which the result tells.
+    seed: torch's; one, or one for each image. None draws one, which the result tells.
     size: (width, height) in pixels, or one side of a square.
     sampler: a name in `edgediff.sampling.samplers.SAMPLERS`.
     spacing: how the sampler's noise levels are spread, instead of by timesteps: "karras",
@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
     guidance_interval: guidance on part of the steps alone, as fractions of them from 0 to 1: (0.0,
         0.8) leaves it out of the last fifth, whose steps then cost half. A step belongs to the part
         that it begins in; one where none begins is refused.
-    variation_seed, variation_strength: the noise of each picture is drawn between its seed's and
+    variation_seed, variation_strength: the noise of each image is drawn between its seed's and
         the variation seed's, from 0 (its own) to 1 (the other's); the two go together.
     prompt_weights: brackets in both prompts weigh words, `(word:1.3)`, `(word)`, `[word]`, as in
         AUTOMATIC1111's web UI; otherwise they are text. Weights go from -100 to 100; brackets
@@ -35,8 +35,8 @@ class Options(TypedDict, total=False):
     clip_skip: how many of the text encoder's last layers to leave out for the prompt, though not
         for the negative one, as in diffusers (the web UI counts one more, and does both); needs a
         text encoder that was exported with those outputs.
-    control: name of a control network of the bundle → the picture that it is to follow.
-    init_image: a picture to change: a path, a pillow image, or an array (h, w, 3) uint8. Without a
+    control: name of a control network of the bundle → the image that it is to follow.
+    init_image: an image to change: a path, a pillow image, or an array (h, w, 3) uint8. Without a
         size, its own is taken, in whole latents, if the bundle's default is not far from it, and
         else about as many pixels as that has; with one, it is stretched to that. `Result.notes` say
         what became of its size. Needs a bundle with an encoder.
@@ -45,7 +45,7 @@ class Options(TypedDict, total=False):
     mask: as large as init_image, given likewise: white where to paint anew, black where to keep,
         divided at half the brightness. What is kept goes through the autoencoder.
     keep_unmasked: give back what lies outside the mask as it was, pixel for pixel.
-    hires: make the picture this many times larger in a second pass, image to image; to the nearest
+    hires: make the image this many times larger in a second pass, image to image; to the nearest
         whole latents, which `Result.notes` say where they are not just that.
     hires_strength: of the second pass, 0.25 if unset, which keeps what the first has drawn. More
         draws more anew; a model of few steps, such as the built-in one, then loses the composition.

@@ -1,4 +1,4 @@
-"""How a picture was made, read back from its PNG."""
+"""How an image was made, read back from its PNG."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ class Recorded:
         again = edgediff.load().generate(made.prompt, **made.options)
 
     options: of that call, with its seed (a contact sheet: all its seeds).
-    given: option → what its PNG says of pictures that the call was given, such as init_image. They
+    given: option → what its PNG says of images that the call was given, such as init_image. They
         are not in it, and have to be given again.
     model, bundle, provider: what made it: names, and the bundle's id; None where it does not say.
     version: of edgediff; None where another tool made it.
@@ -43,8 +43,8 @@ class Recorded:
     ignored: tuple[str, ...]
 
     def differences(self, settings: Settings) -> list[str]:
-        """Why a call of these settings may give another picture, a clause each, where it is not by
-        prompt or options: another tool, edgediff, bundle, provider or picture that was given."""
+        """Why a call of these settings may give another image, a clause each, where it is not by
+        prompt or options: another tool, edgediff, bundle, provider or image that was given."""
         if self.version is None:
             by = f" with {self.model}" if self.model else ""
             return [f"another tool made it{by}"]
@@ -66,7 +66,7 @@ class Recorded:
 
 
 def recorded(path: str | PathLike[str]) -> Recorded:
-    """Read how a picture was made: of a PNG by edgediff everything, of one by a tool that writes
+    """Read how an image was made: of a PNG by edgediff everything, of one by a tool that writes
     as AUTOMATIC1111's web UI does, what has a counterpart here.
 
     Raises InputError where the file is no PNG, is damaged, or does not say."""
@@ -85,7 +85,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def describe_given(record: Any) -> str:
-    """The names, in text, of the pictures that a call was given."""
+    """The names, in text, of the images that a call was given."""
     return " and ".join(_names(record))
 
 
@@ -101,17 +101,17 @@ def _texts(path: Path) -> dict[str | tuple[int, int], Any]:
     try:
         with path.open("rb") as f:
             # Of this class and not by Image.open, which warns of sizes that only decoding feels.
-            picture = PngImageFile(f)
-            texts = dict(picture.info)
+            image = PngImageFile(f)
+            texts = dict(image.info)
             if not texts.keys() & {"edgediff", "parameters"}:
-                picture.verify()  # what it says may be lost
+                image.verify()  # what it says may be lost
             return texts
     except Exception as e:  # pillow raises almost anything on damaged files
         reason = first_line(e)
         if isinstance(e, OSError) and e.strerror:
             raise InputError(f"{path}: cannot be read ({e.strerror})") from e
         if "not a PNG" in reason:
-            raise InputError(f"{path}: is no PNG: give a picture as edgediff wrote it") from e
+            raise InputError(f"{path}: is no PNG: give an image as edgediff wrote it") from e
         raise InputError(f"{path}: is a damaged PNG ({reason})") from e
 
 
@@ -119,20 +119,20 @@ def _record(texts: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     if "edgediff" not in texts:
         raise InputError(
             f"{path}: does not say how it was made: a PNG as edgediff wrote it does (editing or"
-            " sending a picture often drops that)"
+            " sending an image often drops that)"
         )
     try:
         record = json.loads(texts["edgediff"])
     except (ValueError, TypeError, RecursionError) as e:
         raise InputError(f"{path}: its `edgediff` text is no JSON ({first_line(e)})") from e
     if not isinstance(record, dict):
-        raise InputError(f"{path}: its `edgediff` text is no record of a picture")
+        raise InputError(f"{path}: its `edgediff` text is no record of an image")
     return record
 
 
 def _from_record(record: dict[str, Any], path: Path) -> Recorded:
-    if isinstance(record.get("pictures"), list):
-        raise InputError(f"{path}: is a sheet of several prompts: give one of its pictures")
+    if isinstance(record.get("images"), list):
+        raise InputError(f"{path}: is a sheet of several prompts: give one of its images")
     prompt = record.pop("prompt", None)
     if not isinstance(prompt, str):
         raise InputError(f"{path}: its `edgediff` text has no prompt")
@@ -178,21 +178,21 @@ def _from_parameters(text: str, path: Path) -> Recorded:
 
 def _hashes(record: Any) -> Any:
     """Every `sha256` in a part of a record, in order."""
-    return (found["sha256"] for found in _pictures(record))
+    return (found["sha256"] for found in _images(record))
 
 
 def _names(record: Any) -> Any:
-    names = (str(found.get("name", IN_MEMORY)) for found in _pictures(record))
-    return ("a picture without a file" if name == IN_MEMORY else name for name in names)
+    names = (str(found.get("name", IN_MEMORY)) for found in _images(record))
+    return ("an image without a file" if name == IN_MEMORY else name for name in names)
 
 
-def _pictures(record: Any) -> Any:
+def _images(record: Any) -> Any:
     """Every {"name": …, "sha256": …} in a part of a record, in order."""
     if isinstance(record, Mapping):
         if "sha256" in record:
             yield record
         for value in record.values():
-            yield from _pictures(value)
+            yield from _images(value)
     elif isinstance(record, list | tuple):
         for value in record:
-            yield from _pictures(value)
+            yield from _images(value)

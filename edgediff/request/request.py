@@ -15,7 +15,7 @@ from edgediff.bundle.manifest import Manifest
 from edgediff.bundle.tensor_names import ENCODER_HIDDEN_STATES
 from edgediff.checks import MAX_SIDE, check_flag, check_number
 from edgediff.errors import InputError, Name, Value
-from edgediff.images.source import Picture
+from edgediff.images.source import OpenedImage
 from edgediff.networks.text_encoder import states_output
 from edgediff.request.control import (
     Control,
@@ -80,7 +80,7 @@ class Request:
             self.inputs.mask,
             *(c.image for c in self.controls.values()),
         )
-        return sum(math.prod(image.size) for image in images if isinstance(image, Picture))
+        return sum(math.prod(image.size) for image in images if isinstance(image, OpenedImage))
 
 
 def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
@@ -325,5 +325,5 @@ def resolve_seeds(seed: int | Iterable[int] | None) -> tuple[int, ...]:
         return (secrets.randbelow(2**32),)
     seeds = list(seed) if isinstance(seed, Iterable) else [seed]
     if not seeds:
-        raise InputError(Name("seed"), " is an empty list: give one seed for each picture")
+        raise InputError(Name("seed"), " is an empty list: give one seed for each image")
     return tuple(check_seed(s) for s in seeds)

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from edgediff.request.control import ControlSettings
 from edgediff.request.hires import Mode
-from edgediff.request.init_image import PictureRecord
+from edgediff.request.init_image import ImageRecord
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.sigmas import Spacing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides a picture but its seed; each default has been filled in.
+    """Everything that decides an image but its seed; each default has been filled in.
 
-    It goes into the picture's PNG as JSON, and is read back by name: a field has the name of its
+    It goes into the image's PNG as JSON, and is read back by name: a field has the name of its
     option (width and height: size), and a new one a default, None or what is off, which is how an
-    older picture is read. A picture that was given is recorded as {"name": …, "sha256": …}."""
+    older image is read. An image that was given is recorded as {"name": …, "sha256": …}."""
 
     prompt: str
     negative_prompt: str | None
@@ -36,9 +36,9 @@ class Settings:
     long_prompts: bool = False
     clip_skip: int | None = None
     control: tuple[ControlSettings, ...] | None = None
-    init_image: PictureRecord | None = None
+    init_image: ImageRecord | None = None
     strength: float | None = None
-    mask: PictureRecord | None = None
+    mask: ImageRecord | None = None
     keep_unmasked: bool = False
     hires: float | None = None
     hires_strength: float | None = None

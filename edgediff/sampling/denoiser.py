@@ -60,8 +60,8 @@ class Denoiser:
     prompt, negative: one Conditioning each; `negative` may be None if guidance needs none.
     guidance: see `Guidance`. In the steps at which it acts, both predictions are evaluated as one
         batch of two; the other steps evaluate only the prompt, which costs half.
-    beside: further channels that the network takes after those of the latents: (n, k, …) float32,
-        or (1, k, …) for all images; the same under guidance.
+    extra_channels: taken by the network after those of the latents: (n, k, …) float32, or
+        (1, k, …) for all images; the same under guidance.
 
     Latents have any rank from 3: (n, c, h, w) for images, (n, c, f, h, w) for frames, (n, c, t) for
     one-dimensional ones such as audio.
@@ -80,7 +80,7 @@ class Denoiser:
         prompt: Conditioning,
         negative: Conditioning | None = None,
         guidance: Guidance = NO_GUIDANCE,
-        beside: Array | None = None,
+        extra_channels: Array | None = None,
     ) -> None:
         self._unet = unet
         self._plan = plan
@@ -109,7 +109,7 @@ class Denoiser:
         if embedding is not None:
             rows = [(states, {**extra, GUIDANCE_EMBEDDING: embedding}) for states, extra in rows]
         self._rows = [_frozen(row) for row in rows]
-        self._beside = beside
+        self._extra_channels = extra_channels
 
     def __call__(self, x: Array, sigma: float) -> Array:
         """Latents x (n, c, …) float32 at noise level sigma → x0, alike.
@@ -128,16 +128,17 @@ class Denoiser:
         x0 = np.empty_like(x)
         for k in range(len(x)):
             one = x[k : k + 1]
-            beside = None if self._beside is None else self._beside[k % len(self._beside)][None]
-            out = self._predict(one, beside, timestep, rows[k % len(rows)], guided)
+            channels = self._extra_channels
+            own = None if channels is None else channels[k % len(channels)][None]
+            out = self._predict(one, own, timestep, rows[k % len(rows)], guided)
             x0[k] = self._x0(one, sigma, out)
         return x0
 
     def _predict(
-        self, x: Array, beside: Array | None, timestep: float, row: _Row, guided: bool
+        self, x: Array, extra_channels: Array | None, timestep: float, row: _Row, guided: bool
     ) -> Array:
         states, extra = row
-        sample = x if beside is None else np.concatenate((x, beside), axis=1)
+        sample = x if extra_channels is None else np.concatenate((x, extra_channels), axis=1)
         if guided:
             sample = np.concatenate((sample, sample))
         out = self._unet(sample, timestep, states, extra)

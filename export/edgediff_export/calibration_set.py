@@ -1,4 +1,4 @@
-"""What each stage is calibrated on: fixtures, and what it sees while pictures are made."""
+"""What each stage is calibrated on: fixtures, and what it sees while images are made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,23 +10,23 @@ from edgediff.bundle.manifest import Defaults, GraphSpec, Role
 from edgediff.bundle.tensor_names import CONTROL_IMAGE, CONTROL_SCALE, LATENT_SAMPLE, SAMPLE
 from edgediff.request.control import Control
 from edgediff_export.fidelity.cases import Array, Case, Named
-from edgediff_export.fidelity.images import Picture
+from edgediff_export.fidelity.images import DrawnImage
 from edgediff_export.fidelity.measure import run_graph
 from edgediff_export.source.families import UNET, VAE_DECODER, VAE_ENCODER
 from edgediff_export.trace.tracer import Traced
 
 _CALIBRATION_STEPS = 16
-"""Denoising steps of the float pictures that calibration looks at."""
+"""Denoising steps of the float images that calibration looks at."""
 _CONTROL_STEPS = 4
-"""The same of each picture, for a control network, whose results are many."""
+"""The same of each image, for a control network, whose results are many."""
 
 
 def examples(
-    traced: Mapping[str, Traced], references: Sequence[Picture], floats: Path
+    traced: Mapping[str, Traced], references: Sequence[DrawnImage], floats: Path
 ) -> dict[str, list[Case]]:
-    """What to calibrate each stage on: the fixtures, and what came by in the pictures.
+    """What to calibrate each stage on: the fixtures, and what came by in the images.
 
-    What a stage does to made-up inputs says little of what it does to a picture's."""
+    What a stage does to made-up inputs says little of what it does to an image's."""
     seen = {stage: [case for p in references for case in p.seen.get(stage, ())] for stage in traced}
     every = max(1, len(seen[UNET]) // _CALIBRATION_STEPS)
     seen[UNET] = seen[UNET][::every]
@@ -42,12 +42,12 @@ def examples(
     return {stage: [*t.cases, *seen[stage]] for stage, t in traced.items()}
 
 
-def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
-    """What a control network that is shown a picture's own edges sees while the picture is made."""
-    every = max(1, len(picture.seen[UNET]) // _CONTROL_STEPS)
-    edges = Control(picture.pixels, process="edges").pixels(*picture.pixels.shape[1::-1])
+def _under_its_edges(image: DrawnImage, network: GraphSpec) -> dict[str, Named]:
+    """What a control network that is shown an image's own edges sees while the image is made."""
+    every = max(1, len(image.seen[UNET]) // _CONTROL_STEPS)
+    edges = Control(image.pixels, process="edges").pixels(*image.pixels.shape[1::-1])
     found: dict[str, Named] = {}
-    for case in picture.seen[UNET][::every]:
+    for case in image.seen[UNET][::every]:
         inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
         sample = network.input(SAMPLE)
         channels = None if sample is None else sample.shape[1]  # of an inpainting UNet's, the first
@@ -56,13 +56,13 @@ def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
             CONTROL_IMAGE: np.repeat(edges, len(inputs[SAMPLE]), axis=0),
             CONTROL_SCALE: np.array(1.0, np.float32),
         }
-        found[f"{picture.decoding.name}-{case.name}"] = inputs
+        found[f"{image.decoding.name}-{case.name}"] = inputs
     return found
 
 
-def _pixels(picture: Picture) -> Array:
-    """A finished picture as an encoder takes it: (1, 3, h, w) float32 in [-1, 1]."""
-    pixels = picture.pixels.astype(np.float32).transpose(2, 0, 1)[None]
+def _pixels(image: DrawnImage) -> Array:
+    """A finished image as an encoder takes it: (1, 3, h, w) float32 in [-1, 1]."""
+    pixels = image.pixels.astype(np.float32).transpose(2, 0, 1)[None]
     scaled: Array = pixels / np.float32(127.5) - np.float32(1)
     return scaled
 

@@ -53,7 +53,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     type=click.FloatRange(min=0, min_open=True),
     callback=_finite,
     metavar="DB",
-    help="Keep layers out of int8 until the median picture is this near to float.",
+    help="Keep layers out of int8 until the median image is this near to float.",
 )
 @click.option(
     "--max-size",
@@ -71,7 +71,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
 @click.option(
     "--average-attention",
     is_flag=True,
-    help="Average keys and values 2x2 at the highest resolution: faster, other pictures.",
+    help="Average keys and values 2x2 at the highest resolution: faster, other images.",
 )
 @click.option(
     "--size", metavar="WxH", callback=parse_size, help="Default size.  [default: the UNet's own]"
@@ -84,7 +84,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     type=click.Path(path_type=Path),
     help="Another UNet: a folder, or a .safetensors file of its weights alone.",
 )
-@click.option("--with-encoder", is_flag=True, help="Also the VAE's encoder, for pictures as input.")
+@click.option("--with-encoder", is_flag=True, help="Also the VAE's encoder, for images as input.")
 @click.option("--name", help="The model's name.  [default: SOURCE's last part]")
 @click.option("--steps", type=int, help="Default number of steps.")
 @click.option("--guidance", type=float, help="Default guidance scale.")
@@ -122,7 +122,7 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     "controlnets",
     metavar="[NAME=]SOURCE",
     multiple=True,
-    help="A control network (ControlNet) for this UNet: a folder or a hub id; repeatable. Pictures"
+    help="A control network (ControlNet) for this UNet: a folder or a hub id; repeatable. Images"
     " name it: generate --control NAME=IMAGE.  [NAME: SOURCE's last part]",
 )
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
@@ -158,7 +158,7 @@ def export(
     """Turn a Stable Diffusion pipeline into a bundle: the folder OUT.
 
     SOURCE is a diffusers folder, a .safetensors file or a hub id. Each stage is checked against
-    torch, and whole pictures against the float model's; what that showed is the report.
+    torch, and whole images against the float model's; what that showed is the report.
     """
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
@@ -223,11 +223,11 @@ def _describe(exported: "Exported") -> str:
     )
     lines = [table(rows), *(f"merged {line}" for line in merged(manifest.provenance))]
     if manifest.quantization.precision != "fp32":
-        for picture in manifest.fidelity.pictures:
+        for image in manifest.fidelity.images:
             lines.append(
-                f"{decibels(picture.psnr_db)} to the float model: {picture.prompt!r},"
-                f" seed {picture.seed}, {picture.steps} steps of {picture.sampler},"
-                f" {picture.width}x{picture.height}"
+                f"{decibels(image.psnr_db)} to the float model: {image.prompt!r},"
+                f" seed {image.seed}, {image.steps} steps of {image.sampler},"
+                f" {image.width}x{image.height}"
             )
         lines += _search(manifest)
     lines += exported.notes
@@ -246,8 +246,8 @@ def _search(manifest: "Manifest") -> list[str]:
     search = manifest.quantization.search
     if search is not None:
         lines.append(
-            f"budget: {decibels(search.calibration_psnr_db)} on calibration pictures,"
-            f" {decibels(search.unseen_psnr_db)} on {search.unseen_pictures} others"
+            f"budget: {decibels(search.calibration_psnr_db)} on calibration images,"
+            f" {decibels(search.unseen_psnr_db)} on {search.unseen_images} others"
             f" (lowest {decibels(search.unseen_lowest_db)})"
         )
     return lines
@@ -280,8 +280,8 @@ def _as_json(exported: "Exported") -> str:
         "reduced_range": manifest.quantization.reduced_range,
         "search": None if search is None else asdict(search),
         "notes": list(exported.notes),
-        "pictures": [
-            {"prompt": p.prompt, "seed": p.seed, "psnr_db": p.psnr_db} for p in fidelity.pictures
+        "images": [
+            {"prompt": p.prompt, "seed": p.seed, "psnr_db": p.psnr_db} for p in fidelity.images
         ],
     }
     return json.dumps(answer, indent=2)

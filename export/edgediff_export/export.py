@@ -81,7 +81,7 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         report("images of the float model")
         manifest = write_bundle(floats, _describe(options, opened, tokenizers, traced))
         shots = choose_shots(manifest, traced[UNET].parameters)
-        references = images.take_pictures(floats, shots)
+        references = images.draw_images(floats, shots)
         model = FloatModel(
             folder=floats,
             manifest=manifest,
@@ -103,20 +103,20 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
             quantization=conversion.quantization(written),
             fidelity=Fidelity(stages={name: w.fidelity for name, w in written.items()}),
         )
-        pictures = references
+        drawn = references
         if options.precision != "fp32":
             report(f"images in {options.precision}")
             write_bundle(bundle, manifest)
-            pictures = images.take_pictures(bundle, shots)
+            drawn = images.draw_images(bundle, shots)
         cases = {name: stage.cases for name, stage in traced.items()}
         images.write_fixtures(bundle / FIXTURES, cases, shots, references)
-        compared = images.compare(shots, pictures, references)
+        compared = images.compare(shots, drawn, references)
         manifest = write_bundle(
             bundle,
             replace(
                 manifest,
                 fixtures=FIXTURES,
-                fidelity=replace(manifest.fidelity, pictures=compared),
+                fidelity=replace(manifest.fidelity, images=compared),
             ),
         )
         float_sizes = model.sizes()

@@ -207,7 +207,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def test_whole_pictures(tiny_bundle: Path) -> None:
+def test_whole_images(tiny_bundle: Path) -> None:
     pipe = edgediff.load(tiny_bundle, threads=1)
     expected = [pipe.generate("a fox", **{"seed": 0, **options}) for options in OPTIONS]
     with pytest.MonkeyPatch.context() as patch:
@@ -221,7 +221,7 @@ def test_whole_pictures(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_device")
-def test_what_holds_for_a_picture_crosses_once(
+def test_what_holds_for_a_image_crosses_once(
     tiny_bundle: Path, copies: Counter[tuple[int, ...]]
 ) -> None:
     pipe = edgediff.load(tiny_bundle, threads=1)
@@ -233,15 +233,15 @@ def test_what_holds_for_a_picture_crosses_once(
 @pytest.mark.usefixtures("on_device")
 def test_control(copies: Counter[tuple[int, ...]]) -> None:
     bundle = Path(__file__).parents[1] / "golden" / "tiny_control"
-    picture = Image.new("RGB", (64, 64), "teal")
+    image = Image.new("RGB", (64, 64), "teal")
     options: dict[str, Any] = {
         "seed": 0,
         "steps": 4,
         "guidance_scale": 2.0,
-        "control": {"canny": Control(picture, end=0.5)},
+        "control": {"canny": Control(image, end=0.5)},
     }
     found = edgediff.load(bundle, threads=1).generate("a fox", **options)
-    assert copies[2, 3, 64, 64] == 1  # the control picture, which two steps take
+    assert copies[2, 3, 64, 64] == 1  # the control image, which two steps take
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PROVIDERS, "cpu", dataclasses.replace(PROVIDERS["cpu"], device=None))
         expected = edgediff.load(bundle, threads=1).generate("a fox", **options)
@@ -283,7 +283,7 @@ def test_what_is_profiled_is_not_recorded(
 
 
 @pytest.mark.usefixtures("on_device")
-def test_stages_that_run_once_a_picture_are_not_recorded(
+def test_stages_that_run_once_a_image_are_not_recorded(
     tiny_bundle: Path, graphs: list[str]
 ) -> None:
     pipe = edgediff.load(tiny_bundle, threads=1)

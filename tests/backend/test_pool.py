@@ -198,18 +198,18 @@ def least(bundle: Bundle) -> int:
     return max(stage.peak for stage in estimate(bundle.manifest).values())
 
 
-def test_pictures_are_the_same_and_stages_load_when_needed(tiny_bundle: Path, least: int) -> None:
-    def picture(pipe: edgediff.Pipeline) -> np.ndarray:
+def test_images_are_the_same_and_stages_load_when_needed(tiny_bundle: Path, least: int) -> None:
+    def image(pipe: edgediff.Pipeline) -> np.ndarray:
         return np.asarray(pipe.generate("a fox", seed=3, steps=2).images[0])
 
     with edgediff.load(tiny_bundle, threads=1) as pipe:
         assert set(pipe.loaded_stages) == {"text_encoder", "unet", "vae_decoder"}
-        expected = picture(pipe)
+        expected = image(pipe)
     assert pipe.loaded_stages == ()
     with edgediff.load(tiny_bundle, threads=1, max_memory=least) as pipe:
         assert pipe.loaded_stages == ("text_encoder",)
         for _ in range(2):
-            assert (picture(pipe) == expected).all()
+            assert (image(pipe) == expected).all()
             assert "text_encoder" not in pipe.loaded_stages  # it went for the UNet
 
 

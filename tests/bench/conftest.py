@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgediff.bench.machine import Conditions, Machine
-from edgediff.bench.results import Cold, Config, Model, Picture, Quality, Result, Run
+from edgediff.bench.results import Cold, Config, Model, OpenedImage, Quality, Result, Run
 
 MODEL = Model(
     name="emoji",
@@ -45,8 +45,8 @@ MACHINE = Machine(
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 
 
-def picture(seconds: float) -> Picture:
-    return Picture(
+def image(seconds: float) -> OpenedImage:
+    return OpenedImage(
         total=seconds,
         text_encoder=0.1 * seconds,
         steps=(0.4 * seconds, 0.4 * seconds),
@@ -61,7 +61,7 @@ def config() -> Config:
 
 @pytest.fixture
 def measured() -> Callable[..., Run]:
-    """Seconds of each picture, and what differs from CONFIG → a run."""
+    """Seconds of each image, and what differs from CONFIG → a run."""
 
     def make(seconds: list[float], **changes: Any) -> Run:
         model = replace(MODEL, **changes.pop("model", {}))
@@ -69,10 +69,10 @@ def measured() -> Callable[..., Run]:
             config=replace(CONFIG, model=model, **changes),
             status="measured",
             narrow=True,
-            warm=tuple(picture(s) for s in seconds),
+            warm=tuple(image(s) for s in seconds),
             cold=tuple(
                 Cold(
-                    first_picture=10 * s,
+                    first_image=10 * s,
                     interpreter=0.1 * s,
                     imports=s,
                     load=5 * s,
@@ -83,7 +83,7 @@ def measured() -> Callable[..., Run]:
             peak_bytes=120_000_000,
             memory=((0.0, 1e6), (1.0, 120e6)),
             quality=Quality(psnr_db=42.5),
-            picture_png=PNG,
+            image_png=PNG,
         )
 
     return make

@@ -1,6 +1,6 @@
 """A worker with timings that are made up: `fake_worker.py SECONDS [HOW [AFTER]]`.
 
-SECONDS: what it says a picture takes. HOW: what happens at picture number AFTER instead.
+SECONDS: what it says an image takes. HOW: what happens at image number AFTER instead.
 """
 
 import json
@@ -49,7 +49,7 @@ for line in sys.stdin:
             print("no JSON", flush=True)
     shaken = seconds * (1 + 0.01 * (count % 3 - 1))
     tell(
-        "picture",
+        "image",
         total=shaken,
         text_encoder=0.1 * shaken,
         steps=[0.4 * shaken] * 2,

@@ -31,7 +31,7 @@ def measured(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     assert done.returncode == 0, done.stderr
     assert "4 steps" in done.stdout
-    assert "against the first" not in done.stdout  # other steps, another picture
+    assert "against the first" not in done.stdout  # other steps, another image
     return out
 
 
@@ -44,14 +44,14 @@ def test_the_result_says_what_ran_where_and_how_well(measured: Path, tiny_bundle
         assert len(r.warm[0].steps) == r.config.steps
         assert len(r.cold) == 1
         assert set(r.cold[0].stages) == {"text_encoder", "unet", "vae_decoder"}
-        assert r.cold[0].first_picture > r.cold[0].load
+        assert r.cold[0].first_image > r.cold[0].load
         assert r.placement["unet"]["CPUExecutionProvider"].nodes > 10
         assert len(r.operators["unet"]) == 2
         assert r.peak_bytes is None or r.peak_bytes > 10_000_000
-        assert r.picture_png is not None
+        assert r.image_png is not None
         assert r.config.model.bytes > 100_000
     manifest = json.loads((tiny_bundle / "bundle.json").read_text())
-    made = manifest["fidelity"]["pictures"][0]
+    made = manifest["fidelity"]["images"][0]
     same = next(r for r in result.runs if r.config.steps == made["steps"])
     assert same.quality is not None
     assert same.quality.equal or (same.quality.psnr_db or 0) > 30

@@ -18,8 +18,8 @@ SECONDS = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]
 def test_twice_as_fast_is_a_ratio_of_a_half(measured: Measured, result: Made) -> None:
     a, b = measured(SECONDS), measured([s / 2 for s in SECONDS])
     (pair,) = compare(result(a), result(b))
-    assert pair.ratios["picture"].median == pytest.approx(0.5)
-    assert set(pair.ratios) == {"picture", "text_encoder", "step", "vae_decoder"}
+    assert pair.ratios["image"].median == pytest.approx(0.5)
+    assert set(pair.ratios) == {"image", "text_encoder", "step", "vae_decoder"}
     assert not pair.within_noise
     assert pair.cold is not None
     assert pair.cold.median == pytest.approx(0.5)
@@ -36,7 +36,7 @@ def test_interleaved_runs_of_one_file_are_compared_round_by_round(measured: Meas
     a, b = measured(noisy), measured([1.02 * s for s in noisy])
     pair = against(a, b, interleaved=True)
     assert not pair.within_noise
-    assert pair.ratios["picture"].median == pytest.approx(1.02)
+    assert pair.ratios["image"].median == pytest.approx(1.02)
 
 
 def test_runs_of_one_file_are_held_against_the_first_that_drew_the_same(measured: Measured) -> None:
@@ -113,7 +113,7 @@ def test_a_machine_that_was_busy_or_hot_is_told(measured: Measured, result: Made
     assert differences(calm, result(measured(SECONDS), conditions=silent)) == []
 
 
-def test_only_runs_of_the_same_picture_are_held_against_each_other(
+def test_only_runs_of_the_same_image_are_held_against_each_other(
     measured: Measured, result: Made
 ) -> None:
     seconds = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98]

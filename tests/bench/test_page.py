@@ -31,7 +31,7 @@ def two(measured: Callable[..., Run], result: Callable[..., Result]) -> dict[str
     return {"a & b": result(slow, fast, failed, missing=("lost: killed by SIGKILL",))}
 
 
-def test_the_page_holds_plots_pictures_and_what_is_missing(two: dict[str, Result]) -> None:
+def test_the_page_holds_plots_images_and_what_is_missing(two: dict[str, Result]) -> None:
     text = page(two)
     assert text.count("<svg") == 4
     assert text.count("data:image/png;base64,") == 2

@@ -41,8 +41,8 @@ def run(out: Path, *jobs: Job, **budget: Any) -> tuple[Result, list[str]]:
 def test_runs_take_turns_and_stop_when_both_are_known(tmp_path: Path, config: Config) -> None:
     out = tmp_path / "out.json"
     result, told = run(out, job(config, "A", 1.0), job(config, "B", 2.0), warm=3)
-    warm = [line for line in told if "picture" in line and "process" not in line]
-    assert warm[:4] == ["A: picture 1", "B: picture 1", "A: picture 2", "B: picture 2"]
+    warm = [line for line in told if "image" in line and "process" not in line]
+    assert warm[:4] == ["A: image 1", "B: image 1", "A: image 2", "B: image 2"]
     a, b = result.runs
     # Six is the fewest that can bound a median with 95 %.
     assert len(a.warm) == len(b.warm) == 6
@@ -50,7 +50,7 @@ def test_runs_take_turns_and_stop_when_both_are_known(tmp_path: Path, config: Co
     assert result.complete
     assert result.interleaved
     assert not result.missing
-    assert [c.first_picture > c.interpreter > 0 for c in a.cold] == [True]
+    assert [c.first_image > c.interpreter > 0 for c in a.cold] == [True]
     assert a.placement["unet"]["CPUExecutionProvider"].partitions == 2
     assert a.peak_bytes == 1_000_000
     assert results.read(out) == result
@@ -108,7 +108,7 @@ def test_memory_of_the_gpu_is_the_most_that_was_seen(
     config: Config,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before the process, while it runs, and after its second picture."""
+    """Before the process, while it runs, and after its second image."""
     before, during, after = readings
 
     def used() -> int | None:
@@ -159,8 +159,8 @@ def test_processes_that_do_not_fit_side_by_side_run_one_after_the_other(
     result, told = run(
         tmp_path / "out.json", job(config, "A", 1.0), job(config, "B", 1.0), warm=1, most=2
     )
-    warm = [line for line in told if "picture" in line and "process" not in line]
-    assert warm == ["A: picture 1", "A: picture 2", "B: picture 1", "B: picture 2"]
+    warm = [line for line in told if "image" in line and "process" not in line]
+    assert warm == ["A: image 1", "A: image 2", "B: image 1", "B: image 2"]
     assert not result.interleaved
 
 

@@ -71,7 +71,7 @@ def test_stages(benchmark: Benchmark, tiny_bundle: Path) -> None:
     _, found = benchmark("stages", tiny_bundle, "--repeats", 1)
     assert found["peak_mb"] > 10
     assert found["machine"]["cores"] >= 1
-    assert len(found["pictures"]) == 1
+    assert len(found["images"]) == 1
 
 
 def test_summary_of_psnrs() -> None:

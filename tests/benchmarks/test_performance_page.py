@@ -32,8 +32,7 @@ def peer(name: str, seconds: float) -> Measured:
         model_bytes=1_234_000_000,
         peak_bytes=round(seconds * 1e9),
         cold=tuple(
-            Cold(round=k + 1, first_picture=3 * seconds + k, imports=1.0, load=1.0)
-            for k in range(3)
+            Cold(round=k + 1, first_image=3 * seconds + k, imports=1.0, load=1.0) for k in range(3)
         ),
         warm=tuple(
             Warm(round=k + 1, total=seconds + 0.1 * k, steps=(0.25 * seconds,)) for k in range(3)
@@ -78,10 +77,10 @@ def folder(tmp_path: Path) -> Path:
         "guidance_scale": 1.0,
         "load": 0.4,
         "peak_mb": 119.4,
-        "median": {"picture": 0.081, "step": 0.0069, "overhead": 0.034},
+        "median": {"image": 0.081, "step": 0.0069, "overhead": 0.034},
     }
     (where / "stages-abacus.json").write_text(json.dumps(stages))
-    startup = {"import edgediff": [0.02, 0.03, 0.02], "first picture": [0.8, 0.9, 0.83]}
+    startup = {"import edgediff": [0.02, 0.03, 0.02], "first image": [0.8, 0.9, 0.83]}
     (where / "startup-abacus.json").write_text(json.dumps(startup))
     return where
 

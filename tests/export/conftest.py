@@ -18,7 +18,7 @@ from edgediff_export.targets.cpu.passes import Choices, layers, restructure, wri
 from edgediff_export.targets.weights import SESSION_CONFIG
 from onnx_ir.passes import common
 
-from edgediff.backend.session import multiplies_bytes
+from edgediff.backend.session import has_int8_dot
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Dims = tuple[int | str, ...]
@@ -145,7 +145,7 @@ def session(model: ir.Model) -> ort.InferenceSession:
     for key, value in SESSION_CONFIG.items():
         options.add_session_config_entry(key, value)
     proto = ir.to_proto(model)
-    if not multiplies_bytes():
+    if not has_int8_dot():
         _shift_filters(proto)
     return ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

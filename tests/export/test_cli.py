@@ -55,7 +55,7 @@ def test_json(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
     assert report["bundle"] == str(tmp_path / "out")
     assert set(report["stages"]) == {"text_encoder", "unet", "vae_decoder"}
     assert report["stages"]["unet"]["bytes"] == report["stages"]["unet"]["float_bytes"]
-    assert report["pictures"][0]["psnr_db"] is None
+    assert report["images"][0]["psnr_db"] is None
 
 
 @pytest.mark.parametrize(

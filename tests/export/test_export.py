@@ -49,7 +49,7 @@ def test_a_float_bundle_verifies(shape: str, exported: Callable[[str], Any]) -> 
     assert [c for c in outcome.checks if not c.ok] == []
     manifest = Bundle.open(exported(shape).bundle).manifest
     assert all(s.error < 1e-5 for s in manifest.fidelity.stages.values())
-    assert [p.psnr_db for p in manifest.fidelity.pictures] == [None] * 4
+    assert [p.psnr_db for p in manifest.fidelity.images] == [None] * 4
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -59,8 +59,8 @@ def test_a_lowered_bundle_verifies(
     made = lowered(precision)
     outcome = verify(made.root, provider="cpu")
     assert [c for c in outcome.checks if not c.ok] == []
-    for picture in made.manifest.fidelity.pictures:
-        assert picture.psnr_db is None or picture.psnr_db > (32 if precision == "int8" else 35)
+    for image in made.manifest.fidelity.images:
+        assert image.psnr_db is None or image.psnr_db > (32 if precision == "int8" else 35)
     for stage in made.manifest.graphs:
         assert made.size(stage) < 0.8 * made.float_sizes[stage]
 
@@ -92,7 +92,7 @@ def test_inputs_and_outputs_stay_float32(
 
 
 def test_a_batch_is_what_each_would_be_alone(lowered: Callable[[Precision], Exported]) -> None:
-    """Activations are quantized as they come: one picture must not see the other's range."""
+    """Activations are quantized as they come: one image must not see the other's range."""
     how = {"steps": 2, "guidance_scale": 4.0}
     with edgediff.load(lowered("int8").root, provider="cpu") as pipe:
         together = pipe.generate("a cat", seed=[3, 0], **how).images
@@ -139,7 +139,7 @@ def test_a_plan_used_again(
     assert made.manifest.quantization == first.manifest.quantization
     for stage in made.manifest.graphs:
         assert made.size(stage) == first.size(stage)
-    assert made.manifest.fidelity.pictures == first.manifest.fidelity.pictures
+    assert made.manifest.fidelity.images == first.manifest.fidelity.images
     other = str(one_layer_less(sd1.diffusers, tmp_path))
     with pytest.raises(InputError, match=r"the plan of another model, 'sd1', and this is 'other'"):
         export(Options(source=other, out=tmp_path / "c", **how))
@@ -298,7 +298,7 @@ def test_shapes_are_free_where_they_should_be(sd1: Any, lcm: Any) -> None:
         "last_hidden_state": ("batch", 77, 32),
         "clip_skip_1": ("batch", 77, 32),
         "clip_skip_2": ("batch", 77, 32),
-        "sample": ("batch", 3, "picture_height", "picture_width"),  # the decoder's comes last
+        "sample": ("batch", 3, "image_height", "image_width"),  # the decoder's comes last
         "timestep": (),
         "encoder_hidden_states": ("batch", "sequence", 32),
         "out_sample": ("batch", 4, "height", "width"),
@@ -398,7 +398,7 @@ def test_half_weights_export_as_float(sd15_shape: Any, tmp_path: Path) -> None:
 
 def test_the_fixtures_are_small_and_named(sd1: Any) -> None:
     with np.load(sd1.bundle / "fixtures.npz", allow_pickle=False) as arrays:
-        assert arrays["picture/0"].shape == (64, 64, 3)
+        assert arrays["image/0"].shape == (64, 64, 3)
         assert arrays["unet/t261.5/in/timestep"] == np.float32(261.5)
         assert arrays["unet/t981/out/out_sample"].shape == (1, 4, 8, 8)
     assert (sd1.bundle / "fixtures.npz").stat().st_size < 1e6

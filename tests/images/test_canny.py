@@ -1,4 +1,4 @@
-"""Control maps made of a picture: edges as Canny has them, and light for dark."""
+"""Control maps made of an image: edges as Canny has them, and light for dark."""
 
 import time
 
@@ -17,9 +17,9 @@ OPENCV = (
 """cv2.Canny(a, 50, 100, L2gradient=True) of OpenCV 5.0.0, its rows packed: see the test."""
 
 
-def found(picture: Image.Image, *limits: float, sigma: float = 0.0) -> np.ndarray:
-    made = edges(picture, *limits, sigma=sigma)
-    assert (made.mode, made.size) == ("RGB", picture.size)
+def found(image: Image.Image, *limits: float, sigma: float = 0.0) -> np.ndarray:
+    made = edges(image, *limits, sigma=sigma)
+    assert (made.mode, made.size) == ("RGB", image.size)
     pixels = np.asarray(made)
     assert set(np.unique(pixels)) <= {0, 255}
     assert (pixels == pixels[..., :1]).all()
@@ -42,9 +42,9 @@ def test_a_step_is_one_line_of_one_pixel(vertical: bool) -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, 1.5])
 def test_a_disc_is_a_closed_thin_ring(sigma: float) -> None:
-    picture = Image.new("RGB", (96, 96))
-    ImageDraw.Draw(picture).ellipse((16, 16, 80, 80), fill="white")
-    ring = found(picture, 50, 100, sigma=sigma)
+    image = Image.new("RGB", (96, 96))
+    ImageDraw.Draw(image).ellipse((16, 16, 80, 80), fill="white")
+    ring = found(image, 50, 100, sigma=sigma)
     y, x = np.nonzero(ring)
     radius = np.hypot(y - 48, x - 48)
     assert np.abs(radius - 32).max() < 2
@@ -53,7 +53,7 @@ def test_a_disc_is_a_closed_thin_ring(sigma: float) -> None:
     assert np.diff(angle).max() < 0.15  # no gaps
 
 
-def test_it_turns_and_mirrors_with_the_picture() -> None:
+def test_it_turns_and_mirrors_with_the_image() -> None:
     """All but a few ties, which fall to one side."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
@@ -91,7 +91,7 @@ def test_the_same_as_opencv() -> None:
     assert packed.tobytes().hex() == OPENCV
 
 
-def test_a_picture_of_512_takes_well_under_a_second() -> None:
+def test_a_image_of_512_takes_well_under_a_second() -> None:
     rng = np.random.default_rng(2)
     noise = Image.fromarray(rng.integers(0, 256, (512, 512), dtype=np.uint8))
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Contact sheets: where pictures and labels stand, and what no sheet can be made of."""
+"""Contact sheets: where images and labels stand, and what no sheet can be made of."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_columns_suit_the_count(count: int, columns: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "columns"), [((256, 64), 2), ((64, 256), 5)])
-def test_wide_pictures_stand_below_each_other_and_high_ones_beside(
+def test_wide_images_stand_below_each_other_and_high_ones_beside(
     size: tuple[int, int], columns: int
 ) -> None:
     made = contact_sheet([solid("#ff0000", *size)] * 5, [""] * 5)
@@ -42,13 +42,13 @@ def test_wide_pictures_stand_below_each_other_and_high_ones_beside(
     assert len(spans(red.any(axis=0))) == columns
 
 
-def test_labels_stand_below_their_picture_and_the_title_on_top() -> None:
-    pictures = [solid("#ff0000"), solid("#00ff00")]
-    plain = np.asarray(contact_sheet(pictures, ["", ""]))
-    labelled = np.asarray(contact_sheet(pictures, ["", "seed 7"]))
+def test_labels_stand_below_their_image_and_the_title_on_top() -> None:
+    images = [solid("#ff0000"), solid("#00ff00")]
+    plain = np.asarray(contact_sheet(images, ["", ""]))
+    labelled = np.asarray(contact_sheet(images, ["", "seed 7"]))
     differ = (plain != labelled[: len(plain)]).any(axis=(0, 2))
     assert not differ[: differ.size // 2].any()
-    titled = contact_sheet(pictures, ["", "seed 7"], title="a fox")
+    titled = contact_sheet(images, ["", "seed 7"], title="a fox")
     assert titled.height > len(labelled)
     assert (np.asarray(titled)[: titled.height - len(labelled)] < 128).any()
 
@@ -69,14 +69,14 @@ def test_what_the_font_lacks_is_written_as_near_as_it_goes() -> None:
     assert sheet._writable("Bär e\u0301 日本 🦊", font) == "Bar e ?? ?"
 
 
-def test_large_sheets_hold_smaller_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sheets_hold_smaller_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MAX_SIDE", 128)
     made = contact_sheet([solid("#ff0000")] * 16, [str(k) for k in range(16)])
     red = np.all(np.asarray(made) == (255, 0, 0), axis=-1)
     assert red.sum() == 16 * 32 * 32
 
 
-def test_pictures_of_different_sizes_share_the_middle_of_their_cells() -> None:
+def test_images_of_different_sizes_share_the_middle_of_their_cells() -> None:
     made = contact_sheet([solid("#ff0000", 64, 64), solid("#0000ff", 32, 16)], ["", ""])
     blue = np.all(np.asarray(made) == (0, 0, 255), axis=-1)
     assert (blue.any(axis=0).sum(), blue.any(axis=1).sum()) == (32, 16)
@@ -85,12 +85,12 @@ def test_pictures_of_different_sizes_share_the_middle_of_their_cells() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], []), "no pictures"),
-        (([solid("red")], []), "0 labels for 1 pictures"),
+        (([], []), "no images"),
+        (([solid("red")], []), "0 labels for 1 images"),
         (([solid("red")], ["a"], 0), "columns is 0"),
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], message: str) -> None:
-    pictures, labels, *columns = arguments
+    images, labels, *columns = arguments
     with pytest.raises(InputError, match=message):
-        contact_sheet(pictures, labels, columns=columns[0] if columns else None)
+        contact_sheet(images, labels, columns=columns[0] if columns else None)

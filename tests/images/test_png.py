@@ -33,10 +33,10 @@ RECORD: dict[str, Any] = {
 def test_pixels_are_those_of_diffusers_image_processor() -> None:
     values = np.array([-2, -1, 0, 1 / 255, 0.5, 1, 3], np.float32)
     decoded = np.broadcast_to(values, (2, 3, 1, 7)).copy()
-    pictures = to_images(decoded)
-    assert [p.size for p in pictures] == [(7, 1), (7, 1)]
-    assert [p.mode for p in pictures] == ["RGB", "RGB"]
-    assert np.asarray(pictures[0])[0, :, 0].tolist() == [0, 0, 128, 128, 191, 255, 255]
+    images = to_images(decoded)
+    assert [p.size for p in images] == [(7, 1), (7, 1)]
+    assert [p.mode for p in images] == ["RGB", "RGB"]
+    assert np.asarray(images[0])[0, :, 0].tolist() == [0, 0, 128, 128, 191, 255, 255]
 
 
 def test_channels_stay_red_green_blue() -> None:
@@ -84,8 +84,8 @@ def test_parameters_say_how_prompts_were_read(changes: dict[str, Any], field: st
 
 def test_a_png_carries_both_texts_and_survives_reading(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    picture = Image.new("RGB", (8, 8), "red")
-    save_png(picture, path, parameters=parameters(RECORD), record=RECORD)
+    image = Image.new("RGB", (8, 8), "red")
+    save_png(image, path, parameters=parameters(RECORD), record=RECORD)
     with Image.open(path) as read:
         assert read.size == (8, 8)
         assert read.info["parameters"] == parameters(RECORD)
@@ -93,7 +93,7 @@ def test_a_png_carries_both_texts_and_survives_reading(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_failed_write_leaves_the_old_picture(
+def test_a_failed_write_leaves_the_old_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.png"

@@ -1,4 +1,4 @@
-"""Pictures as callers give them: every kind that is read, and every kind that is refused."""
+"""Images as callers give them: every kind that is read, and every kind that is refused."""
 
 import hashlib
 import io
@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from edgediff.errors import InputError
-from edgediff.images import source as picture_module
-from edgediff.images.source import IN_MEMORY, open_picture
+from edgediff.images import source as image_module
+from edgediff.images.source import IN_MEMORY, open_image
 
 
 def gradient(height: int = 5, width: int = 7) -> np.ndarray:
@@ -29,22 +29,22 @@ def saved(image: Image.Image, path: Path, **options: Any) -> Path:
 
 
 def pixels(source: Any) -> np.ndarray:
-    return np.asarray(open_picture(source, "init_image").rgb)
+    return np.asarray(open_image(source, "init_image").rgb)
 
 
 def test_a_path_a_pillow_image_and_an_array_are_the_same(tmp_path: Path) -> None:
     path = saved(Image.fromarray(gradient()), tmp_path / "a.png")
     for source in (path, str(path), Image.open(path), gradient()):
         assert (pixels(source) == gradient()).all()
-    opened = open_picture(path, "init_image")
+    opened = open_image(path, "init_image")
     assert (opened.name, opened.size, opened.notes) == ("a.png", (7, 5), ())
     assert opened.sha256 == hashlib.sha256(gradient().tobytes()).hexdigest()
-    assert open_picture(gradient(), "init_image").name == IN_MEMORY
-    assert open_picture(opened, "init_image") is opened
+    assert open_image(gradient(), "init_image").name == IN_MEMORY
+    assert open_image(opened, "init_image") is opened
 
 
 def test_another_size_is_lanczos() -> None:
-    opened = open_picture(gradient(), "init_image")
+    opened = open_image(gradient(), "init_image")
     assert (opened.at(7, 5) == gradient()).all()
     expected = Image.fromarray(gradient()).resize((16, 8), Image.Resampling.LANCZOS)
     assert (opened.at(16, 8) == np.asarray(expected)).all()
@@ -52,7 +52,7 @@ def test_another_size_is_lanczos() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
-    """By the EXIF standard: how the stored rows and columns become the upright picture."""
+    """By the EXIF standard: how the stored rows and columns become the upright image."""
     turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -71,12 +71,12 @@ def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> Non
 
 def test_transparent_parts_lie_on_white_and_it_is_said(tmp_path: Path) -> None:
     rgba = np.dstack([gradient(), np.full((5, 7), 255, np.uint8)])
-    opaque = open_picture(saved(Image.fromarray(rgba), tmp_path / "a.png"), "init_image")
+    opaque = open_image(saved(Image.fromarray(rgba), tmp_path / "a.png"), "init_image")
     assert (np.asarray(opaque.rgb) == gradient()).all()
     assert (opaque.notes, opaque.transparent) == ((), False)
     rgba[0, 0, 3], rgba[1, 1, 3] = 0, 128
     path = saved(Image.fromarray(rgba), tmp_path / "b.png")
-    opened = open_picture(path, "init_image")
+    opened = open_image(path, "init_image")
     found = np.asarray(opened.rgb)
     assert (found[0, 0] == 255).all()
     assert np.abs(found[1, 1] - (gradient()[1, 1] / 2 + 127.5)).max() <= 1.5
@@ -107,7 +107,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> Non
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_modes_become_rgb(mode: str) -> None:
     grey = Image.fromarray(np.full((3, 4), 255, np.uint8))
-    found = open_picture(grey.convert("RGB").convert(mode), "init_image")
+    found = open_image(grey.convert("RGB").convert(mode), "init_image")
     assert (np.asarray(found.rgb) >= 254).all()
     assert found.rgb.size == (4, 3)
     assert bool(found.notes) == (mode == "CMYK")
@@ -124,7 +124,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_it_is_said(
 ) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     path = saved(frames[0], tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
-    opened = open_picture(path, "init_image")
+    opened = open_image(path, "init_image")
     assert np.abs(np.asarray(opened.rgb).astype(int) - (255, 0, 0)).max() <= 4
     assert opened.notes == (f"{path}: of several frames, the first was taken",)
 
@@ -149,9 +149,9 @@ def test_truncated_files(tmp_path: Path, suffix: str, part: float) -> None:
     whole = saved(noise(), tmp_path / f"whole{suffix}").read_bytes()
     path = tmp_path / f"a{suffix}"
     path.write_bytes(whole[: int(len(whole) * part)])
-    said = "is no picture|the picture is damaged|cannot be read"
+    said = "is no image|the image is damaged|cannot be read"
     with pytest.raises(InputError, match=rf"a{suffix}: ({said})"):
-        open_picture(path, "init_image")
+        open_image(path, "init_image")
 
 
 def test_a_corrupt_file(tmp_path: Path) -> None:
@@ -159,21 +159,21 @@ def test_a_corrupt_file(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x55
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.png: the picture is damaged"):
-        open_picture(path, "init_image")
+    with pytest.raises(InputError, match=r"a\.png: the image is damaged"):
+        open_image(path, "init_image")
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_what_is_no_image(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(InputError, match=r"a\.png: is no picture that can be read: .* PNG, JPEG"):
-        open_picture(path, "init_image")
+    with pytest.raises(InputError, match=r"a\.png: is no image that can be read: .* PNG, JPEG"):
+        open_image(path, "init_image")
     with pytest.raises(InputError, match=r"none\.png: cannot be read \(No such file"):
-        open_picture(tmp_path / "none.png", "init_image")
+        open_image(tmp_path / "none.png", "init_image")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory"):
-        open_picture(tmp_path, "init_image")
+        open_image(tmp_path, "init_image")
     with pytest.raises(InputError, match="cannot be read"):
-        open_picture("a\0.png", "init_image")
+        open_image("a\0.png", "init_image")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -192,14 +192,14 @@ def test_enormous_files_are_refused_before_they_are_decoded(tmp_path: Path, side
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with pytest.raises(InputError, match=rf"a\.png: is {side}x{side} pixels: at most 64 mega"):
-            open_picture(path, "init_image")
+            open_image(path, "init_image")
     assert warned == []
 
 
 def test_pixels_in_memory_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_module, "MAX_PIXELS", 30)
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 30)
     with pytest.raises(InputError, match="init_image: is 7x5 pixels"):
-        open_picture(gradient(), "init_image")
+        open_image(gradient(), "init_image")
 
 
 @pytest.mark.parametrize(
@@ -220,4 +220,4 @@ def test_pixels_in_memory_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_what_is_refused(source: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_picture(source, "mask")
+        open_image(source, "mask")

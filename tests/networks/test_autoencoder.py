@@ -29,16 +29,16 @@ def test_pixels_become_minus_one_to_one() -> None:
 
 
 @pytest.mark.parametrize("size", [(320, 256), (256, 256), (64, 640)])
-def test_tiles_make_nearly_the_same_picture(
+def test_tiles_make_nearly_the_same_image(
     pipe: Pipeline, tiny_bundle: Path, size: tuple[int, int]
 ) -> None:
     latents = np.random.default_rng(0).standard_normal((1, 4, size[1] // 8, size[0] // 8))
     latents = latents.astype(np.float32)
     (whole,) = pipe.decode(latents)
     with edgediff.load(tiny_bundle, threads=1, tile=256) as tiled:
-        (picture,) = tiled.decode(latents)
-    assert picture.size == whole.size == size
-    difference = np.asarray(picture).astype(int) - np.asarray(whole).astype(int)
+        (image,) = tiled.decode(latents)
+    assert image.size == whole.size == size
+    difference = np.asarray(image).astype(int) - np.asarray(whole).astype(int)
     assert np.sqrt((difference**2).mean()) < 2.55  # 40 dB
     assert (difference == 0).all() == (max(size) <= 256)
 
@@ -73,7 +73,7 @@ def test_the_memory_of_decoding_follows_the_tile(sized_bundle: Bundle) -> None:
 
 @pytest.fixture
 def sized_bundle(tiny_bundle: Path) -> Bundle:
-    """Whose pictures are 1024x1024."""
+    """Whose images are 1024x1024."""
     bundle = Bundle.open(tiny_bundle)
     defaults = dataclasses.replace(bundle.manifest.defaults, width=1024, height=1024)
     return dataclasses.replace(

@@ -112,9 +112,9 @@ def test_the_record_says_how_prompts_were_read(pipe: Pipeline, tmp_path: Path) -
     assert (plain.prompt_weights, plain.long_prompts, plain.clip_skip) == (False, False, None)
     result = pipe.generate("a fox (red)", seed=0, steps=1, prompt_weights=True, long_prompts=True)
     result.save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        record = json.loads(picture.info["edgediff"])
-        assert "Emphasis" not in picture.info["parameters"]
+    with Image.open(tmp_path / "a.png") as image:
+        record = json.loads(image.info["edgediff"])
+        assert "Emphasis" not in image.info["parameters"]
     assert (record["prompt_weights"], record["long_prompts"]) == (True, True)
 
 

@@ -27,8 +27,8 @@ SCHEDULERS = {
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, Image.Image]:
-    """Maps of other sizes and modes than the pictures that they steer."""
+def images() -> dict[str, Image.Image]:
+    """Maps of other sizes and modes than the images that they steer."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
     lines = Image.fromarray((rng.random((64, 64)) > 0.8).astype(np.uint8) * 255)
@@ -85,23 +85,23 @@ def compare(
     seed: int = 7,
     size: tuple[int, int] = (64, 64),
     negative: str | None = NEGATIVE,
-    picture: Image.Image | None = None,
+    image: Image.Image | None = None,
     mask: Image.Image | None = None,
     strength: float | None = None,
 ) -> np.ndarray:
     """Both pipelines on the same request; returns our latents."""
     xl = "text_encoder_2" in pair.ours.bundle.manifest.graphs
-    task = "" if picture is None else "Img2Img" if mask is None else "Inpaint"
+    task = "" if image is None else "Img2Img" if mask is None else "Inpaint"
     kind = f"StableDiffusion{'XL' if xl else ''}ControlNet{task}Pipeline"
     theirs = pair.theirs(kind, *control)
     theirs.scheduler = SCHEDULERS[sampler](theirs.scheduler.config)
     each = {
-        "image" if picture is None else "control_image": [c.image for c in control.values()],
+        "image" if image is None else "control_image": [c.image for c in control.values()],
         "controlnet_conditioning_scale": [float(c.scale) for c in control.values()],
         "control_guidance_start": [c.start for c in control.values()],
         "control_guidance_end": [c.end for c in control.values()],
     }
-    given = {"image": picture, "mask_image": mask, "strength": strength}
+    given = {"image": image, "mask_image": mask, "strength": strength}
     arguments = {
         "prompt": PROMPT,
         "negative_prompt": negative,
@@ -120,7 +120,7 @@ def compare(
         "size": size,
         "sampler": sampler,
         "control": control,
-        "init_image": picture,
+        "init_image": image,
         "mask": mask,
         "strength": strength,
     }
@@ -142,10 +142,10 @@ def compare(
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_one_network(
-    pair: Callable[[str], Pair], pictures: Any, scale: float, guidance: float
+    pair: Callable[[str], Pair], images: Any, scale: float, guidance: float
 ) -> None:
     both = pair("sd1")
-    control = {"canny": Control(pictures["canny"], scale=scale)}
+    control = {"canny": Control(images["canny"], scale=scale)}
     latents = compare(both, control, guidance=guidance)
     how = {"steps": 3, "guidance_scale": guidance, "seed": 7, "sampler": "ddim"}
     plain = list(both.ours.stream(PROMPT, negative_prompt=NEGATIVE, **how))[-1].latents
@@ -154,18 +154,18 @@ def test_one_network(
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.5, 1.0), (0.2, 0.8)])
 def test_on_part_of_the_steps(
-    pair: Callable[[str], Pair], pictures: Any, start: float, end: float
+    pair: Callable[[str], Pair], images: Any, start: float, end: float
 ) -> None:
-    control = {"depth": Control(pictures["depth"], scale=0.8, start=start, end=end)}
+    control = {"depth": Control(images["depth"], scale=0.8, start=start, end=end)}
     compare(pair("sd1"), control, steps=5)
 
 
 @pytest.fixture(scope="module")
-def two(pictures: Any) -> dict[str, Control]:
+def two(images: Any) -> dict[str, Control]:
     """Two networks on parts of the steps that overlap."""
     return {
-        "canny": Control(pictures["canny"], scale=0.5, end=0.75),
-        "depth": Control(pictures["depth"], scale=1.0, start=0.25),
+        "canny": Control(images["canny"], scale=0.5, end=0.75),
+        "depth": Control(images["depth"], scale=1.0, start=0.25),
     }
 
 
@@ -174,32 +174,32 @@ def test_two_networks_add_up(pair: Callable[[str], Pair], two: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(72, 104), (128, 64)])
-def test_other_sizes(pair: Callable[[str], Pair], pictures: Any, size: tuple[int, int]) -> None:
-    compare(pair("sd1"), {"canny": Control(pictures["canny"])}, steps=2, sampler="euler", size=size)
+def test_other_sizes(pair: Callable[[str], Pair], images: Any, size: tuple[int, int]) -> None:
+    compare(pair("sd1"), {"canny": Control(images["canny"])}, steps=2, sampler="euler", size=size)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_few_steps(pair: Callable[[str], Pair], pictures: Any, steps: int) -> None:
-    compare(pair("sd1"), {"depth": Control(pictures["depth"])}, steps=steps)
+def test_few_steps(pair: Callable[[str], Pair], images: Any, steps: int) -> None:
+    compare(pair("sd1"), {"depth": Control(images["depth"])}, steps=steps)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 @pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (5, 0.8), (2, 1.0)])
 def test_image_to_image(
-    pair: Callable[[str], Pair], pictures: Any, sampler: str, steps: int, strength: float
+    pair: Callable[[str], Pair], images: Any, sampler: str, steps: int, strength: float
 ) -> None:
     """A part of the steps is one of those that are taken."""
-    control = {"canny": Control(pictures["canny"], scale=0.7, end=0.5)}
-    picture = pictures["canny"].resize((64, 64))
-    compare(pair("sd1"), control, sampler=sampler, steps=steps, strength=strength, picture=picture)
+    control = {"canny": Control(images["canny"], scale=0.7, end=0.5)}
+    image = images["canny"].resize((64, 64))
+    compare(pair("sd1"), control, sampler=sampler, steps=steps, strength=strength, image=image)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_inpainting(pair: Callable[[str], Pair], pictures: Any, two: Any, strength: float) -> None:
+def test_inpainting(pair: Callable[[str], Pair], images: Any, two: Any, strength: float) -> None:
     mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 8, 48, 40))
-    picture = pictures["canny"].resize((64, 64))
-    compare(pair("sd1"), two, steps=4, strength=strength, picture=picture, mask=mask)
+    image = images["canny"].resize((64, 64))
+    compare(pair("sd1"), two, steps=4, strength=strength, image=image, mask=mask)
 
 
 @pytest.mark.slow
@@ -207,8 +207,8 @@ def test_inpainting_by_a_unet_of_nine_channels(pair: Callable[[str], Pair], two:
     """The networks see the latents alone."""
     mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 8, 48, 40))
-    picture = Image.new("RGB", (64, 64), (200, 90, 40))
-    compare(pair("inpaint"), two, steps=4, strength=1.0, picture=picture, mask=mask)
+    image = Image.new("RGB", (64, 64), (200, 90, 40))
+    compare(pair("inpaint"), two, steps=4, strength=1.0, image=image, mask=mask)
 
 
 @pytest.mark.slow
@@ -217,20 +217,20 @@ def test_sdxl(pair: Callable[[str], Pair], two: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_unet_without_a_middle_block(pair: Callable[[str], Pair], pictures: Any) -> None:
-    compare(pair("xl-pruned"), {"canny": Control(pictures["canny"])}, steps=2, sampler="euler")
+def test_a_unet_without_a_middle_block(pair: Callable[[str], Pair], images: Any) -> None:
+    compare(pair("xl-pruned"), {"canny": Control(images["canny"])}, steps=2, sampler="euler")
 
 
 @pytest.mark.slow
-def test_sdxl_at_another_size(pair: Callable[[str], Pair], pictures: Any) -> None:
-    control = {"canny": Control(pictures["canny"], scale=0.8)}
+def test_sdxl_at_another_size(pair: Callable[[str], Pair], images: Any) -> None:
+    control = {"canny": Control(images["canny"], scale=0.8)}
     compare(pair("xl"), control, steps=2, sampler="euler", size=(72, 104), negative=None)
 
 
-def test_a_map_is_prepared_as_in_diffusers(pair: Callable[[str], Pair], pictures: Any) -> None:
+def test_a_map_is_prepared_as_in_diffusers(pair: Callable[[str], Pair], images: Any) -> None:
     """Resized by Lanczos, RGB, in [0, 1]: to the last bit."""
     theirs = pair("sd1").theirs("StableDiffusionControlNetPipeline", "canny")
-    for picture in pictures.values():
+    for image in images.values():
         processor = theirs.control_image_processor
-        expected = processor.preprocess(picture.convert("RGB"), height=88, width=56).numpy()
-        np.testing.assert_array_equal(Control(picture).pixels(56, 88), expected)
+        expected = processor.preprocess(image.convert("RGB"), height=88, width=56).numpy()
+        np.testing.assert_array_equal(Control(image).pixels(56, 88), expected)

@@ -146,8 +146,8 @@ def test_latents_and_pixels_of_a_bundle(bundle: Path, their: Any) -> None:
         assert np.abs(last.latents - run("latent").numpy()).max() <= 1e-3
         *_, plain = pipe.stream("a cat in style", negative_prompt=negative, **options)
         assert np.abs(plain.latents - last.latents).max() > 1e-2
-        picture = pipe.generate(prompt, negative_prompt=negative, **options).images[0]
-        difference = np.asarray(picture).astype(int) - np.asarray(run("pil")[0])
+        image = pipe.generate(prompt, negative_prompt=negative, **options).images[0]
+        difference = np.asarray(image).astype(int) - np.asarray(run("pil")[0])
         assert np.abs(difference).max() <= 1
 
 

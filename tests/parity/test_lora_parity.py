@@ -352,8 +352,8 @@ def test_latents_and_pixels_of_a_bundle(
         expected = run(pipe, "latent").numpy()
         assert np.abs(last.latents - expected).max() <= 1e-3
         assert np.abs(run(plain, "latent").numpy() - expected).max() > 0.1
-        picture = np.asarray(ours.generate("a red fox", **options).images[0]).astype(int)
-        assert np.abs(picture - np.asarray(run(pipe, "pil")[0])).max() <= 1
+        image = np.asarray(ours.generate("a red fox", **options).images[0]).astype(int)
+        assert np.abs(image - np.asarray(run(pipe, "pil")[0])).max() <= 1
     merged = json.loads((folder / "bundle.json").read_text())["provenance"]["loras"]
     assert merged == [{"file": "it.safetensors", "scale": 0.5, "sha256": hash_file(lora.path)}]
 
@@ -441,5 +441,5 @@ def test_sdxl_with_a_lora_and_a_textual_inversion(
     with edgediff.load(tmp_path / "out", threads=1) as ours:
         *_, last = ours.stream(prompt, **options)
         assert np.abs(last.latents - run("latent").numpy()).max() <= 1e-3
-        picture = np.asarray(ours.generate(prompt, **options).images[0]).astype(int)
-        assert np.abs(picture - np.asarray(run("pil")[0])).max() <= 1
+        image = np.asarray(ours.generate(prompt, **options).images[0]).astype(int)
+        assert np.abs(image - np.asarray(run("pil")[0])).max() <= 1

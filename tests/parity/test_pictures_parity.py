@@ -45,7 +45,7 @@ def blob(width: int = 64, height: int = 64) -> Image.Image:
 
 
 class Pair:
-    """diffusers' pipelines for pictures and ours, of one shape."""
+    """diffusers' pipelines for images and ours, of one shape."""
 
     def __init__(self, folders: Any) -> None:
         base = diffusers.DiffusionPipeline.from_pretrained(folders.diffusers, local_files_only=True)
@@ -94,19 +94,19 @@ def compare(
     steps: int,
     strength: float,
     guidance: float = 5.0,
-    picture: Image.Image | None = None,
+    image: Image.Image | None = None,
     mask: Image.Image | None = None,
     size: tuple[int, int] | None = None,
     seeds: tuple[int, ...] = SEEDS,
 ) -> None:
-    picture = picture or photograph()
+    image = image or photograph()
     options: dict[str, Any] = {
         "seed": list(seeds),
         "steps": steps,
         "sampler": sampler,
         "guidance_scale": guidance,
         "strength": strength,
-        "init_image": picture,
+        "init_image": image,
         "mask": mask,
         "size": size,
     }
@@ -115,16 +115,16 @@ def compare(
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "strength": strength,
-        "image": [picture] * len(seeds),
+        "image": [image] * len(seeds),
     }
     if mask is not None:
-        arguments["width"], arguments["height"] = size or picture.size
+        arguments["width"], arguments["height"] = size or image.size
     latents = list(pair.ours.stream(PROMPT, **options))[-1].latents
     expected = pair.theirs(sampler, "latent", mask, **arguments).numpy()
     assert latents.shape == expected.shape
     assert np.abs(latents - expected).max() <= 1e-3
-    pictures = pair.ours.generate(PROMPT, **options).images
-    for mine, other in zip(pictures, pair.theirs(sampler, "pil", mask, **arguments), strict=True):
+    images = pair.ours.generate(PROMPT, **options).images
+    for mine, other in zip(images, pair.theirs(sampler, "pil", mask, **arguments), strict=True):
         difference = np.asarray(mine).astype(int) - np.asarray(other).astype(int)
         assert np.abs(difference).max() <= 1
 
@@ -168,11 +168,9 @@ def test_where_no_step_is_left_it_is_said(
         )
 
 
-@pytest.mark.parametrize("picture", [(70, 52), (48, 96)])
-def test_a_picture_takes_its_own_size(
-    pair: Callable[[str], Pair], picture: tuple[int, int]
-) -> None:
-    compare(pair("sd1"), sampler="ddim", steps=2, strength=0.5, picture=photograph(*picture))
+@pytest.mark.parametrize("image", [(70, 52), (48, 96)])
+def test_a_image_takes_its_own_size(pair: Callable[[str], Pair], image: tuple[int, int]) -> None:
+    compare(pair("sd1"), sampler="ddim", steps=2, strength=0.5, image=photograph(*image))
 
 
 @pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
@@ -207,7 +205,7 @@ def test_inpainting_at_another_size(pair: Callable[[str], Pair], shape: str) -> 
         sampler="euler",
         steps=2,
         strength=1.0,
-        picture=photograph(100, 80),
+        image=photograph(100, 80),
         mask=blob(100, 80),
         size=(64, 72),
     )

@@ -88,8 +88,8 @@ def compare(
     expected = run_theirs("latent").numpy()
     assert latents.shape == expected.shape
     assert np.abs(latents - expected).max() <= 1e-3
-    pictures = ours.generate(PROMPT, **options).images
-    for mine, other in zip(pictures, run_theirs("pil"), strict=True):
+    images = ours.generate(PROMPT, **options).images
+    for mine, other in zip(images, run_theirs("pil"), strict=True):
         assert mine.size == other.size == size
         difference = np.asarray(mine).astype(int) - np.asarray(other).astype(int)
         assert np.abs(difference).max() <= 1

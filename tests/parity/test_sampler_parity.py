@@ -15,7 +15,7 @@ Where diffusers has no answer that can be compared to that, a test below says so
   pndm above sigma 100: eps is a small difference of large latents, on both sides.
 * heun's step to a far smaller sigma_next: the second slope is over sigma_next, and so is a rounding
   error in the model's own output; the tolerance is sigma / sigma_next·2**-22. From zero signal on
-  that makes noise of pictures, and heun takes such steps by Euler's method, as its float64 run
+  that makes noise of images, and heun takes such steps by Euler's method, as its float64 run
   does; diffusers' HeunDiscreteScheduler knows no zero terminal SNR. deis extrapolates eps,
   which counts sigma times in the latents: sigma·2**-22 for the first sigma, less than 1e-5 with
   Stable Diffusion's schedule.

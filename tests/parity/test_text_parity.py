@@ -140,7 +140,7 @@ def test_weights_of_one_are_exactly_the_plain_states(both: Both) -> None:
         assert (found == plain).all() == ("[" not in prompt)
 
 
-def test_pictures_of_weights_and_chunks(both: Both) -> None:
+def test_images_of_weights_and_chunks(both: Both) -> None:
     """Two chunks and a third that BREAK begins; the negative prompt has one and is filled up."""
     text = "a (b:1.4) " + "c " * 58 + ", " + "d " * 20 + "(e:0.7) BREAK [f]"
     chunks = [
@@ -156,9 +156,9 @@ def test_pictures_of_weights_and_chunks(both: Both) -> None:
     assert ours(both, text, **options)[0].shape == (1, 3 * 77, 32)
     latents = our_latents(both, text, **options)
     assert np.abs(latents - expected).max() <= 1e-3
-    (picture,) = both.ours.decode(latents)
+    (image,) = both.ours.decode(latents)
     (pixels,) = their_pixels(both, expected)
-    assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 1
+    assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1
     plain = our_latents(both, text, negative_prompt="(fog:1.5)")
     assert np.abs(latents - plain).max() > 0.01
 
@@ -177,9 +177,9 @@ def test_clip_skip(both: Both, clip_skip: int | None, guidance: float) -> None:
         both, "a red fox", negative_prompt=NEGATIVE, clip_skip=clip_skip, guidance=guidance
     )
     assert np.abs(latents - expected).max() <= 1e-3
-    (picture,) = both.ours.decode(latents)
+    (image,) = both.ours.decode(latents)
     (pixels,) = their_pixels(both, expected)
-    assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 1
+    assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1
     if clip_skip is not None:
         last = our_latents(both, "a red fox", negative_prompt=NEGATIVE, guidance=guidance)
         assert np.abs(latents - last).max() > 0.01

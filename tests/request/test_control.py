@@ -20,7 +20,7 @@ from edgediff.bundle.folder import Bundle
 from edgediff.cli.control import parse_controls
 from edgediff.errors import InputError
 from edgediff.images.canny import edges, invert
-from edgediff.images.source import open_picture
+from edgediff.images.source import open_image
 from edgediff.pipeline import Pipeline
 from edgediff.verification import verify
 
@@ -67,7 +67,7 @@ def stages_run(pipe: Pipeline, **options: Any) -> list[list[str]]:
     return seen[:-1]
 
 
-def test_it_changes_the_picture_by_its_scale(pipe: Pipeline, photo: Image.Image) -> None:
+def test_it_changes_the_image_by_its_scale(pipe: Pipeline, photo: Image.Image) -> None:
     plain = latents(pipe)
     distances = [
         np.abs(latents(pipe, control={"canny": Control(photo, scale=s)}) - plain).max()
@@ -153,7 +153,7 @@ def test_the_two_unets_share_their_weights(bundle: Path) -> None:
     assert memory[CONTROLLED_UNET].weights >= memory["unet"].weights
 
 
-def test_under_a_memory_limit_the_picture_is_the_same(bundle: Path, photo: Image.Image) -> None:
+def test_under_a_memory_limit_the_image_is_the_same(bundle: Path, photo: Image.Image) -> None:
     control = {"canny": Control(photo)}
     with edgediff.load(bundle, max_memory="45MB") as small, edgediff.load(bundle) as large:
         assert (latents(small, control=control) == latents(large, control=control)).all()
@@ -176,7 +176,7 @@ def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None
     )
 
 
-def test_the_image_is_prepared_at_the_size_of_the_picture(photo: Image.Image) -> None:
+def test_the_image_is_prepared_at_the_size_of_the_image(photo: Image.Image) -> None:
     resized = photo.resize((64, 48), Image.Resampling.LANCZOS)
     for process, expected in (
         (None, resized),
@@ -189,7 +189,7 @@ def test_the_image_is_prepared_at_the_size_of_the_picture(photo: Image.Image) ->
         np.testing.assert_array_equal(pixels, scaled)
 
 
-def test_a_picture_says_how_it_was_steered(
+def test_a_image_says_how_it_was_steered(
     pipe: Pipeline, photo: Image.Image, tmp_path: Path
 ) -> None:
     path = tmp_path / "photo.png"
@@ -203,7 +203,7 @@ def test_a_picture_says_how_it_was_steered(
     image = said.pop("image")
     assert said == {"name": "canny", "scale": 0.5, "start": 0.0, "end": 0.75, "process": "edges"}
     assert image["name"] == "photo.png"
-    assert image["sha256"] == open_picture(photo, "").sha256
+    assert image["sha256"] == open_image(photo, "").sha256
     made_before = edgediff.recorded(saved)
     assert "control" in made_before.given
     assert "control" not in made_before.options
@@ -226,7 +226,7 @@ NAN = float("nan")
         ({1: Control(Image.new("L", (8, 8)))}, "control 1: tiny_control has none of that name"),
         ({"canny": "a.png"}, r"control 'canny' is str: .* such as edgediff.Control\('a.png'\)"),
         ({"canny": Control("absent.png")}, r"absent.png: cannot be read \(No such file"),
-        ({"canny": Control(__file__)}, "is no picture that can be read"),
+        ({"canny": Control(__file__)}, "is no image that can be read"),
         ({"canny": Control(np.zeros((0, 4, 3), np.uint8))}, "0 pixels"),
         ({"canny": Control(7)}, "control 'canny' is int: expected a path"),
     ],
@@ -320,8 +320,8 @@ def test_the_command_line(bundle: Path, photo: Image.Image, tmp_path: Path) -> N
     flags = ["--control", "canny=edges:photo.png:0.8:0-0.5", "--control", "depth=photo.png"]
     made = run_command(*common, "-o", "a.png", *flags)
     assert made.returncode == 0, made.stderr
-    with Image.open(tmp_path / "a.png") as picture:
-        record = json.loads(picture.info["edgediff"])["control"]
+    with Image.open(tmp_path / "a.png") as image:
+        record = json.loads(image.info["edgediff"])["control"]
     assert [(c["name"], c["scale"], c["end"]) for c in record] == [
         ("canny", 0.8, 0.5),
         ("depth", 1.0, 1.0),

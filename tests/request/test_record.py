@@ -1,4 +1,4 @@
-"""Pictures made again from their own PNG, and files that do not say how they were made."""
+"""Images made again from their own PNG, and files that do not say how they were made."""
 
 import contextlib
 import dataclasses
@@ -68,7 +68,7 @@ def pipe(tiny_bundle: Path) -> edgediff.Pipeline:
         {"seed": 2**64 - 1, "size": (128, 64), "sampler": "euler_a", "steps": 2},
     ],
 )  # fmt: skip
-def test_a_picture_made_again_is_the_same(
+def test_a_image_made_again_is_the_same(
     pipe: edgediff.Pipeline, tmp_path: Path, options: Any
 ) -> None:
     first = pipe.generate("a fox,\n  twice ", **options)
@@ -96,7 +96,7 @@ def test_one_of_a_batch_and_a_whole_sheet(pipe: edgediff.Pipeline, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_picture_that_the_call_was_given_has_to_be_given_again(
+def test_a_image_that_the_call_was_given_has_to_be_given_again(
     controlled: Any, tmp_path: Path
 ) -> None:
     shades = {"map.png": 90, "other.png": 200}
@@ -118,7 +118,7 @@ def test_a_picture_that_the_call_was_given_has_to_be_given_again(
     unnamed = {"canny": edgediff.Control(Image.new("L", (64, 64)))}
     first = pipe.generate("a fox", control=unnamed, seed=1, steps=1)
     made = recorded(first.save(tmp_path / "b.png")[0])
-    assert describe_given(made.given["control"]) == "a picture without a file"
+    assert describe_given(made.given["control"]) == "an image without a file"
 
 
 def test_what_may_differ_is_said(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def damaged(path: Path) -> None:
         (lambda p: png(p, edgediff="[" * 100_000), "is no JSON"),
         (lambda p: png(p, edgediff="[1]"), "is no record"),
         (lambda p: png(p, edgediff="{}"), "has no prompt"),
-        (lambda p: png(p, edgediff='{"pictures": []}'), "is a sheet of several prompts"),
+        (lambda p: png(p, edgediff='{"images": []}'), "is a sheet of several prompts"),
         (lambda p: png(p, edgediff='{"prompt": "a"}'), "has edgediff None: expected text"),
         (lambda p: png(p, parameters="a fox"), "not in the form of AUTOMATIC1111"),
         (lambda p: png(p, parameters=""), "not in the form of AUTOMATIC1111"),
@@ -333,8 +333,8 @@ def test_our_own_form_for_other_tools_is_read_alike(
     pipe: edgediff.Pipeline, tmp_path: Path
 ) -> None:
     result = pipe.generate("a: b, c", negative_prompt="x", seed=0, steps=2, guidance_scale=1.5)
-    with Image.open(result.save(tmp_path / "a.png")[0]) as picture:
-        parameters = picture.info["parameters"]
+    with Image.open(result.save(tmp_path / "a.png")[0]) as image:
+        parameters = image.info["parameters"]
     ours = recorded(tmp_path / "a.png")
     theirs = recorded(png(tmp_path / "b.png", parameters=parameters))
     assert (theirs.prompt, theirs.options) == (ours.prompt, ours.options)

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgediff.flow import FLOW_SAMPLERS
 
 from edgediff.arrays import Array
 from edgediff.errors import InputError
-from edgediff.flow import FLOW_SAMPLERS
 from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
@@ -306,7 +306,7 @@ def trajectory(schedule: Schedule, sampler: str, shape: tuple[int, ...]) -> list
         prompt=Conditioning(encoder_hidden_states=np.full((1, 1, 1), 0.5, np.float32)),
         negative=Conditioning(encoder_hidden_states=np.full((1, 1, 1), -0.5, np.float32)),
         guidance=Guidance(scale=4.0, rescale=0.7, interval=(0.0, 0.75)),
-        beside=mask,
+        extra_channels=mask,
     )
     return run(plan, denoise, shape=shape)
 

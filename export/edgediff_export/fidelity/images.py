@@ -1,4 +1,4 @@
-"""Whole pictures that a bundle makes, against those of the float model."""
+"""Whole images that a bundle makes, against those of the float model."""
 
 import functools
 import gc
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgediff.backend.memory import estimate
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.folder import Bundle
-from edgediff.bundle.manifest import PictureFidelity
+from edgediff.bundle.manifest import ImageFidelity
 from edgediff.bundle.tensor_names import LATENT_SAMPLE, SAMPLE
 from edgediff.images.metrics import psnr
 from edgediff.networks.autoencoder import to_images
@@ -24,8 +24,8 @@ _MUCH = 8e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A finished picture: pixels (h, w, 3), and the evaluations of stages that gave them, those of
+class DrawnImage:
+    """A finished image: pixels (h, w, 3), and the evaluations of stages that gave them, those of
     the decoder apart."""
 
     pixels: npt.NDArray[np.uint8]
@@ -33,11 +33,11 @@ class Picture:
     seen: Mapping[str, Sequence[Case]]
 
 
-def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
-    """The pictures that a bundle makes on the CPU."""
+def draw_images(bundle: Path, shots: Sequence[Shot]) -> list[DrawnImage]:
+    """The images that a bundle makes on the CPU."""
     import edgediff
 
-    pictures = []
+    images = []
     limit = _memory_limit(bundle)
     with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
         for s in shots:
@@ -46,10 +46,10 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
             inputs = {LATENT_SAMPLE: pipe.decoder_input(last.latents)}
             outputs = pipe.run_stage(pipe.bundle.manifest.decoder.name, inputs)
             pixels = np.asarray(to_images(outputs[SAMPLE])[0])
-            decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
-            pictures.append(Picture(pixels=pixels, decoding=decoding, seen=seen))
+            decoding = Case(name=f"image{s.name}", inputs=inputs, outputs=outputs)
+            images.append(DrawnImage(pixels=pixels, decoding=decoding, seen=seen))
     gc.collect()
-    return pictures
+    return images
 
 
 def _memory_limit(bundle: Path) -> int | None:
@@ -73,12 +73,12 @@ def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
 
 def compare(
     shots: Sequence[Shot],
-    pictures: Sequence[Picture],
-    references: Sequence[Picture],
-) -> tuple[PictureFidelity, ...]:
-    """PSNR of each picture against the float model's."""
+    images: Sequence[DrawnImage],
+    references: Sequence[DrawnImage],
+) -> tuple[ImageFidelity, ...]:
+    """PSNR of each image against the float model's."""
     return tuple(
-        PictureFidelity(
+        ImageFidelity(
             name=s.name,
             prompt=s.prompt,
             seed=s.seed,
@@ -89,7 +89,7 @@ def compare(
             height=s.height,
             psnr_db=psnr(q.pixels, f.pixels),
         )
-        for s, q, f in zip(shots, pictures, references, strict=True)
+        for s, q, f in zip(shots, images, references, strict=True)
     )
 
 
@@ -97,9 +97,9 @@ def write_fixtures(
     path: Path,
     stages: Mapping[str, Sequence[Case]],
     shots: Sequence[Shot],
-    references: Sequence[Picture],
+    references: Sequence[DrawnImage],
 ) -> None:
-    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `picture/<name>` and, where it
+    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `image/<name>` and, where it
     was made of others, `init/<name>` and `mask/<name>`."""
     arrays: dict[str, Array] = {}
     for stage, cases in stages.items():
@@ -107,6 +107,6 @@ def write_fixtures(
             arrays |= {f"{stage}/{case.name}/in/{k}": v for k, v in case.inputs.items()}
             arrays |= {f"{stage}/{case.name}/out/{k}": v for k, v in case.outputs.items()}
     for s, f in zip(shots, references, strict=True):
-        given = {f"picture/{s.name}": f.pixels, f"init/{s.name}": s.init, f"mask/{s.name}": s.mask}
+        given = {f"image/{s.name}": f.pixels, f"init/{s.name}": s.init, f"mask/{s.name}": s.mask}
         arrays |= {k: v for k, v in given.items() if v is not None}
     np.savez_compressed(path, allow_pickle=False, **arrays)

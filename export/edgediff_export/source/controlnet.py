@@ -143,7 +143,7 @@ def _check(network: ControlNet, source: Source, latent: LatentSpec) -> None:
             raise ExportError(f"{where}: has {key} {config[key]!r}, which is not supported")
     embedding = config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)
     for what, its, expected in (
-        ("picture channels", config.get("conditioning_channels", 3), 3),
+        ("image channels", config.get("conditioning_channels", 3), 3),
         ("pixels a latent", 2 ** (len(embedding) - 1), latent.downscale),
         ("latent channels", config.get("in_channels", 4), latent.channels),
         (

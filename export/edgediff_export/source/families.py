@@ -38,7 +38,7 @@ VAE_ENCODER = "vae_encoder"
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Text encoder → the folder of its tokenizer."""
 TIME_IDS = 6
-"""Numbers that SDXL's UNet is told of a picture (Podell et al. 2023, arXiv:2307.01952, section
+"""Numbers that SDXL's UNet is told of an image (Podell et al. 2023, arXiv:2307.01952, section
 2.2): the size that it had, where it was cropped, the size to make, each as height and width."""
 
 

@@ -77,7 +77,7 @@ class Source:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet takes a mask and a picture beside the latents."""
+        """Whether the UNet takes a mask and an image beside the latents."""
         return bool(self.unet.get("in_channels", 4) != self.unet.get("out_channels", 4))
 
     @property
@@ -87,7 +87,7 @@ class Source:
         return xl and bool(self.index.get("force_zeros_for_empty_prompt", True))
 
     def overflows(self, component: str) -> bool:
-        """Whether a component says that it gives wrong pictures in float16: SDXL's VAE does, unless
+        """Whether a component says that it gives wrong images in float16: SDXL's VAE does, unless
         it was mended. Stable Diffusion's config may say so too, where diffusers wrote it anew."""
         xl = "text_encoder_2" in self.text_encoders
         kl = self.vae["_class_name"] == "AutoencoderKL"

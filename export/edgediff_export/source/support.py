@@ -53,7 +53,7 @@ def _check_added_embedding(source: Source) -> None:
     if unet.get("projection_class_embeddings_input_dim") != width:
         raise ExportError(
             f"{where}: the UNet takes {unet.get('projection_class_embeddings_input_dim')} values"
-            f" about prompt and picture, SDXL's base models {width}: refiners are not supported;"
+            f" about prompt and image, SDXL's base models {width}: refiners are not supported;"
             f" {SUPPORTED}"
         )
 

@@ -52,7 +52,7 @@ def unet_inputs(
 ) -> dict[str, Named]:
     """Noise (1, c, h, w) near both ends of the schedule, under the first prompts.
 
-    text: of each text encoder, a case for each prompt. size: (width, height) of a picture."""
+    text: of each text encoder, a case for each prompt. size: (width, height) of an image."""
     rng = np.random.default_rng(0)
     side = min(sample_side(config), _UNET_SIDE)
     cond_dim = config.get("time_cond_proj_dim")
@@ -76,7 +76,7 @@ def unet_inputs(
 
 
 def vae_decoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]:
-    """Latents of a real picture's scale: unit variance, over the scaling factor."""
+    """Latents of a real image's scale: unit variance, over the scaling factor."""
     rng = np.random.default_rng(1)
     side = min(sample_size, _VAE_SIDE)
     shape = (1, latent.channels, side, side)
@@ -88,7 +88,7 @@ def vae_decoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
 
 
 def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]:
-    """Pictures (1, 3, h, w) in [-1, 1]: noise all over, and even areas with a little of it."""
+    """Images (1, 3, h, w) in [-1, 1]: noise all over, and even areas with a little of it."""
     rng = np.random.default_rng(2)
     width, height = latent.size((min(sample_size, _VAE_SIDE),) * 2)
     shape = (1, 3, height, width)
@@ -98,7 +98,7 @@ def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
 
 
 def network_inputs(unet: Sequence[Case], latent: LatentSpec) -> dict[str, Named]:
-    """The UNet's fixtures, cropped to _CONTROL_SIDE, with a picture of noise and one of lines."""
+    """The UNet's fixtures, cropped to _CONTROL_SIDE, with an image of noise and one of lines."""
     rng = np.random.default_rng(3)
     cases: dict[str, Named] = {}
     for k, case in enumerate(unet):

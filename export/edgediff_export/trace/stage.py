@@ -147,13 +147,13 @@ VAE_DECODER = Stage(
     role="decoder",
     component="vae",
     inputs={LATENT_SAMPLE: {0: "batch", 2: "height", 3: "width"}},
-    outputs={SAMPLE: {0: "batch", 2: "picture_height", 3: "picture_width"}},
+    outputs={SAMPLE: {0: "batch", 2: "image_height", 3: "image_width"}},
     evaluate=_decode,
 )
 
 
 def _vae_encoder(source: Source) -> Stage:
-    """Pictures (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
+    """Images (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
     of the variance of AutoencoderKL's (Kingma and Welling 2013, arXiv:1312.6114), one after the
     other along the channels; both before scaling."""
     tiny = source.vae["_class_name"] == "AutoencoderTiny"
@@ -166,7 +166,7 @@ def _vae_encoder(source: Source) -> Stage:
         name=families.VAE_ENCODER,
         role="encoder",
         component="vae",
-        inputs={SAMPLE: {0: "batch", 2: "picture_height", 3: "picture_width"}},
+        inputs={SAMPLE: {0: "batch", 2: "image_height", 3: "image_width"}},
         outputs={
             LATENTS if tiny else LATENT_PARAMETERS: {0: "batch", 2: "height", 3: "width"},
         },
@@ -188,7 +188,7 @@ def network_stage(network: ControlNet) -> Stage:
             SAMPLE: {0: "batch", 2: "height", 3: "width"},
             TIMESTEP: {},
             ENCODER_HIDDEN_STATES: {0: "batch", 1: "sequence"},
-            CONTROL_IMAGE: {0: "batch", 2: "picture_height", 3: "picture_width"},
+            CONTROL_IMAGE: {0: "batch", 2: "image_height", 3: "image_width"},
             CONTROL_SCALE: {},
         },
         outputs=_residual_axes(network),

@@ -44,7 +44,7 @@ start = log.read_text().split().count(name)
 tell("loaded", imports=0.1, load=0.2)
 for line in sys.stdin:
     if start >= after and how == "crash":
-        sys.exit("ImportError: libpicture.so: cannot open shared object file")
+        sys.exit("ImportError: libimage.so: cannot open shared object file")
     if json.loads(line)["do"] == "show":
         size = (config["width"], config["height"]) if how != "small" else (1, 1)
         tell("shown", png=png(*size, COLOURS[config["colour"]]))

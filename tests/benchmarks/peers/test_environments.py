@@ -89,7 +89,7 @@ def test_installed_size_is_of_packages_without_pip_and_caches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environments, "_site_packages", lambda folder: folder)
-    for path, size in (("picture/a.py", 10), ("picture/__pycache__/a.pyc", 99), ("pip/b.py", 99)):
+    for path, size in (("image/a.py", 10), ("image/__pycache__/a.pyc", 99), ("pip/b.py", 99)):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(bytes(size))
     assert environments.installed_bytes(tmp_path) == 10

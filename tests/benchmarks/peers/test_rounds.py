@@ -74,7 +74,7 @@ def test_they_take_turns_and_a_cache_is_filled_before(bench: Bench) -> None:
     a, b = result.peers
     assert [w.total for w in a.warm] == [1.0, 1.0]
     assert len(b.cold) == 2
-    assert a.cold[0].first_picture > 0
+    assert a.cold[0].first_image > 0
     assert a.cold[0].load == 0.2
     assert b.peak_bytes == 3_000_000  # of all its processes the largest
     assert result.complete
@@ -136,7 +136,7 @@ def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
     assert bench.starts == ["A", "B", "A", "B"]
     assert [p.status for p in result.peers] == ["left out", "measured"]
     (line,) = table.left_out(result)
-    assert line.startswith("A: ended with status 1: ImportError: libpicture.so")
+    assert line.startswith("A: ended with status 1: ImportError: libimage.so")
     assert [row[0] for row in table.rows(result)] == ["B"]
 
 

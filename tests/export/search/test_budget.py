@@ -30,7 +30,7 @@ def layer(name: str, *shape: int) -> Layer:
 class World:
     """Stages whose error adds up layer by layer: cost for int8, a part of it for int8 weights.
 
-    unseen: by how many dB other pictures are worse. tried: (layers out of int8, unseen)."""
+    unseen: by how many dB other images are worse. tried: (layers out of int8, unseen)."""
 
     cost: Mapping[str, float]
     weights: float = 0.01
@@ -131,7 +131,7 @@ def test_cost_decides_across_stages(world: Any) -> None:
     assert out_of_int8(plans) == ["w7", "w40", "conv"]
 
 
-def test_unseen_pictures_have_the_last_word(world: Any) -> None:
+def test_unseen_images_have_the_last_word(world: Any) -> None:
     w = world(unseen=6.0)
     plans, calibration, unseen = w.search(min_psnr=36.0)
     assert unseen.median == pytest.approx(calibration.median - 6)
@@ -169,7 +169,7 @@ def test_an_impossible_quality(world: Any) -> None:
 
 
 def test_what_was_reached_is_less_than_what_was_asked(world: Any) -> None:
-    """Where the search passes on one set of pictures and fails on the other, and back."""
+    """Where the search passes on one set of images and fails on the other, and back."""
     w = world()
     medians = {False: 41.0, True: 38.0}
 
@@ -238,7 +238,7 @@ def test_no_quality_beyond_a_size(world: Any) -> None:
     assert len(plans) == len(set(plans))
 
 
-def test_equal_pictures_are_good_enough_for_anything() -> None:
+def test_equal_images_are_good_enough_for_anything() -> None:
     assert Measured.of([None, 40.0, None]) == Measured(median=math.inf, lowest=40.0)
     assert Measured.of([30.0, 40.0]) == Measured(median=35.0, lowest=30.0)
 

@@ -61,7 +61,7 @@ def test_the_bundle_says_what_was_measured(searched: Any) -> None:
     search = Bundle.open(made.root).manifest.quantization.search
     assert search is not None
     assert (search.min_psnr_db, search.max_bytes) == (MIN_PSNR, None)
-    assert search.unseen_pictures == len(shots.TRIAL_PROMPTS) - shots.CALIBRATION
+    assert search.unseen_images == len(shots.TRIAL_PROMPTS) - shots.CALIBRATION
     assert search.calibration_psnr_db >= MIN_PSNR
     assert search.unseen_psnr_db >= MIN_PSNR
     assert search.unseen_lowest_db <= search.unseen_psnr_db

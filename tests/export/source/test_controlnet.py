@@ -126,7 +126,7 @@ def test_a_hub_id_without_a_hub(source: Source, monkeypatch: pytest.MonkeyPatch)
         ({"layers_per_block": 2}, "its channels of skip connections"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type: text_time, and sd1 has None"),
         ({"in_channels": 9}, "its latent channels: 9, and sd1 has 4"),
-        ({"conditioning_channels": 1}, "its picture channels: 1, and sd1 has 3"),
+        ({"conditioning_channels": 1}, "its image channels: 1, and sd1 has 3"),
         ({"conditioning_embedding_out_channels": [16, 32]}, "its pixels a latent: 2"),
         ({"global_pool_conditions": True}, "has global_pool_conditions True, which is not"),
         ({"class_embed_type": "timestep"}, "has class_embed_type 'timestep', which is not"),

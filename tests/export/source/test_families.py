@@ -25,9 +25,9 @@ def test_int8(shape: str, small_pipeline: Callable[[str], Path], tmp_path: Path)
     unet = made.manifest.quantization.tensors["unet"]
     deep = "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_q.weight"
     assert unet[deep] == "int8"
-    for picture in made.manifest.fidelity.pictures:
-        assert picture.psnr_db is not None
-        assert picture.psnr_db > 28
+    for image in made.manifest.fidelity.images:
+        assert image.psnr_db is not None
+        assert image.psnr_db > 28
     assert verify(made.root, provider="cpu").ok
 
 
@@ -40,9 +40,9 @@ def test_int8_of_one_text_encoder(
     )
     assert {g.precision for g in made.manifest.graphs.values()} == {"int8"}
     assert "int8" in made.manifest.quantization.tensors["unet"].values()
-    for picture in made.manifest.fidelity.pictures:
-        assert picture.psnr_db is not None
-        assert picture.psnr_db > 28
+    for image in made.manifest.fidelity.images:
+        assert image.psnr_db is not None
+        assert image.psnr_db > 28
     assert verify(made.root, provider="cpu").ok
 
 
@@ -86,8 +86,8 @@ def test_a_vae_that_overflows_and_does_not_say_so_is_never_black(
     assert made.manifest.fidelity.stages["vae_decoder"].error < 0.02
     (mine,) = edgediff.load(made.root, provider="cpu").generate("a cat", seed=0, steps=1).images
     assert np.asarray(mine).std() > 5
-    for picture in made.manifest.fidelity.pictures:
-        assert picture.psnr_db is None or picture.psnr_db > 35
+    for image in made.manifest.fidelity.images:
+        assert image.psnr_db is None or image.psnr_db > 35
 
 
 def test_a_tiny_decoder(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_lightning_unet_alone(small_pipeline: Callable[[str], Path], tmp_path:
 def test_an_inpainting_unet_comes_with_the_encoder(
     shape: str, small_pipeline: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """It is compared on pictures of which half is painted anew."""
+    """It is compared on images of which half is painted anew."""
     made = export(
         Options(source=str(small_pipeline(shape)), out=tmp_path / "b", precision="int8", steps=2)
     )
@@ -129,7 +129,7 @@ def test_an_inpainting_unet_comes_with_the_encoder(
     assert sample.shape == ("batch", 9, "height", "width")
     assert made.manifest.latent.channels == 4
     assert "vae_encoder" in made.manifest.graphs
-    assert len(made.manifest.fidelity.pictures) == 4
-    assert all(p.psnr_db is None or p.psnr_db > 28 for p in made.manifest.fidelity.pictures)
+    assert len(made.manifest.fidelity.images) == 4
+    assert all(p.psnr_db is None or p.psnr_db > 28 for p in made.manifest.fidelity.images)
     outcome = verify(made.root, provider="cpu")
     assert [c for c in outcome.checks if not c.ok] == []

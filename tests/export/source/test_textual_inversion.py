@@ -1,4 +1,4 @@
-"""Forms of textual inversions, and files that are refused; that ids and pictures are diffusers' is
+"""Forms of textual inversions, and files that are refused; that ids and images are diffusers' is
 tests/parity/test_embedding_parity.py."""
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Averaged keys and values (token downsampling, Smith et al. 2024, arXiv:2402.13573): where
 self-attention is dearest, each 2×2 neighbourhood of tokens is averaged before keys and values are
-made of it. Attention there costs a quarter; pictures change, so it is off unless asked for."""
+made of it. Attention there costs a quarter; images change, so it is off unless asked for."""
 
 import numpy as np
 import onnx_ir as ir

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgediff.backend.session import multiplies_bytes
+from edgediff.backend.session import has_int8_dot
 from edgediff_export.graph.build import drop_unused_weights, initializer
 from edgediff_export.targets.cpu.dense import Kernel, Layer, Range, Writer, read_layer
 from edgediff_export.targets.cpu.group_norm import DOMAIN
@@ -44,7 +44,7 @@ def choose_kernels(
         if layer.pointwise:
             continue
         pixels = max(rows.get(layer.name, 1), 1)
-        if profile == "auto" and not multiplies_bytes():
+        if profile == "auto" and not has_int8_dot():
             chosen[layer.name] = "gather"
             continue
         if profile == "x86-amx":

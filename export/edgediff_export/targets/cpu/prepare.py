@@ -165,7 +165,7 @@ def bears_direct(model: ir.Model) -> bool:
     """Whether a stage's convolutions may write bytes: decoders with group norms.
 
     That adds an error of its own, which a decoder bears once but a UNet at every step, where it
-    saves a tenth of the time and costs 6 dB; and it needs ranges that hold for any picture, which
+    saves a tenth of the time and costs 6 dB; and it needs ranges that hold for any image, which
     only normalized activations have. A decoder gains most: at its resolutions gathering takes
     longer than multiplying."""
     return _decodes(model) and any(node.op_type == "GroupNorm" for node in model.graph)

@@ -143,7 +143,7 @@ def test_a_query_that_is_the_key_keeps_its_tokens(net: Any, run: Any) -> None:
     assert found.shape == (1, 8, 5, 4)
 
 
-def test_tokens_that_were_no_picture_stay(net: Any, assert_unchanged: Any) -> None:
+def test_tokens_that_were_no_image_stay(net: Any, assert_unchanged: Any) -> None:
     tokens = net.input("x", ("b", "s", 8))
     q, k, v = (net.linear(tokens, 8, 8) for _ in range(3))
     model = net.model(net.op("Abs", net.attention(q, k, v, HEADS, SIZE)))
@@ -181,7 +181,7 @@ def test_a_unet_of_any_size(shape: str, unet: Any, example: Any, run: Any, ops: 
         (found,) = run(model, inputs)
         assert found.shape == exact.shape == (2, 4, height, width)
         assert np.isfinite(found).all()
-        # Other pictures, but not other ones altogether.
+        # Other images, but not other ones altogether.
         assert 1e-6 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.3
 
 

@@ -226,7 +226,7 @@ def test_decoders_are_known_by_their_input(
 
 
 def test_a_profile_chooses_the_kernels(net: Any, tmp_path: Path, example: Any, ops: Any) -> None:
-    """Matrix tiles take small pictures gathered and large ones direct; auto has measured."""
+    """Matrix tiles take small images gathered and large ones direct; auto has measured."""
     path = tmp_path / "graph.onnx"
     ir.save(decoder(net), path)
     cases = [Case(name="", inputs=example(loaded(path)), outputs={})]
