@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from edgediff import __version__
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.schema import describe
-from edgediff.errors import Cancelled, EdgediffError, InputError, Name, Value, first_line
+from edgediff.errors import Cancelled, EdgediffError, InputError, first_line
 from edgediff.images.contact_sheet import MAX_SIDE, contact_sheet
 from edgediff.images.png import check_output, save_png
 from edgediff.pipeline import Pipeline
@@ -373,10 +373,10 @@ def _refused(job: Job, error: InputError) -> Job:
     """The job with an error, in which options that the line has itself are named as the line does:
     by their names in Python, and with values as JSON."""
 
-    def spell(part: Name | Value) -> str:
-        if part.option in job.inherited:
-            return part
-        return json.dumps(part.value) if isinstance(part, Value) else str(part)
+    def spell(option: str, value: object) -> str | None:
+        if option in job.inherited:
+            return None  # typed on the command line, whose flags it gets later
+        return option if value is None else f"{option} {json.dumps(value)}"
 
     return dataclasses.replace(job, error=error.spelled(spell))
 
@@ -439,20 +439,20 @@ def _some_usable(jobs: list[Job]) -> list[Job]:
         return jobs
     first = jobs[0]
     if len(jobs) == 1:
-        raise InputError(f"{first.where}: ", *errors[0].args)
+        raise InputError(f"{first.where}: {errors[0]}")
     head = (f"{first.file}: " if first.file else "") + f"none of {len(jobs)} lines can be used"
     texts = [str(error) for error in errors]
     if all(text.startswith(_NO_JSON) for text in texts):
-        raise InputError(f"{head}, the first ", *errors[0].args, "; prompts alone go in a .txt")
+        raise InputError(f"{head}, the first {errors[0]}; prompts without options go in a .txt")
     if len({*texts}) == 1:
-        raise InputError(f"{head}: ", *errors[0].args)
-    raise InputError(*_listed(head, jobs))
+        raise InputError(f"{head}: {errors[0]}")
+    raise InputError("".join(_listed(head, jobs)))
 
 
 def _listed(head: str, jobs: Collection[Job]) -> Iterator[str]:
     yield f"{head}:"
     for job in itertools.islice(jobs, _SHOWN):
         if job.error is not None:
-            yield from (f"\n  line {job.line}: ", *job.error.args)
+            yield f"\n  line {job.line}: {job.error}"
     if len(jobs) > _SHOWN:
         yield f"\n  and {len(jobs) - _SHOWN} more"

@@ -7,7 +7,7 @@ from typing import SupportsIndex, cast
 
 import numpy as np
 
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 
 MAX_SIDE = 4096
 """Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
@@ -21,7 +21,7 @@ def is_number(value: object) -> bool:
 def check_number(name: str, value: object) -> float:
     """A real number, numpy's too → float: nan passes, and an int that is too large is infinity."""
     if not is_number(value):
-        raise InputError(Name(name), f" is {value!r}: expected a number")
+        raise InputError(f"`{name}` is {value!r}: expected a number")
     try:
         return float(cast(float, value))
     except OverflowError:  # an int has no largest
@@ -32,12 +32,12 @@ def check_whole(name: str, value: object) -> int:
     """A whole number from 1 up, numpy's too → int."""
     number = operator.index(value) if isinstance(value, SupportsIndex) else 0
     if isinstance(value, bool) or number < 1:
-        raise InputError(Name(name), f" is {value!r}: expected a whole number from 1 up")
+        raise InputError(f"`{name}` is {value!r}: expected a whole number from 1 up")
     return number
 
 
 def check_flag(name: str, value: object) -> bool:
     """True or False; None, which is unset, is False."""
     if value is not None and not isinstance(value, bool | np.bool_):
-        raise InputError(Name(name), f" is {value!r}: expected True or False")
+        raise InputError(f"`{name}` is {value!r}: expected True or False")
     return bool(value)

@@ -8,10 +8,12 @@
     ├── DeadlineExceeded the run took longer than its deadline (also a TimeoutError)
     └── ExportError      a pipeline cannot be exported
 
-Each message names the value, what was expected, and the remedy. Options are named as in Python; a
-command line puts its flags in their place (`InputError.spelled`).
+Each message names the value, what was expected, and the remedy. Options stand in backticks under
+their Python names; a command line puts its flags in their place (`InputError.spelled`).
 """
 
+import ast
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,48 +26,26 @@ class BundleError(EdgediffError):
     """The bundle is missing, damaged, of a newer format, or contradicts itself."""
 
 
-class Name(str):
-    """The name of an option, as a part of an InputError's text. text: what Python code has for it,
-    where that is not the name alone."""
-
-    option: str
-
-    def __new__(cls, option: str, text: str | None = None) -> "Name":
-        self = super().__new__(cls, option if text is None else text)
-        self.option = option
-        return self
-
-
-class Value(str):
-    """A value of an option, as a part of an InputError's text, whose form is another elsewhere."""
-
-    option: str
-    value: Any
-
-    def __new__(cls, option: str, value: Any) -> "Value":
-        self = super().__new__(cls, repr(value))
-        self.option, self.value = option, value
-        return self
-
-    def __getnewargs__(self) -> tuple[str, Any]:  # type: ignore[override]
-        return self.option, self.value
-
-
 class InputError(EdgediffError, ValueError):
     """An argument is of the wrong type or out of range.
 
-    parts: the text, in pieces of which some may be a Name or a Value."""
+    The text has options in backticks under their Python names, `steps`, and a value whose form
+    differs elsewhere beside its option, `guidance_interval=(0.0, 0.8)`."""
 
-    def __init__(self, *parts: str) -> None:
-        super().__init__(*parts)
+    def spelled(self, spell: "Spell") -> "InputError":
+        """The same error with options spelled another way."""
 
-    def __str__(self) -> str:
-        return "".join(self.args)
+        def respell(match: re.Match[str]) -> str:
+            value = None if match[2] is None else ast.literal_eval(match[2])
+            found = spell(match[1], value)
+            return match[0] if found is None else found
 
-    def spelled(self, spell: Callable[[Name | Value], str]) -> "InputError":
-        """The same error with other words for the names and values of options."""
-        parts = (spell(p) if isinstance(p, Name | Value) else p for p in self.args)
-        return InputError(*parts)
+        return InputError(_OPTION.sub(respell, str(self)))
+
+
+Spell = Callable[[str, Any], str | None]
+"""(option's name in Python, its value or None) → text in place of both; None = leave it."""
+_OPTION = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 
 class ProviderError(EdgediffError):

@@ -67,7 +67,7 @@ def test_a_line_with_control(tiny_bundle: Path, tmp_path: Path) -> None:
         "canny": edgediff.Control(str(tmp_path / "m.png"), scale=0.5, process="edges"),
         "depth": edgediff.Control(str(tmp_path / "d.png")),
     }
-    with pytest.raises(InputError, match=r"p\.jsonl, line 1: control 'canny': tiny has none"):
+    with pytest.raises(InputError, match=r"p\.jsonl, line 1: `control` 'canny': tiny has none"):
         prepare_jobs(jobs, Bundle.open(tiny_bundle))
 
 

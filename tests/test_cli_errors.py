@@ -11,7 +11,7 @@ from PIL import Image
 
 from edgediff.cli import main
 from edgediff.cli.generate import generate
-from edgediff.errors import InputError, Name, Value
+from edgediff.errors import InputError
 
 BAD = [
     # flag, what is typed, a part of the error
@@ -32,12 +32,12 @@ BAD = [
     ("--spacing", "--spacing magic", "is 'magic': choose one of karras, "),
     ("--spacing", "--sampler lcm --spacing karras", "sampler lcm takes none"),
     ("--guidance-rescale", "--guidance-rescale 2", "is 2.0: give a number from 0 (off) to 1"),
-    ("--guidance-interval", "--guidance-interval 0.8-.25", "is 0.8-0.25: give where guidance st"),
-    ("--guidance-interval", "--guidance-interval 0.8-.2", "of the steps, such as 0-0.8"),
+    ("--guidance-interval", "--guidance-interval 0.8-.25", " 0.8-0.25: give where guidance st"),
+    ("--guidance-interval", "--guidance-interval 0.8-.2", "of the steps, such as --guidance-interval 0-0.8"),
     (
         "--guidance-interval",
         "--guidance-interval .4-.45 --guidance 3 --steps 4",
-        "is 0.4-0.45: none of 4 steps begins there",
+        " 0.4-0.45: none of 4 steps begins there",
     ),
     ("--guidance-interval", "--guidance-interval 0.5", "give START-END, such as 0.2-0.8"),
     ("--seed", f"--seed {2**64}", "is 18446744073709551616: give an integer"),
@@ -142,11 +142,16 @@ def test_every_flag_is_among_them() -> None:
 
 
 def test_in_python_the_same_errors_have_python_names() -> None:
-    error = InputError(Name("mask"), " is ", Value("mask", (0.0, 0.8)), ", not {x}")
-    assert str(error) == "mask is (0.0, 0.8), not {x}"
-    told = error.spelled(lambda part: f"<{part.option}>")
-    assert str(told) == "<mask> is <mask>, not {x}"
-    assert str(Name("no_cache", "cache_dir=False")) == "cache_dir=False"
+    error = InputError("`mask`: give `mask=(0.0, 0.8)`, not {x}")
+    assert str(error) == "`mask`: give `mask=(0.0, 0.8)`, not {x}"
+    told = error.spelled(lambda option, value: f"<{option} {value}>")
+    assert str(told) == "<mask None>: give <mask (0.0, 0.8)>, not {x}"
+    assert str(error.spelled(lambda *_: None)) == str(error)
+
+
+def test_a_flag_may_stand_for_an_option_and_its_value() -> None:
+    error = InputError("`cache_dir`: give `cache_dir=False`")
+    assert str(error.spelled(generate.spell)) == "--cache-dir: give --no-cache"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_in_python_the_same_errors_have_python_names() -> None:
     [copy.copy, lambda e: pickle.loads(pickle.dumps(e))],  # noqa: S301
 )
 def test_an_error_can_be_copied_to_another_process(copied: object) -> None:
-    error = InputError(Name("mask", "the mask"), " is ", Value("mask", (0.0, 0.8)))
+    error = InputError("`mask` is `mask=(0.0, 0.8)`")
     again = copied(error)  # type: ignore[operator]
     assert str(again) == str(error)
-    assert str(again.spelled(lambda part: part.option)) == "mask is mask"
+    assert str(again.spelled(lambda option, _: option)) == "mask is mask"

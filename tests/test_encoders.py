@@ -272,7 +272,7 @@ def test_an_encoder_may_give_the_whole_prompt_only(make: Make) -> None:
     assert prompt.encoder_hidden_states.shape == negative.encoder_hidden_states.shape == (1, 8, 2)
     assert prompt.extra["text_embeds"].shape == (1, 3)
     assert (report.limit, report.truncated) == (7, "")
-    with pytest.raises(InputError, match="clip_skip is 1"):
+    with pytest.raises(InputError, match="`clip_skip` is 1"):
         model.condition("a", clip_skip=1)
 
 

@@ -137,7 +137,7 @@ def test_a_run_can_be_abandoned_and_costs_nothing_then(pipe: Pipeline) -> None:
 
 
 def test_stream_checks_its_arguments_at_the_call(pipe: Pipeline) -> None:
-    with pytest.raises(InputError, match="steps is 0"):
+    with pytest.raises(InputError, match="`steps` is 0"):
         pipe.stream("a fox", steps=0)
 
 

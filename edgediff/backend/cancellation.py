@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from edgediff.checks import check_number
-from edgediff.errors import Cancelled, DeadlineExceeded, InputError, Name
+from edgediff.errors import Cancelled, DeadlineExceeded, InputError
 
 
 class Terminable(Protocol):
@@ -76,7 +76,5 @@ def check_deadline(deadline: float) -> float:
     """Raise InputError unless it is a positive number of seconds."""
     seconds = check_number("deadline", deadline)
     if not 0 < seconds <= threading.TIMEOUT_MAX:  # nan too
-        raise InputError(
-            Name("deadline"), f" is {deadline!r}: expected a positive number of seconds"
-        )
+        raise InputError(f"`deadline` is {deadline!r}: expected a positive number of seconds")
     return seconds

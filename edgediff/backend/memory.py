@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgediff.bundle.manifest import EVERY_STEP, GraphSpec, Manifest, Role
 from edgediff.bundle.tensor_names import GUIDANCE_EMBEDDING
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 from edgediff.sampling.guidance import Guidance
 
 UNITS = {
@@ -91,9 +91,9 @@ def memory_limit(
     largest = max(stages, key=lambda stage: stages[stage].peak)
     if stages[largest].peak > limit:
         raise InputError(
-            Name("max_memory"),
-            f" is {max_memory}: the largest stage, {largest}, takes about"
-            f" {math.ceil(stages[largest].peak / 1e6)}MB: give that or more, or a smaller bundle",
+            f"`max_memory` is {max_memory}: the largest stage, {largest}, takes about"
+            f" {math.ceil(stages[largest].peak / 1000000.0)}MB: give that or more, or a"
+            " smaller bundle"
         )
     return limit
 
@@ -112,8 +112,7 @@ def parse_memory(size: int | str) -> int:
         amount = 0
     if amount < 1:
         raise InputError(
-            Name("max_memory"),
-            f" is {size!r}: expected bytes as a whole number from 1 up, or text such as 1.4GB,"
-            " 900MB or 1GiB",
+            f"`max_memory` is {size!r}: expected bytes as a whole number from 1 up, or text"
+            " such as 1.4GB, 900MB or 1GiB"
         )
     return amount

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgediff.bundle.manifest import Precision
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,7 @@ PROVIDERS = {
 def check_provider_name(name: str) -> None:
     """Raise InputError, with the valid names, unless `name` is a provider's."""
     if name not in PROVIDERS:
-        raise InputError(
-            Name("provider"), f" is {name!r}: expected auto or one of {', '.join(PROVIDERS)}"
-        )
+        raise InputError(f"`provider` is {name!r}: expected auto or one of {', '.join(PROVIDERS)}")
 
 
 def default_options(

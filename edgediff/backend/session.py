@@ -30,7 +30,6 @@ from edgediff.errors import (
     BundleError,
     EdgediffError,
     InputError,
-    Name,
     ProviderError,
     first_line,
 )
@@ -74,11 +73,9 @@ class SessionOptions:
         check_provider_name(self.provider)
         if self.provider == "cpu" and self.provider_options:
             names = ", ".join(self.provider_options)
-            raise InputError(Name("provider_options"), f" {names}: the provider cpu takes none")
+            raise InputError(f"`provider_options` {names}: the provider cpu takes none")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise InputError(
-                Name("threads"), f" is {self.threads!r}: expected a whole number from 1 up"
-            )
+            raise InputError(f"`threads` is {self.threads!r}: expected a whole number from 1 up")
 
 
 def version() -> str:
@@ -440,11 +437,8 @@ def _open_cache(
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(
-            Name("cache_dir"),
-            f" {options.cache_dir}: cannot be made ({e.strerror}): give a folder that can be"
-            " written, or ",
-            Name("no_cache", "cache_dir=False"),
-            " to keep nothing",
+            f"`cache_dir` {options.cache_dir}: cannot be made ({e.strerror}): give a folder"
+            " that can be written, or `cache_dir=False` to keep nothing"
         ) from e
     return cache
 

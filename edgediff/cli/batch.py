@@ -13,12 +13,12 @@ import click
 from edgediff.cli.flags import file_of
 from edgediff.cli.report import duration, tell_inputs, tell_notes
 from edgediff.cli.running import finish
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
     from edgediff.bundle.folder import Bundle
-    from edgediff.errors import Value
+    from edgediff.errors import Spell
     from edgediff.pipeline import Pipeline
     from edgediff.request.options import Options
 
@@ -33,7 +33,7 @@ def make_all(
     *,
     bundle: "Bundle",
     load: Callable[[], "Pipeline"],
-    spell: "Callable[[Name | Value], str]",
+    spell: "Spell",
     deadline: float | None,
     grid: bool,
     as_json: bool,
@@ -49,7 +49,7 @@ def make_all(
     with file_of("prompts"):
         jobs = read_jobs(prompts, out_dir, defaults)
     sheet = out_dir / SHEET if grid else None
-    clash = InputError(f"its image is {SHEET}, as the sheet of ", Name("grid"), " is")
+    clash = InputError(f"its image is {SHEET}, as the sheet of `grid` is")
     jobs = [
         dataclasses.replace(job, error=clash) if job.error is None and sheet in job.paths else job
         for job in jobs

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgediff.errors import InputError, Name, Value
+from edgediff.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -30,13 +30,15 @@ _MAX_COLUMN = 28
 class Flag(click.Option):
     """An option that stands under the heading `section` of --help.
 
-    form: how its value is typed, where that is not as Python writes it: what `callback` reads."""
+    form: how its value is typed, if not as Python writes it; `callback` reads that.
+    stands_for: the option and value in Python that the flag means, if its name is not theirs."""
 
     def __init__(
         self,
         *arguments: Any,
         section: str,
         form: Callable[[Any], str] | None = None,
+        stands_for: tuple[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
@@ -44,6 +46,7 @@ class Flag(click.Option):
             raise ValueError(f"section {section!r}: not one of {SECTIONS}")
         self.section = section
         self.form = form
+        self.stands_for = stands_for
 
 
 def flag(section: str, *names: str, **settings: Any) -> Decorator[Any]:
@@ -72,17 +75,21 @@ class SpellingCommand(click.Command):
         except InputError as e:
             raise e.spelled(self.spell) from e
 
-    def spell(self, part: Name | Value) -> str:
-        """An option's name or value as it is typed; as in Python, where this has no flag for it."""
-        parameter = next((p for p in self.params if p.name == part.option), None)
+    def spell(self, option: str, value: Any) -> str | None:
+        """An option, with its value if any, as it is typed; None if it has no flag here."""
+        for parameter in self.params:
+            if isinstance(parameter, Flag) and parameter.stands_for == (option, value):
+                return max(parameter.opts, key=len)
+        parameter = next((p for p in self.params if p.name == option), None)
         if parameter is None:
-            return part
-        if isinstance(part, Value):
-            form = parameter.form if isinstance(parameter, Flag) else None
-            return part if form is None else form(part.value)
-        if isinstance(parameter, click.Option):
-            return max(parameter.opts, key=len)
-        return parameter.human_readable_name
+            return None
+        if not isinstance(parameter, click.Option):
+            return parameter.human_readable_name
+        typed = max(parameter.opts, key=len)
+        if value is None:
+            return typed
+        form = parameter.form if isinstance(parameter, Flag) else None
+        return f"{typed} {value if form is None else form(value)}"
 
 
 @contextlib.contextmanager
@@ -91,7 +98,7 @@ def file_of(parameter: str) -> Iterator[None]:
     try:
         yield
     except InputError as e:
-        raise InputError(Name(parameter), " ", *e.args) from e
+        raise InputError(f"`{parameter}` {e}") from e
 
 
 class SectionedCommand(SpellingCommand):

@@ -303,7 +303,13 @@ def _start_from(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where a compiling provider keeps its result.  [default: in the user's cache]",
 )
-@flag("Where it runs", "--no-cache", is_flag=True, help="Keep nothing of what a provider compiles.")
+@flag(
+    "Where it runs",
+    "--no-cache",
+    is_flag=True,
+    stands_for=("cache_dir", False),
+    help="Keep nothing of what a provider compiles.",
+)
 @flag(
     "Where it runs",
     "--deadline",

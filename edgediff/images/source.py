@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -74,7 +73,7 @@ Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | OpenedImage
 
 
 def open_image(source: Source, what: str) -> OpenedImage:
-    """Read an image whole. `what`, an option's Name, is what errors call it, with its path if any.
+    """Read an image whole. `what`, an option in backticks, names it in errors, before its path if any.
 
     Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
     CMYK images become RGB, without regard to colour profiles; of several frames, the first.
@@ -83,16 +82,15 @@ def open_image(source: Source, what: str) -> OpenedImage:
     if isinstance(source, OpenedImage):
         return source
     if isinstance(source, np.ndarray):
-        return _convert(_from_array(source, what), (what,), what, IN_MEMORY)
+        return _convert(_from_array(source, what), what, what, IN_MEMORY)
     if isinstance(source, Image.Image):
-        return _convert(source, (what,), what, IN_MEMORY)
+        return _convert(source, what, what, IN_MEMORY)
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            what,
-            f" is {type(source).__name__}: expected a path, a pillow image or a numpy array",
+            f"{what} is {type(source).__name__}: expected a path, a pillow image or a numpy array",
         )
     path = Path(source)
-    where = (what, f" {path}")
+    where = f"{what} {path}"
     try:
         with path.open("rb") as file, _identify(file) as image:
             return _convert(image, where, str(path), path.name)
@@ -100,11 +98,11 @@ def open_image(source: Source, what: str) -> OpenedImage:
         raise
     except UnidentifiedImageError as e:
         raise InputError(
-            *where, f": is no image that can be read: give one of {', '.join(FORMATS)}"
+            f"{where}: is no image that can be read: give one of {', '.join(FORMATS)}"
         ) from e
     except (OSError, ValueError) as e:  # ValueError: a path with a null byte
         reason = getattr(e, "strerror", None) or first_line(e)
-        raise InputError(*where, f": cannot be read ({reason})") from e
+        raise InputError(f"{where}: cannot be read ({reason})") from e
 
 
 def _identify(file: IO[bytes]) -> Image.Image:
@@ -128,24 +126,22 @@ def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
     channels = array.shape[2:]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
         raise InputError(
-            what,
-            f" is an array of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 3) or"
+            f"{what} is an array of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 3) or"
             " (h, w, 4)",
         )
     if 0 in array.shape:
-        raise InputError(what, f" is {array.shape[1]}x{array.shape[0]} pixels: it has none")
+        raise InputError(f"{what} is {array.shape[1]}x{array.shape[0]} pixels: it has none")
     return Image.fromarray(array)
 
 
-def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> OpenedImage:
+def _convert(image: Image.Image, where: str, what: str, name: str) -> OpenedImage:
     """Any of pillow's images → ours. `where` names it in errors, `what` in notes."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise InputError(*where, f": is {width}x{height} pixels: it has none")
+        raise InputError(f"{where}: is {width}x{height} pixels: it has none")
     if width * height > MAX_PIXELS:
         raise InputError(
-            *where,
-            f": is {width}x{height} pixels: at most {MAX_PIXELS // 1_000_000} megapixels are read:"
+            f"{where}: is {width}x{height} pixels: at most {MAX_PIXELS // 1_000_000} megapixels are read:"
             " make it smaller first",
         )
     notes = []
@@ -162,7 +158,7 @@ def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> 
     except InputError:
         raise
     except Exception as e:  # pillow's decoders raise anything
-        raise InputError(*where, f": the image is damaged ({first_line(e)})") from e
+        raise InputError(f"{where}: the image is damaged ({first_line(e)})") from e
     if transparent:
         notes.append(f"{what}: what is transparent was laid on white")
     if image.mode == "CMYK":
@@ -170,17 +166,17 @@ def _convert(image: Image.Image, where: Sequence[str], what: str, name: str) -> 
     return OpenedImage(rgb=rgb, name=name, what=what, notes=tuple(notes), transparent=transparent)
 
 
-def _eight_bits(image: Image.Image, where: Sequence[str]) -> Image.Image:
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
     """Grey of 16 bits → of 8; pillow's own conversion would clip it."""
     if image.mode == "F":
         raise InputError(
-            *where, ": has floating-point pixels, whose range is not said: use 16 bits"
+            f"{where}: has floating-point pixels, whose range is not said: use 16 bits"
         )
     if not image.mode.startswith("I"):
         return image
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 0xFFFF:
         raise InputError(
-            *where, f": has values from {grey.min()} to {grey.max()}: use 8 or 16 bits a channel"
+            f"{where}: has values from {grey.min()} to {grey.max()}: use 8 or 16 bits a channel"
         )
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8))

@@ -11,7 +11,7 @@ from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.latent import LatentSpec
 from edgediff.bundle.manifest import Manifest, Stage
 from edgediff.bundle.tensor_names import LATENTS
-from edgediff.errors import InputError, Name, ProviderError
+from edgediff.errors import InputError, ProviderError
 from edgediff.networks.tiling import OVERLAP, tiled
 from edgediff.sampling.samplers import Noise
 
@@ -135,9 +135,8 @@ def check_tile(tile: int, downscale: int) -> int:
     least = LEAST_TILE * downscale
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < least or tile % downscale:
         raise InputError(
-            Name("tile"),
-            f" is {tile!r}: expected pixels a side, a multiple of {downscale} from {least} up;"
-            " leave it out to decode whole images",
+            f"`tile` is {tile!r}: expected pixels a side, a multiple of {downscale} from"
+            f" {least} up; leave it out to decode whole images"
         )
     return tile
 
@@ -146,7 +145,7 @@ def require_encoder(manifest: Manifest, option: str) -> Stage:
     """The bundle's encoder. Raises InputError if it has none; `option` needs one."""
     if manifest.encoder is None:
         raise InputError(
-            Name(option),
-            f": {manifest.name} has no encoder for images: export it again with --with-encoder",
+            f"`{option}`: {manifest.name} has no encoder for images: export it again with"
+            " --with-encoder"
         )
     return manifest.encoder

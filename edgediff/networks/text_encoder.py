@@ -18,7 +18,7 @@ from edgediff.bundle.tensor_names import (
     TIME_IDS,
     clip_skip_output,
 )
-from edgediff.errors import BundleError, InputError, Name
+from edgediff.errors import BundleError, InputError
 from edgediff.sampling.denoiser import Conditioning
 from edgediff.sampling.guidance import Guidance
 from edgediff.text.emphasis import apply_weights
@@ -225,12 +225,10 @@ def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
     able = [str(k) for k in range(1, len(outputs)) if clip_skip_output(k) in outputs]
     if able:
         raise InputError(
-            Name("clip_skip"),
-            f" is {clip_skip}: this bundle's text encoder can leave out {' or '.join(able)} of its"
-            " layers, or none",
+            f"`clip_skip` is {clip_skip}: this bundle's text encoder can leave out"
+            f" {' or '.join(able)} of its layers, or none"
         )
     raise InputError(
-        Name("clip_skip"),
-        f" is {clip_skip}: this bundle's text encoder gives its last layer alone: export the bundle"
-        " again",
+        f"`clip_skip` is {clip_skip}: this bundle's text encoder gives its last layer alone:"
+        " export the bundle again"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgediff.bundle.manifest import Manifest
 from edgediff.checks import is_number
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 from edgediff.images.canny import edges, invert
 from edgediff.images.source import OpenedImage, Source, open_image
 from edgediff.request.init_image import ImageRecord, record
@@ -51,7 +51,7 @@ class Control:
 
     def pixels(self, width: int, height: int) -> NDArray[np.float32]:
         """The image as the network takes it: (1, 3, height, width) float32 in [0, 1]."""
-        pixels = open_image(self.image, "control").at(width, height)
+        pixels = open_image(self.image, "`control`").at(width, height)
         if self.process is not None:
             pixels = np.asarray(PROCESSES[self.process](Image.fromarray(pixels)))
         return np.ascontiguousarray(pixels.astype(np.float32).transpose(2, 0, 1)[None] / 255)
@@ -78,17 +78,14 @@ def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) ->
         return {}
     if not isinstance(controls, Mapping):
         raise InputError(
-            Name("control"),
-            f" is {type(controls).__name__}: expected names with a Control each, such as"
-            ' {"canny": edgediff.Control("edges.png")}',
+            f"`control` is {type(controls).__name__}: expected names with a Control each, such"
+            ' as {"canny": edgediff.Control("edges.png")}'
         )
     known = tuple(manifest.controlnets)
     for name in controls:
         if name not in known:
             there = f"it has {', '.join(known)}" if known else _how_to_export(str(name))
-            raise InputError(
-                Name("control"), f" {name!r}: {manifest.name} has none of that name; {there}"
-            )
+            raise InputError(f"`control` {name!r}: {manifest.name} has none of that name; {there}")
     return {name: _opened(name, controls[name]) for name in known if name in controls}
 
 
@@ -97,9 +94,8 @@ def check_controls(controls: Mapping[str, Control], steps: int) -> None:
     for name, control in controls.items():
         if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
             raise InputError(
-                Name("control"),
-                f" {name!r}: from {control.start} to {control.end} of {steps} steps there is no"
-                " whole one: give a wider part, or more steps",
+                f"`control` {name!r}: from {control.start} to {control.end} of {steps} steps"
+                " there is no whole one: give a wider part, or more steps"
             )
 
 
@@ -135,31 +131,26 @@ def _how_to_export(name: str) -> str:
 def _opened(name: str, control: Control) -> Control:
     if not isinstance(control, Control):
         raise InputError(
-            Name("control"),
-            f" {name!r} is {type(control).__name__}: expected a Control, such as"
-            f" edgediff.Control({control!r})",
+            f"`control` {name!r} is {type(control).__name__}: expected a Control, such as"
+            f" edgediff.Control({control!r})"
         )
     for field in ("scale", "start", "end"):
         value = getattr(control, field)
         if not is_number(value):
-            raise InputError(Name("control"), f" {name!r}: {field} is {value!r}: expected a number")
+            raise InputError(f"`control` {name!r}: {field} is {value!r}: expected a number")
     if not abs(control.scale) <= MAX_SCALE:  # nan too
         raise InputError(
-            Name("control"),
-            f" {name!r}: scale is {control.scale}: expected a number from {-MAX_SCALE:g} to"
-            f" {MAX_SCALE:g}",
+            f"`control` {name!r}: scale is {control.scale}: expected a number from"
+            f" {-MAX_SCALE:g} to {MAX_SCALE:g}"
         )
     if not 0 <= control.start < control.end <= 1:
         raise InputError(
-            Name("control"),
-            f" {name!r}: from {control.start} to {control.end} of the steps: expected"
-            " 0 ≤ start < end ≤ 1",
+            f"`control` {name!r}: from {control.start} to {control.end} of the steps: expected"
+            " 0 ≤ start < end ≤ 1"
         )
     if control.process not in (None, *get_args(Process)):
         raise InputError(
-            Name("control"),
-            f" {name!r}: process is {control.process!r}: expected"
-            f" {' or '.join(map(repr, get_args(Process)))}, or None",
+            f"`control` {name!r}: process is {control.process!r}: expected"
+            f" {' or '.join(map(repr, get_args(Process)))}, or None"
         )
-    what = Name("control", f"control {name!r}")
-    return dataclasses.replace(control, image=open_image(control.image, what))
+    return dataclasses.replace(control, image=open_image(control.image, f"`control` {name!r}"))

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from edgediff.bundle.manifest import Manifest
 from edgediff.checks import MAX_SIDE, check_number, check_whole
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 from edgediff.networks.autoencoder import require_encoder
 
 Mode = Literal["latent", "pixel"]
@@ -36,26 +36,17 @@ def resolve_hires(
     if factor is None:
         for name in ("hires_strength", "hires_steps", "hires_mode"):
             if options.get(name) is not None:
-                raise InputError(
-                    Name(name),
-                    f" is {options[name]!r}, but ",
-                    Name("hires"),
-                    " is unset: give both",
-                )
+                raise InputError(f"`{name}` is {options[name]!r}, but `hires` is unset: give both")
         return {}
     if options.get("mask") is not None:
         raise InputError(
-            Name("hires"),
-            " with ",
-            Name("mask"),
-            " would paint over what is kept: make the image larger in a call of its own",
+            "`hires` with `mask` would paint over what is kept: make the image larger in a"
+            " call of its own"
         )
     strength, own_steps = options.get("hires_strength"), options.get("hires_steps")
     _check_factor(check_number("hires", factor), size, manifest.latent.downscale)
     if mode not in (*get_args(Mode), None):
-        raise InputError(
-            Name("hires_mode"), f" is {mode!r}: choose one of {', '.join(get_args(Mode))}"
-        )
+        raise InputError(f"`hires_mode` is {mode!r}: choose one of {', '.join(get_args(Mode))}")
     if mode == "pixel":
         require_encoder(manifest, "hires_mode")
     return {
@@ -72,18 +63,16 @@ def resolve_hires(
 
 def _check_factor(factor: float, size: tuple[int, int], multiple: int) -> None:
     if not 1 < factor < math.inf:  # nan too
-        raise InputError(Name("hires"), f" is {factor:g}: expected a factor above 1, such as 2")
+        raise InputError(f"`hires` is {factor:g}: expected a factor above 1, such as 2")
     if factor * max(size) > MAX_SIDE:
         raise InputError(
-            Name("hires"),
-            f" is {factor:g}: {size[0]}x{size[1]} would become larger than {MAX_SIDE} pixels a"
-            " side: give less",
+            f"`hires` is {factor:g}: {size[0]}x{size[1]} would become larger than {MAX_SIDE}"
+            " pixels a side: give less"
         )
     if larger(size, factor, multiple) == size:
         raise InputError(
-            Name("hires"),
-            f" is {factor:g}: {size[0]}x{size[1]} stays as it is in steps of {multiple} pixels:"
-            " give more",
+            f"`hires` is {factor:g}: {size[0]}x{size[1]} stays as it is in steps of {multiple}"
+            " pixels: give more"
         )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from edgediff.bundle.manifest import Manifest
 from edgediff.bundle.tensor_names import SAMPLE
 from edgediff.checks import MAX_SIDE, check_flag, check_number
-from edgediff.errors import BundleError, InputError, Name
+from edgediff.errors import BundleError, InputError
 from edgediff.images.source import OpenedImage, Source, open_image
 from edgediff.networks.autoencoder import require_encoder
 
@@ -54,10 +54,7 @@ class Inputs:
             return None
         if self.init_image is None:
             raise InputError(
-                Name("strength"),
-                f" is {asked!r}, but there is no ",
-                Name("init_image"),
-                ": give an image",
+                f"`strength` is {asked!r}, but there is no `init_image`: give an image"
             )
         if asked is None:
             return DEFAULT_STRENGTH if self.mask is None else 1.0
@@ -67,9 +64,7 @@ class Inputs:
         """Raises InputError for what is neither True nor False, and for True without a mask."""
         keep = check_flag("keep_unmasked", asked)
         if keep and self.mask is None:
-            raise InputError(
-                Name("keep_unmasked"), " is given, but there is no ", Name("mask"), ": give one"
-            )
+            raise InputError("`keep_unmasked` is given, but there is no `mask`: give one")
         return keep
 
     def restored(self, image: Image.Image) -> Image.Image:
@@ -86,34 +81,27 @@ class Inputs:
 def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
     """Read the images, each once. Raises InputError for what cannot be read, and for a mask that
     has no image, another size than it, transparency, or nothing white."""
-    image = None if init_image is None else open_image(init_image, Name("init_image"))
+    image = None if init_image is None else open_image(init_image, "`init_image`")
     if mask is None:
         return Inputs(init_image=image, mask=None)
     if image is None:
-        raise InputError(
-            Name("mask"),
-            " is given, but ",
-            Name("init_image"),
-            " is not: give the image that it lies on",
-        )
-    opened = open_image(mask, Name("mask"))
+        raise InputError("`mask` is given, but `init_image` is not: give the image that it lies on")
+    opened = open_image(mask, "`mask`")
     name = opened.name
     if opened.size != image.size:
         (w, h), (mask_w, mask_h) = image.size, opened.size
         raise InputError(
-            Name("mask"),
-            f" {name}: is {mask_w}x{mask_h}, and the image {w}x{h} (upright): give one of the"
-            " image's size",
+            f"`mask` {name}: is {mask_w}x{mask_h}, and the image {w}x{h} (upright): give one"
+            " of the image's size"
         )
     if opened.transparent:
         raise InputError(
-            Name("mask"),
-            f" {name}: has transparent parts, which say neither keep nor repaint: save it without"
-            " transparency, white where to paint anew and black where to keep",
+            f"`mask` {name}: has transparent parts, which say neither keep nor repaint: save"
+            " it without transparency, white where to paint anew and black where to keep"
         )
     if not mask_at(opened, *opened.size).any():
         raise InputError(
-            Name("mask"), f" {name}: nothing in it is white, so there is nothing to paint anew"
+            f"`mask` {name}: nothing in it is white, so there is nothing to paint anew"
         )
     return Inputs(init_image=image, mask=opened)
 
@@ -140,10 +128,7 @@ def check_inputs(manifest: Manifest, inputs: Inputs) -> None:
         require_encoder(manifest, "init_image")
     if inputs.mask is None and inpaints(manifest):
         raise InputError(
-            f"{manifest.name} paints parts of an image anew: give ",
-            Name("init_image"),
-            " and ",
-            Name("mask"),
+            f"{manifest.name} paints parts of an image anew: give `init_image` and `mask`"
         )
 
 
@@ -170,9 +155,8 @@ def check_mask(inputs: Inputs, width: int, height: int, downscale: int) -> None:
         mask = latent_mask(mask_at(inputs.mask, width, height), downscale)
         if not mask.any():
             raise InputError(
-                Name("mask"),
-                f" {inputs.mask.name}: what is white in it is too fine for latents of {downscale}"
-                " pixels a side: make it thicker",
+                f"`mask` {inputs.mask.name}: what is white in it is too fine for latents of"
+                f" {downscale} pixels a side: make it thicker"
             )
 
 
@@ -191,9 +175,7 @@ def size_of(image: OpenedImage, manifest: Manifest) -> tuple[int, int]:
     made = [max(1, int(side * scale) // multiple) * multiple for side in (width, height)]
     if max(made) > MAX_SIDE:
         raise InputError(
-            Name("init_image"),
-            f" {image.name}: is {width}x{height} pixels, and at most {MAX_SIDE} a side are made:"
-            " crop it, or give ",
-            Name("size"),
+            f"`init_image` {image.name}: is {width}x{height} pixels, and at most {MAX_SIDE} a"
+            " side are made: crop it, or give `size`"
         )
     return made[0], made[1]

@@ -163,7 +163,7 @@ def _from_parameters(text: str, path: Path) -> Recorded:
     try:
         parsed = parse_parameters(text)
     except InputError as e:
-        raise InputError(f"{path}: ", *e.args) from e
+        raise InputError(f"{path}: {e}") from e
     return Recorded(
         prompt=parsed.prompt,
         options=parsed.options,

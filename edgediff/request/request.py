@@ -14,7 +14,7 @@ from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import Manifest
 from edgediff.bundle.tensor_names import ENCODER_HIDDEN_STATES
 from edgediff.checks import MAX_SIDE, check_flag, check_number
-from edgediff.errors import InputError, Name, Value
+from edgediff.errors import InputError
 from edgediff.images.source import OpenedImage
 from edgediff.networks.text_encoder import states_output
 from edgediff.request.control import (
@@ -190,8 +190,8 @@ def _second_pass(schedule: Schedule, settings: Settings) -> tuple[Plan, ...]:
     return (plan,)
 
 
-def _of_second_pass(part: Name | Value) -> str:
-    return Name(f"hires_{part.option}") if part.option in ("steps", "strength") else part
+def _of_second_pass(option: str, _value: object) -> str | None:
+    return f"`hires_{option}`" if option in ("steps", "strength") else None
 
 
 def _or(value: T | None, default: T) -> T:
@@ -211,8 +211,8 @@ def _check_guidance(guidance: float) -> float:
     check_number("guidance_scale", guidance)
     if not abs(guidance) <= MAX_GUIDANCE:  # nan too
         raise InputError(
-            Name("guidance_scale"),
-            f" is {guidance}: expected a number from {-MAX_GUIDANCE:g} to {MAX_GUIDANCE:g}",
+            f"`guidance_scale` is {guidance}: expected a number from {-MAX_GUIDANCE:g} to"
+            f" {MAX_GUIDANCE:g}"
         )
     return float(guidance)
 
@@ -221,10 +221,8 @@ def _check_guided(guidance: Guidance, steps: int) -> None:
     """Raise InputError for guidance that would act on no step."""
     if guidance.acts and not guidance.steps(steps):
         raise InputError(
-            Name("guidance_interval"),
-            " is ",
-            Value("guidance_interval", guidance.interval),
-            f": none of {steps} steps begins there: give a wider part, or more steps",
+            f"`guidance_interval={guidance.interval!r}`: none of {steps} steps begins there:"
+            " give a wider part, or more steps"
         )
 
 
@@ -235,18 +233,13 @@ def _check_variation(options: Options) -> tuple[int | None, float]:
         return None, 0.0
     if strength is None:
         raise InputError(
-            Name("variation_seed"),
-            f" is {seed!r}: give ",
-            Name("variation_strength"),
-            " too, such as 0.2",
+            f"`variation_seed` is {seed!r}: give `variation_strength` too, such as 0.2"
         )
     strength = check_variation_strength(strength)
     if strength == 0.0:
         return None, 0.0
     if seed is None:
-        raise InputError(
-            Name("variation_strength"), f" is {strength}: give ", Name("variation_seed"), " too"
-        )
+        raise InputError(f"`variation_strength` is {strength}: give `variation_seed` too")
     return check_seed(seed, "variation_seed"), strength
 
 
@@ -263,9 +256,8 @@ def _check_long_prompts(manifest: Manifest, value: object) -> bool:
     states = manifest.denoiser.graph.input(ENCODER_HIDDEN_STATES)
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(
-            Name("long_prompts"),
-            f": the UNet of this bundle takes {states.shape[1]} tokens, no more and no less: leave"
-            " it out, or export the bundle again",
+            f"`long_prompts`: the UNet of this bundle takes {states.shape[1]} tokens, no more"
+            " and no less: leave it out, or export the bundle again"
         )
     return wanted
 
@@ -275,8 +267,8 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
         return None
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(
-            Name("clip_skip"),
-            f" is {value!r}: expected a whole number from 1 up; leave it out for all layers",
+            f"`clip_skip` is {value!r}: expected a whole number from 1 up; leave it out for"
+            " all layers"
         )
     for group in manifest.conditioning.states:
         for encoder in group:
@@ -287,11 +279,11 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
 def check_text(name: str, text: object) -> None:
     """Raise InputError unless `text` is a str that UTF-8 can hold; `name` says what it is."""
     if not isinstance(text, str):
-        raise InputError(Name(name), f" is {type(text).__name__}, expected text (str)")
+        raise InputError(f"`{name}` is {type(text).__name__}, expected text (str)")
     try:
         text.encode()
     except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8
-        raise InputError(Name(name), f" is not valid text ({e.reason}): pass it as UTF-8") from e
+        raise InputError(f"`{name}` is not valid text ({e.reason}): pass it as UTF-8") from e
 
 
 def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -301,18 +293,17 @@ def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
     try:
         sides = [operator.index(side) for side in (size if np.iterable(size) else (size, size))]
     except TypeError as e:
-        raise InputError(Name("size"), f" is {size!r}: expected whole numbers of pixels") from e
+        raise InputError(f"`size` is {size!r}: expected whole numbers of pixels") from e
     if len(sides) != 2:
-        raise InputError(Name("size"), f" is {size!r}: expected (width, height) in pixels")
+        raise InputError(f"`size` is {size!r}: expected (width, height) in pixels")
     width, height = sides
     if max(sides) > MAX_SIDE:
-        raise InputError(Name("size"), f" {width}x{height}: at most {MAX_SIDE} pixels a side")
+        raise InputError(f"`size` {width}x{height}: at most {MAX_SIDE} pixels a side")
     if min(sides) < 1 or width % multiple or height % multiple:
         near = "x".join(str(max(multiple, round(s / multiple) * multiple)) for s in sides)
         raise InputError(
-            Name("size"),
-            f" {width}x{height}: both sides must be multiples of {multiple} from {multiple} up;"
-            f" {near} is near",
+            f"`size` {width}x{height}: both sides must be multiples of {multiple} from"
+            f" {multiple} up; {near} is near"
         )
     return width, height
 
@@ -325,5 +316,5 @@ def resolve_seeds(seed: int | Iterable[int] | None) -> tuple[int, ...]:
         return (secrets.randbelow(2**32),)
     seeds = list(seed) if isinstance(seed, Iterable) else [seed]
     if not seeds:
-        raise InputError(Name("seed"), " is an empty list: give one seed for each image")
+        raise InputError("`seed` is an empty list: give one seed for each image")
     return tuple(check_seed(s) for s in seeds)

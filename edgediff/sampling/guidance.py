@@ -12,7 +12,7 @@ import numpy as np
 
 from edgediff.arrays import Array
 from edgediff.checks import is_number
-from edgediff.errors import InputError, Name, Value
+from edgediff.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class Guidance:
     def __post_init__(self) -> None:
         if not is_number(self.scale) or not math.isfinite(self.scale):
             raise InputError(
-                Name("guidance_scale"), f" is {self.scale!r}: give a finite number, such as 7.5"
+                f"`guidance_scale` is {self.scale!r}: give a finite number, such as 7.5"
             )
         if not is_number(self.rescale) or not 0.0 <= self.rescale <= 1.0:  # nan too
             raise InputError(
-                Name("guidance_rescale"), f" is {self.rescale!r}: give a number from 0 (off) to 1"
+                f"`guidance_rescale` is {self.rescale!r}: give a number from 0 (off) to 1"
             )
         start, end = _fractions(self.interval)
         if self.embedding_dim is not None and self.embedding_dim < 4:
@@ -113,12 +113,8 @@ def _fractions(interval: object) -> tuple[float, float]:
     pair = tuple(interval) if isinstance(interval, Sequence) else ()
     if len(pair) != 2 or not all(map(is_number, pair)) or not 0.0 <= pair[0] < pair[1] <= 1.0:
         raise InputError(
-            Name("guidance_interval"),
-            " is ",
-            Value("guidance_interval", interval),
-            ": give where guidance starts and where it ends, as rising fractions of the steps, such"
-            " as ",
-            Value("guidance_interval", (0.0, 0.8)),
+            f"`guidance_interval={interval!r}`: give where guidance starts and where it ends,"
+            f" as rising fractions of the steps, such as `guidance_interval={(0.0, 0.8)!r}`"
         )
     return float(pair[0]), float(pair[1])
 

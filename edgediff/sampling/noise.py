@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from edgediff.arrays import Array
 from edgediff.checks import is_number
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 
 _BLOCK = 16
 _TWO_PI = np.float32(2.0 * math.pi)
@@ -36,7 +36,7 @@ def check_seed(seed: object, option: str = "seed") -> int:
         with contextlib.suppress(TypeError):  # an array of several numbers
             number = operator.index(seed)
     if number is None or not -(2**63) <= number < 2**64:
-        raise InputError(Name(option), f" is {seed!r}: give an integer from -2**63 to 2**64 - 1")
+        raise InputError(f"`{option}` is {seed!r}: give an integer from -2**63 to 2**64 - 1")
     return number
 
 
@@ -117,9 +117,8 @@ def check_variation_strength(strength: float) -> float:
     """Raise InputError unless it is a number from 0 to 1."""
     if not is_number(strength) or not 0.0 <= strength <= 1.0:
         raise InputError(
-            Name("variation_strength"),
-            f" is {strength!r}: give a number from 0 (the seed's image) to 1 (the variation"
-            " seed's)",
+            f"`variation_strength` is {strength!r}: give a number from 0 (the seed's image) to"
+            " 1 (the variation seed's)"
         )
     return float(strength)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgediff.checks import is_number
-from edgediff.errors import InputError, Name
+from edgediff.errors import InputError
 from edgediff.sampling.discrete import DISCRETE_SAMPLERS, SPACED, discrete_steps, starts_pure
 from edgediff.sampling.flow import FLOW_SAMPLERS, FLOW_SPACED, flow_shift, flow_steps
 from edgediff.sampling.planned_step import PlannedStep
@@ -84,15 +84,12 @@ def make_plan(
     of steps that the schedule has no room for, for a strength that leaves no step, and for a model
     that cannot start where the sampler does."""
     if sampler not in DISCRETE_SAMPLERS:  # those of flow matching are among them
-        raise InputError(
-            Name("sampler"), f" is {sampler!r}: choose one of {', '.join(DISCRETE_SAMPLERS)}"
-        )
+        raise InputError(f"`sampler` is {sampler!r}: choose one of {', '.join(DISCRETE_SAMPLERS)}")
     flow = isinstance(schedule, FlowSchedule)
     if flow and sampler not in FLOW_SAMPLERS:
         raise InputError(
-            Name("sampler"),
-            f" is {sampler!r}, which cannot sample a model of flow matching: choose one of"
-            f" {', '.join(FLOW_SAMPLERS)}",
+            f"`sampler` is {sampler!r}, which cannot sample a model of flow matching: choose"
+            f" one of {', '.join(FLOW_SAMPLERS)}"
         )
     spacing = _check_spacing(sampler, spacing, FLOW_SPACED if flow else SPACED)
     steps = _whole(steps, _most_steps(schedule, sampler), sampler)
@@ -102,16 +99,14 @@ def make_plan(
     if not _fits(schedule, planned):
         fewer = next(n for n in range(steps - 1, 0, -1) if _fits(schedule, steps_of(n)))
         raise InputError(
-            Name("steps"),
-            f" is {steps}: with this model's timesteps, {sampler} would repeat one or leave"
-            f" 0 … {_last_timestep(schedule)}: use {fewer} or fewer",
+            f"`steps` is {steps}: with this model's timesteps, {sampler} would repeat one or"
+            f" leave 0 … {_last_timestep(schedule)}: use {fewer} or fewer"
         )
     planned = planned[steps - kept :]
     if math.isinf(planned[0].sigma) and schedule.prediction_type == "epsilon":
         raise InputError(
-            Name("sampler"),
-            f" is {sampler!r}: it starts at zero signal, where a model that predicts epsilon says"
-            " nothing of the image: use euler, or a model that predicts v",
+            f"`sampler` is {sampler!r}: it starts at zero signal, where a model that predicts"
+            " epsilon says nothing of the image: use euler, or a model that predicts v"
         )
     noise_scale, clip_range, zero_signal = 1.0, None, False
     timestep_scaling = 1.0
@@ -158,15 +153,14 @@ def _check_spacing(
     if spacing is None:
         return "karras" if sampler == "dpmpp_2m_karras" else None
     if spacing not in SPACINGS:
-        raise InputError(Name("spacing"), f" is {spacing!r}: choose one of {', '.join(SPACINGS)}")
+        raise InputError(f"`spacing` is {spacing!r}: choose one of {', '.join(SPACINGS)}")
     if sampler == "dpmpp_2m_karras" and spacing != "karras":
         raise InputError(
-            Name("spacing"), f" is {spacing!r}: sampler dpmpp_2m_karras is fixed: use dpmpp_2m"
+            f"`spacing` is {spacing!r}: sampler dpmpp_2m_karras is fixed: use dpmpp_2m"
         )
     if sampler not in (*spaced, "dpmpp_2m_karras"):
         raise InputError(
-            Name("spacing"),
-            f" is {spacing!r}: sampler {sampler} takes none: use {', '.join(spaced)}",
+            f"`spacing` is {spacing!r}: sampler {sampler} takes none: use {', '.join(spaced)}"
         )
     return spacing
 
@@ -175,16 +169,14 @@ def _kept(steps: int, strength: float) -> int:
     """How many of the last steps remain, as in diffusers' get_timesteps."""
     if not is_number(strength) or not 0.0 < strength <= 1.0:  # nan too
         raise InputError(
-            Name("strength"),
-            f" is {strength!r}: give a number above 0 (the image as it is) and up to 1",
+            f"`strength` is {strength!r}: give a number above 0 (the image as it is) and up to 1"
         )
     kept = int(steps * strength)
     if kept == 0:
         least = math.ceil(1000 / steps) / 1000
         raise InputError(
-            Name("strength"),
-            f" is {strength}: of {steps} steps it leaves none: use a strength of {least:g} or more,"
-            f" or {math.ceil(1 / strength)} steps or more",
+            f"`strength` is {strength}: of {steps} steps it leaves none: use a strength of"
+            f" {least:g} or more, or {math.ceil(1 / strength)} steps or more"
         )
     return kept
 
@@ -208,7 +200,5 @@ def _whole(steps: int, most: int, sampler: str) -> int:
     except TypeError:
         number = 0
     if isinstance(steps, bool) or not 1 <= number <= most:
-        raise InputError(
-            Name("steps"), f" is {steps!r}: {sampler} takes a whole number from 1 to {most}"
-        )
+        raise InputError(f"`steps` is {steps!r}: {sampler} takes a whole number from 1 to {most}")
     return number

@@ -76,14 +76,14 @@ def test_sizes(size: Any, expected: int) -> None:
 def test_what_is_no_size(tiny_bundle: Path, size: Any) -> None:
     with pytest.raises(InputError, match=r"expected bytes .* such as 1\.4GB, 900MB or 1GiB"):
         parse_memory(size)
-    with pytest.raises(InputError, match="max_memory is"):
+    with pytest.raises(InputError, match="`max_memory` is"):
         edgediff.load(tiny_bundle, max_memory=size)
-    with pytest.raises(InputError, match="max_memory is"):
+    with pytest.raises(InputError, match="`max_memory` is"):
         edgediff.verify(tiny_bundle, max_memory=size)
 
 
 def test_the_least_that_works_is_named_and_works(tiny_bundle: Path, bundle: Bundle) -> None:
-    with pytest.raises(InputError, match=r"max_memory is 1MB: the largest stage, unet") as caught:
+    with pytest.raises(InputError, match=r"`max_memory` is 1MB: the largest stage, unet") as caught:
         edgediff.load(tiny_bundle, max_memory="1MB")
     named = str(caught.value).split("takes about ")[1].split(":")[0]
     assert memory_limit(bundle.manifest, named) == parse_memory(named)

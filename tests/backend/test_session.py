@@ -87,7 +87,7 @@ def test_a_run_that_fails_names_the_graph(decoder: Session) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True])
 def test_threads(threads: int) -> None:
-    with pytest.raises(InputError, match="threads is"):
+    with pytest.raises(InputError, match="`threads` is"):
         SessionOptions(threads=threads)
 
 

@@ -57,7 +57,7 @@ def test_tiles_encode_nearly_the_same_latents(pipe: Pipeline, tiny_bundle: Path)
 
 @pytest.mark.parametrize("tile", [0, -256, 255, 128, 248, 260, 256.0, "256", True])
 def test_tiles_of_no_use(tiny_bundle: Path, tile: Any) -> None:
-    with pytest.raises(InputError, match=r"tile is .* a multiple of 8 from 256 up"):
+    with pytest.raises(InputError, match=r"`tile` is .* a multiple of 8 from 256 up"):
         edgediff.load(tiny_bundle, tile=tile)
 
 

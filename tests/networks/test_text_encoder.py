@@ -152,5 +152,5 @@ def test_a_unet_with_a_fixed_number_of_tokens_takes_no_chunks(
     (bundle / MANIFEST).write_text(json.dumps(raw))
     with edgediff.load(bundle, threads=1) as pipe:
         assert np.isfinite(last_latents(pipe, LONG)).all()
-        with pytest.raises(InputError, match="long_prompts: the UNet of this bundle takes 77"):
+        with pytest.raises(InputError, match="`long_prompts`: the UNet of this bundle takes 77"):
             pipe.generate(LONG, seed=0, long_prompts=True)

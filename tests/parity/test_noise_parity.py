@@ -58,5 +58,5 @@ def test_a_long_stream_of_single_numbers() -> None:
 def test_seeds_that_torch_refuses(seed: object) -> None:
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         torch.Generator("cpu").manual_seed(seed)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="seed is"):
+    with pytest.raises(ValueError, match="`seed` is"):
         TorchGenerator(seed)  # type: ignore[arg-type]

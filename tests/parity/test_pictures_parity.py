@@ -162,7 +162,7 @@ def test_where_no_step_is_left_it_is_said(
     pair: Callable[[str], Pair], steps: int, strength: float
 ) -> None:
     """diffusers' image to image fails on an empty tensor there."""
-    with pytest.raises(InputError, match=f"strength is {strength}"):
+    with pytest.raises(InputError, match=f"`strength` is {strength}"):
         pair("sd1").ours.stream(
             PROMPT, init_image=photograph(), steps=steps, strength=strength, sampler="ddim"
         )

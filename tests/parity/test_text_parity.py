@@ -193,5 +193,5 @@ def test_clip_skip_goes_with_weights_and_chunks(both: Both) -> None:
 
 
 def test_layers_that_the_graph_does_not_give(both: Both) -> None:
-    with pytest.raises(InputError, match=r"clip_skip is 3: .* can leave out 1 or 2 of its"):
+    with pytest.raises(InputError, match=r"`clip_skip` is 3: .* can leave out 1 or 2 of its"):
         both.ours.generate("a fox", clip_skip=3)

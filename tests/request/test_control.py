@@ -262,7 +262,7 @@ def test_what_a_control_may_not_say(pipe: Pipeline, fields: Any, message: str) -
 def test_a_bundle_without_control_says_how_to_get_it(tiny_bundle: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"control 'canny': tiny has none of that name; it has no control networks at all:"
+        match=r"`control` 'canny': tiny has none of that name; it has no control networks at all:"
         r" edgediff export … --controlnet canny=SOURCE adds one",
     ):
         edgediff.load(tiny_bundle).generate("a fox", control={"canny": Control("a.png")})

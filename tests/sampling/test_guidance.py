@@ -49,7 +49,7 @@ def test_equal_guidance_is_equal() -> None:
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, math.nan, True, "1", None])
 def test_bad_rescale(rescale: Any) -> None:
-    with pytest.raises(InputError, match=r"guidance_rescale is .*from 0"):
+    with pytest.raises(InputError, match=r"`guidance_rescale` is .*from 0"):
         Guidance(scale=7.5, rescale=rescale)
 
 
@@ -58,7 +58,7 @@ def test_bad_rescale(rescale: Any) -> None:
     [(0.5, 0.5), (0.8, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.0,), (0.0, math.nan), "01", None, 0.5],
 )
 def test_bad_interval(interval: Any) -> None:
-    with pytest.raises(InputError, match=r"guidance_interval is .*rising fractions"):
+    with pytest.raises(InputError, match=r"`guidance_interval=.*rising fractions"):
         Guidance(scale=7.5, interval=interval)
 
 

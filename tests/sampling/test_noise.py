@@ -108,5 +108,5 @@ def test_slerp_of_what_has_no_direction() -> None:
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan, True, "0.5", None])
 def test_bad_variation_strength(strength: object) -> None:
-    with pytest.raises(InputError, match=r"variation_strength is .*from 0 .*to 1"):
+    with pytest.raises(InputError, match=r"`variation_strength` is .*from 0 .*to 1"):
         VariedGenerator(3, 7, strength)  # type: ignore[arg-type]

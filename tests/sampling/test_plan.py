@@ -133,12 +133,12 @@ def test_lcm_takes_steps_of_its_own_grid() -> None:
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, None, True, "4"])
 @pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m_karras"])
 def test_bad_steps(sampler: str, steps: Any) -> None:
-    with pytest.raises(InputError, match=r"steps is .*: \w+ takes a whole number from 1 to 1000"):
+    with pytest.raises(InputError, match=r"`steps` is .*: \w+ takes a whole number from 1 to 1000"):
         make_plan(make(), sampler, steps)
 
 
 def test_lcm_has_fewer_steps() -> None:
-    with pytest.raises(InputError, match="steps is 51: lcm takes a whole number from 1 to 50"):
+    with pytest.raises(InputError, match="`steps` is 51: lcm takes a whole number from 1 to 50"):
         make_plan(make(), "lcm", 51)
 
 
@@ -181,7 +181,7 @@ def test_strength_leaves_the_last_steps(sampler: str) -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 0, -0.5, 1.01, math.nan, math.inf, True, "0.5"])
 def test_bad_strength(strength: Any) -> None:
-    with pytest.raises(InputError, match=r"strength is .*: give a number above 0"):
+    with pytest.raises(InputError, match=r"`strength` is .*: give a number above 0"):
         make_plan(make(), "euler", 10, strength=strength)
 
 
