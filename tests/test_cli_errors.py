@@ -33,7 +33,7 @@ BAD = [
     ("--spacing", "--sampler lcm --spacing karras", "sampler lcm takes none"),
     ("--guidance-rescale", "--guidance-rescale 2", "is 2.0: give a number from 0 (off) to 1"),
     ("--guidance-interval", "--guidance-interval 0.8-.25", " 0.8-0.25: give where guidance st"),
-    ("--guidance-interval", "--guidance-interval 0.8-.2", "of the steps, such as --guidance-interval 0-0.8"),
+    ("--guidance-interval", "--guidance-interval 0.8-.2", "such as --guidance-interval 0-0.8"),
     (
         "--guidance-interval",
         "--guidance-interval .4-.45 --guidance 3 --steps 4",

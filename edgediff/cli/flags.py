@@ -80,15 +80,15 @@ class SpellingCommand(click.Command):
         for parameter in self.params:
             if isinstance(parameter, Flag) and parameter.stands_for == (option, value):
                 return max(parameter.opts, key=len)
-        parameter = next((p for p in self.params if p.name == option), None)
-        if parameter is None:
+        named = next((p for p in self.params if p.name == option), None)
+        if named is None:
             return None
-        if not isinstance(parameter, click.Option):
-            return parameter.human_readable_name
-        typed = max(parameter.opts, key=len)
+        if not isinstance(named, click.Option):
+            return named.human_readable_name
+        typed = max(named.opts, key=len)
         if value is None:
             return typed
-        form = parameter.form if isinstance(parameter, Flag) else None
+        form = named.form if isinstance(named, Flag) else None
         return f"{typed} {value if form is None else form(value)}"
 
 

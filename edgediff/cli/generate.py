@@ -308,7 +308,7 @@ def _start_from(
     "--no-cache",
     is_flag=True,
     stands_for=("cache_dir", False),
-    help="Keep nothing of what a provider compiles.",
+    help="Keep nothing that a provider compiles.",
 )
 @flag(
     "Where it runs",

@@ -73,7 +73,7 @@ Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | OpenedImage
 
 
 def open_image(source: Source, what: str) -> OpenedImage:
-    """Read an image whole. `what`, an option in backticks, names it in errors, before its path if any.
+    """Read an image whole. `what`, an option in backticks, names it in errors, before any path.
 
     Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
     CMYK images become RGB, without regard to colour profiles; of several frames, the first.
@@ -126,8 +126,8 @@ def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
     channels = array.shape[2:]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
         raise InputError(
-            f"{what} is an array of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 3) or"
-            " (h, w, 4)",
+            f"{what} is an array of {array.dtype} {array.shape}: expected uint8 (h, w),"
+            " (h, w, 3) or (h, w, 4)",
         )
     if 0 in array.shape:
         raise InputError(f"{what} is {array.shape[1]}x{array.shape[0]} pixels: it has none")
@@ -141,8 +141,8 @@ def _convert(image: Image.Image, where: str, what: str, name: str) -> OpenedImag
         raise InputError(f"{where}: is {width}x{height} pixels: it has none")
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"{where}: is {width}x{height} pixels: at most {MAX_PIXELS // 1_000_000} megapixels are read:"
-            " make it smaller first",
+            f"{where}: is {width}x{height} pixels: at most {MAX_PIXELS // 1_000_000} megapixels are"
+            " read: make it smaller first",
         )
     notes = []
     try:
