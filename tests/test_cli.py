@@ -89,7 +89,7 @@ def test_a_image_from_a_image(tiny_bundle: Path, tmp_path: Path) -> None:
         assert image.getpixel((60, 60)) == (227, 157, 157)
     again = run("generate", "--from", made, "-m", tiny_bundle, "-o", tmp_path / "again.png")
     assert again.returncode == 2
-    assert "was made from photo.png and mask.png" in again.stderr
+    assert "was generated from photo.png and mask.png" in again.stderr
     assert "give that again, with --init and --mask" in again.stderr
     again = run(
         *["generate", "--from", made, "-m", tiny_bundle, *given],
@@ -182,7 +182,7 @@ def test_images_that_cannot_be_made_again(tiny_bundle: Path, tmp_path: Path) -> 
         ({}, 2, "does not say how it was made"),
         ({"edgediff": json.dumps(made | {"width": 60, "height": 64})}, 2, "size 60x64: both"),
         ({"edgediff": json.dumps(made | {"sampler": "magic"})}, 2, "choose one of euler, "),
-        ({"parameters": "a\nSteps: 0, Sampler: Restart"}, 2, "also says, ignored: Sampler: Rest"),
+        ({"parameters": "a\nSteps: 0, Sampler: Restart"}, 2, "a.png are ignored: Sampler: Rest"),
     ):
         info = PngInfo()
         for key, text in texts.items():
@@ -203,7 +203,7 @@ def test_how_prompts_are_read(tiny_bundle: Path, tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["prompt"]["chunks"] == 1
     assert answer["prompt"]["truncated"] != ""
-    assert "--long-prompts takes all" in done.stderr
+    assert "--long-prompts encodes all of them" in done.stderr
     done = run("generate", prompt, *flags, "--prompt-weights", "--long-prompts")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -213,8 +213,8 @@ def test_how_prompts_are_read(tiny_bundle: Path, tmp_path: Path) -> None:
     assert report["truncated"] == ""
     assert report["chunks"] > 1
     assert "Warning" not in done.stderr
-    told = f"the prompt's {report['tokens']} tokens: {report['chunks']} chunks of 75"
-    assert told in done.stderr
+    tokens, chunks = report["tokens"], report["chunks"]
+    assert f"the prompt's {tokens} tokens are encoded in {chunks} chunks of 75" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--seed", "99999999999999999999"], 2, "seed is 99999999999999999999"),
         (["--count", "0"], 2, "0 is not in the range 1<=x<=1000"),
         (["--count", "1001"], 2, "1001 is not in the range"),
-        (["--count", "2", "--seed", "1", "--seed", "5"], 2, "--count 2 with 2 seeds: give one"),
+        (["--count", "2", "--seed", "1", "--seed", "5"], 2, "--count 2 with 2 seeds: give only"),
         (["--count", "2", "--seed", str(2**64)], 2, "seed is 18446744073709551616: give"),
         (["--guidance", "nan"], 2, "--guidance is nan"),
         (["--provider-option", "x"], 2, "give KEY=VALUE"),
@@ -425,8 +425,8 @@ def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], 'give a prompt: edgediff generate "a red apple" -o apple.png'),
-        (["a fox"], "give the PNG to write: -o image.png"),
+        ([], 'give a prompt (edgediff generate "a red apple" -o apple.png)'),
+        (["a fox"], "give the PNG file to write, such as -o image.png"),
         (["a fox", "--stesp", "3"], "--steps"),
         (["a fox", "-o", "a.png", "another"], "unexpected extra argument"),
     ],

@@ -30,16 +30,16 @@ def test_made_once_and_gone_on_with(tiny_bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == paths
     assert "1/2, about " in done.stderr
-    assert "2 made in " in done.stderr
+    assert "2 generated in " in done.stderr
 
     done = run(*flags, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines() == paths
-    assert done.stderr == "All 2 are there already.\n"  # without loading the model
+    assert done.stderr == "All 2 already exist.\n"  # without loading the model
 
     (tmp_path / paths[0]).unlink()
     done = run(*flags, "--json", "--grid", cwd=tmp_path)
-    assert "1 of 2 are there already" in done.stderr
+    assert "1 of 2 already exist" in done.stderr
     answer = json.loads(done.stdout)
     assert answer["sheet"] == "x/y/sheet.png"
     assert [p["status"] for p in answer["images"]] == ["made", "kept"]
@@ -72,7 +72,7 @@ def test_a_failure_is_told_at_the_end_and_by_the_status(tiny_bundle: Path, tmp_p
     assert done.returncode == 1
     assert done.stdout.splitlines() == ["out/0001.png", "out/0003.png"]
     *_, summary, last = done.stderr.splitlines()
-    assert summary.startswith("2 made in ")
+    assert summary.startswith("2 generated in ")
     assert summary.endswith("1 of 3 failed:")
     assert last == "  p.txt, line 2: out of memory"
 
@@ -93,10 +93,10 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
     flags = ["--prompts", "p.jsonl", "--out-dir", "out", "-m", tiny_bundle, "--steps", 1, "--grid"]
     flags += ["--spacing", "karras"]
     told = [
-        "p.jsonl, line 2: is no JSON (Expecting value at character 1): give ",
+        "p.jsonl, line 2: is not JSON (Expecting value at character 1): give ",
         "p.jsonl, line 3: steps is 0: euler takes a whole number from 1 to 1000",
         "p.jsonl, line 4: --spacing is 'karras': sampler lcm takes none: use ",
-        "p.jsonl, line 5: its image is sheet.png, as the sheet of --grid is",
+        "p.jsonl, line 5: its image would be sheet.png, which is the sheet of --grid",
         "p.jsonl, line 6: guidance_interval is [0.5, 0.2]: give where guidance starts and where it"
         " ends, as rising fractions of the steps, such as [0.0, 0.8]",
     ]
@@ -107,21 +107,21 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
             assert line.startswith(f"Failed: {message}")
         for line, message in zip(lines[-5:], told, strict=True):
             assert line.startswith(f"  {message}")
-        assert lines[-6].startswith(f"{made} made in ")
+        assert lines[-6].startswith(f"{made} generated in ")
         assert lines[-6].endswith(summary)
 
     paths = ["out/0001.png", "out/0007.png", "out/sheet.png"]
     done = run(*flags, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines() == paths
-    at_the_start_and_the_end(done.stderr, "0 there already, 5 of 7 failed:", 2)
+    at_the_start_and_the_end(done.stderr, "0 already existed, 5 of 7 failed:", 2)
 
     done = run(*flags, cwd=tmp_path)  # the rest is kept, and the model is not loaded
     assert done.returncode == 1
     assert done.stdout.splitlines() == paths
     assert "tiny on cpu" not in done.stderr
     outcomes = [line for line in done.stderr.splitlines() if not line.startswith("Failed")]
-    assert "0 made, 2 there already, 5 of 7 failed:" in outcomes
+    assert "0 generated, 2 already existed, 5 of 7 failed:" in outcomes
 
     (tmp_path / "out" / "0007.png").unlink()
     done = run(*flags, "--json", cwd=tmp_path)
@@ -130,26 +130,26 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
     failed = {p["line"]: p["error"] for p in answer["images"] if p["status"] == "failed"}
     assert sorted(failed) == [2, 3, 4, 5, 6]
     assert failed[3].startswith("steps is 0: euler")
-    at_the_start_and_the_end(done.stderr, "1 there already, 5 of 7 failed:", 1)
+    at_the_start_and_the_end(done.stderr, "1 already existed, 5 of 7 failed:", 1)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompts", "p.jsonl"], "--prompts FILE and --out-dir FOLDER belong together"),
-        (["--out-dir", "out"], "belong together"),
+        (["--prompts", "p.jsonl"], "--prompts FILE and --out-dir FOLDER must be given together"),
+        (["--out-dir", "out"], "must be given together"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "a fox"], "PROMPT is for one image"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "-o", "a.png"], "--output is for one"),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--from", "a.png"], "--from is for one"),
         (
             ["--prompts", "sheet.jsonl", "--out-dir", "out", "--grid"],
-            "sheet.jsonl, line 1: its image is sheet.png, as the sheet of --grid is",
+            "sheet.jsonl, line 1: its image would be sheet.png, which is the sheet of --grid",
         ),
         (["--prompts", "p.jsonl", "--out-dir", "out", "--count", "2"], "needs the first --seed"),
         (["--prompts", "absent", "--out-dir", "out"], "--prompts absent: cannot be read"),
         (["--prompts", ".", "--out-dir", "out"], ".: cannot be read"),
         (["--prompts", "p.jsonl", "--out-dir", "p.jsonl"], "is a file"),
-        (["--prompts", "p.jsonl", "--out-dir", "p.jsonl/x"], "cannot be made a folder"),
+        (["--prompts", "p.jsonl", "--out-dir", "p.jsonl/x"], "the folder cannot be created"),
         (
             ["--prompts", "p.jsonl", "--out-dir", "out", "--steps", "0"],
             "p.jsonl, line 1: --steps is 0",
@@ -212,7 +212,7 @@ def test_ctrl_c_leaves_whole_images_and_says_how_to_go_on(
     assert all(name.endswith(".png") and not name.startswith(".") for name in there)
     told = len(out.splitlines())
     assert told in (len(there), len(there) - 1)
-    assert f"Interrupted: {told} of 500 are done, and whole; the same command goes on" in err
+    assert f"Interrupted: {told} of 500 are finished; run the same command again to continue" in err
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ BAD = [
     ("--from", "--from text.png", " text.png: is no PNG"),
     ("--count", "--count 0", "0 is not in the range"),
     ("--grid", "--grid=1", "does not take a value"),
-    ("--prompts", "--prompts p.jsonl", "--prompts FILE and --out-dir FOLDER belong together"),
+    ("--prompts", "--prompts p.jsonl", "--out-dir FOLDER must be given together"),
     ("--out-dir", "--out-dir a.png", "'a.png' is a file"),
     ("--model", "-m absent", "absent: no such bundle"),
     ("--provider", "--provider gpu", "is 'gpu': expected auto or one of cpu, "),

@@ -1,13 +1,13 @@
-"""Latency benchmarks whose result is evidence: what ran, where, how good the image was, and how
-sure the figure is.
+"""Latency benchmarks that record the configuration, the machine, the image quality and the
+confidence of each figure.
 
-    grid        what was asked for, as configurations
-    runner      these in turns, each in a process of its own
-    worker      that process
-    quality     the image that was timed against the float model's
-    machine     what it ran on, and what that did meanwhile
-    intervals   how sure a median is, and a ratio
+    grid        the configurations to measure
+    runner      runs them in turns, each in its own process
+    worker      the program of that process
+    quality     compares the timed image with the float model's
+    machine     describes the machine and its load during the run
+    intervals   confidence intervals of medians and ratios
     results     the JSON file
-    compare     two results side by side, or why they are not alike
-    page        results as one HTML file, with plots
+    compare     compares two results, or explains why they are not comparable
+    page        writes results as one HTML file, with plots
 """

@@ -1,17 +1,17 @@
-"""Two results side by side, or why they are not alike."""
+"""Compare two results, or explain why they are not comparable."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
-from edgediff.bench.results import Config, OpenedImage, Result, Run
+from edgediff.bench.results import Config, Result, Run, WarmImage
 from edgediff.errors import InputError
 
 BUSY = 0.1
-"""Of the cores' time: where other processes took more, seconds say little."""
+"""Share of the cores' time. If other processes used more, absolute times are unreliable."""
 
-# What must be equal for times to be comparable, and what each is called in a message.
+# Properties that must be equal for times to be comparable, by their names in messages.
 _ALIKE: dict[str, Callable[[Config], object]] = {
     "model": lambda c: c.model.name,
     "size": lambda c: f"{c.width}x{c.height}",
@@ -20,8 +20,9 @@ _ALIKE: dict[str, Callable[[Config], object]] = {
     "guidance scale": lambda c: c.guidance_scale,
     "batch": lambda c: c.batch,
 }
-# What may differ, since it is what one compares, but pairs up runs where there are several.
-_TOLD: dict[str, Callable[[Config], object]] = {
+# Properties that may differ, since they are the object of a comparison. Among several comparable
+# runs, those with equal values are paired.
+_COMPARED: dict[str, Callable[[Config], object]] = {
     "provider": lambda c: c.provider,
     "threads": lambda c: c.threads,
     "bundle": lambda c: c.model.id,
@@ -30,10 +31,10 @@ _TOLD: dict[str, Callable[[Config], object]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One run of A against one of B: B's time over A's, so that below 1 B is faster.
+    """A run of A and a run of B. Ratios are B's time over A's: below 1, B is faster.
 
-    ratios: of the whole image, and of its stages. cold: of the first image from the start of
-    a process, None where either lacks it."""
+    ratios: of the whole image and of each stage. cold: of the time from process start to the first
+    image; None if either run lacks it."""
 
     a: Run
     b: Run
@@ -42,11 +43,11 @@ class Comparison:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the ratio's bounds hold 1: no difference was shown."""
+        """Whether the ratio's interval contains 1, so that the difference is not significant."""
         return self.ratios["image"].holds_one
 
 
-def stages(images: Sequence[OpenedImage]) -> dict[str, list[float]]:
+def stages(images: Sequence[WarmImage]) -> dict[str, list[float]]:
     """Seconds of the whole image and of each stage; "step" is an image's mean step."""
     return {
         "image": [p.total for p in images],
@@ -57,7 +58,7 @@ def stages(images: Sequence[OpenedImage]) -> dict[str, list[float]]:
 
 
 def against(a: Run, b: Run, *, interleaved: bool) -> Comparison:
-    """Two measured runs. interleaved: taken in turns, in one result."""
+    """Compare two measured runs. interleaved: they took turns, in one result."""
     ratio = _paired if interleaved else unpaired_ratio
     first, second = stages(a.warm), stages(b.warm)
     cold = [[c.first_image for c in run.cold] for run in (b, a)]
@@ -78,9 +79,9 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> Interval:
     return paired_ratio(a[:rounds], b[:rounds])
 
 
-def first_alike(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The first measured one of `runs` that drew the same with the same model, perhaps another
-    export of it; None where that is `run` itself."""
+def first_comparable(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The first measured run in `runs` that generated the same images with the same model, or
+    another export of it; None if that is `run` itself."""
     first = next(other for other in runs if other.warm and _key(other, _ALIKE) == _key(run, _ALIKE))
     return None if first is run else first
 
@@ -88,19 +89,19 @@ def first_alike(run: Run, runs: Sequence[Run]) -> Run | None:
 def compare(a: Result, b: Result, *, exports: bool = False) -> list[Comparison]:
     """Pair up the runs of two results. exports: bundles may differ, as two exports of one model.
 
-    Raises InputError where no two are alike, naming what differs."""
+    Raises InputError, which names the differences, if no two runs are comparable."""
     measured = [[run for run in result.runs if run.warm] for result in (a, b)]
     for letter, runs in zip("AB", measured, strict=True):
         if not runs:
             raise InputError(f"{letter} holds no measured run: let `edgediff bench` finish first")
-    must = dict(_ALIKE) if exports else {**_ALIKE, "bundle": _TOLD["bundle"]}
+    must = dict(_ALIKE) if exports else {**_ALIKE, "bundle": _COMPARED["bundle"]}
     pairs = []
     left = list(measured[1])
     for run in measured[0]:
         alike = [other for other in left if _key(run, must) == _key(other, must)]
-        exact = [other for other in alike if _key(run, _TOLD) == _key(other, _TOLD)]
+        exact = [other for other in alike if _key(run, _COMPARED) == _key(other, _COMPARED)]
         several = sum(_key(other, must) == _key(run, must) for other in measured[0]) > 1
-        # Where one file holds several runs that are alike, only equal ones belong together.
+        # If one file has several comparable runs, only runs with equal properties are paired.
         chosen = exact or ([] if several or len(alike) > 1 else alike)
         if chosen:
             left.remove(chosen[0])
@@ -115,7 +116,7 @@ def _key(run: Run, parts: dict[str, Callable[[Config], object]]) -> tuple[object
 
 
 def _why_not(a: Run, others: Sequence[Run], must: dict[str, Callable[[Config], object]]) -> str:
-    """What keeps a run from being compared with the one that is most like it."""
+    """The reason why a run is not comparable with the most similar one."""
     differences = min(
         ([n for n, part in must.items() if part(a.config) != part(b.config)], k)
         for k, b in enumerate(others)
@@ -123,24 +124,24 @@ def _why_not(a: Run, others: Sequence[Run], must: dict[str, Callable[[Config], o
     names, k = differences
     b = others[k]
     if names:
-        told = ", ".join(
+        found = ", ".join(
             f"{name} {_short(must[name](a.config))} against {_short(must[name](b.config))}"
             for name in names
         )
         remedy = (
-            "where they are two exports of one model, add --exports"
+            "if they are two exports of one model, add --exports"
             if names == ["bundle"]
-            else "measure both with the same"
+            else "measure both with the same settings"
         )
-        return f"not alike: {told}: {remedy}"
-    told = ", ".join(
+        return f"not comparable: {found}: {remedy}"
+    found = ", ".join(
         f"{name} {_short(part(a.config))} against {_short(part(b.config))}"
-        for name, part in _TOLD.items()
+        for name, part in _COMPARED.items()
         if part(a.config) != part(b.config)
     )
     return (
-        "several runs are alike, and none of A has the same provider and threads as one of B"
-        f" ({told}): measure one configuration each"
+        "several runs are comparable, but no run of A has the provider and threads of a run of B"
+        f" ({found}): measure one configuration each"
     )
 
 
@@ -150,7 +151,7 @@ def _short(value: object) -> str:
 
 
 def differences(a: Result, b: Result) -> list[str]:
-    """What else differs between two results, a line each: machine, versions, conditions."""
+    """Other differences between two results, one line each: machine, versions, conditions."""
     found = []
     for name in (f.name for f in dataclasses.fields(a.machine)):
         x, y = getattr(a.machine, name), getattr(b.machine, name)
@@ -165,11 +166,11 @@ def differences(a: Result, b: Result) -> list[str]:
         for name in ("others", "throttled")
     )
     if any(share is not None and share > BUSY for share in busy):
-        told = ("not told" if share is None else f"{share:.0%}" for share in busy)
-        found.append(f"cores' time that other processes took: {' / '.join(told)}")
+        shares = ("unknown" if share is None else f"{share:.0%}" for share in busy)
+        found.append(f"CPU time of other processes: {' / '.join(shares)}")
     if any(throttled):
-        told = ("not told" if events is None else str(events) for events in throttled)
-        found.append(f"throttling events: {' / '.join(told)}")
+        counts = ("unknown" if events is None else str(events) for events in throttled)
+        found.append(f"throttling events: {' / '.join(counts)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""From what was asked for to the configurations to run."""
+"""Expand the requested axes into the configurations to run."""
 
 import contextlib
 import importlib.metadata
@@ -26,7 +26,7 @@ PROMPT = "a red apple"
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every combination is run; an empty axis takes the bundle's own default."""
+    """Axes whose combinations are all run; an empty axis takes the bundle's default."""
 
     bundles: tuple[str, ...]
     providers: tuple[str, ...] = ("auto",)
@@ -37,7 +37,7 @@ class Grid:
 
 
 def jobs(grid: Grid) -> list[Job]:
-    """The configurations, checked. Raises BundleError, InputError."""
+    """The checked configurations. Raises BundleError, InputError."""
     found = []
     for name in grid.bundles:
         path = find_bundle(name)
@@ -70,7 +70,7 @@ def _job(
         raise InputError(f"batch is {batch}: expected a whole number from 1 up")
     settings = resolve(bundle, PROMPT, {"size": size, "steps": steps}).settings
     wanted = (settings.steps, settings.width, settings.height)
-    shown = _fixture(bundle, wanted)
+    fixture = _fixture(bundle, wanted)
     config = Config(
         label="",
         model=_model(bundle),
@@ -79,22 +79,22 @@ def _job(
         width=settings.width,
         height=settings.height,
         steps=settings.steps,
-        sampler=settings.sampler if shown is None else shown.sampler,
-        guidance_scale=settings.guidance_scale if shown is None else shown.guidance_scale,
+        sampler=settings.sampler if fixture is None else fixture.sampler,
+        guidance_scale=settings.guidance_scale if fixture is None else fixture.guidance_scale,
         batch=batch,
-        prompt=PROMPT if shown is None else shown.prompt,
-        seed=0 if shown is None else shown.seed,
+        prompt=PROMPT if fixture is None else fixture.prompt,
+        seed=0 if fixture is None else fixture.seed,
     )
-    asked = {f.name: getattr(config, f.name) for f in fields(config)}
-    del asked["label"], asked["model"]
-    return Job(config=config, inputs={"bundle": str(path), **asked}, bundle=path)
+    inputs = {f.name: getattr(config, f.name) for f in fields(config)}
+    del inputs["label"], inputs["model"]
+    return Job(config=config, inputs={"bundle": str(path), **inputs}, bundle=path)
 
 
 def _fixture(bundle: Bundle, wanted: tuple[int, int, int]) -> ImageFidelity | None:
-    """The first image of the export that has these steps, width and height, whose prompt and
-    seed show how good the timed image is."""
-    made = bundle.manifest.fidelity.images
-    return next((p for p in made if (p.steps, p.width, p.height) == wanted), None)
+    """The bundle's first fidelity image with these steps, width and height. Its prompt and seed are
+    used for timing, so that the quality of the timed image can be measured."""
+    images = bundle.manifest.fidelity.images
+    return next((i for i in images if (i.steps, i.width, i.height) == wanted), None)
 
 
 def _model(bundle: Bundle) -> Model:
@@ -112,7 +112,7 @@ def _model(bundle: Bundle) -> Model:
 
 
 def _label(found: Sequence[Job]) -> list[Job]:
-    """Give each configuration a name that tells it from the others, and no more than that."""
+    """Label each configuration with the properties in which it differs from the others."""
     parts: dict[str, Callable[[Config], str]] = {
         "model": lambda c: c.model.name,
         "precision": lambda c: c.model.precision,
@@ -130,7 +130,7 @@ def _label(found: Sequence[Job]) -> list[Job]:
         differing.discard("id")
     chosen = [name for name in parts if name in differing or name == "model"]
     labels = [" ".join(parts[name](job.config) for name in chosen) for job in found]
-    if len(set(labels)) < len(labels):  # the same configuration twice: A against A
+    if len(set(labels)) < len(labels):  # the same configuration twice
         labels = [f"{label} #{k + 1}" for k, label in enumerate(labels)]
     return [
         replace(job, config=replace(job.config, label=label))
@@ -138,12 +138,12 @@ def _label(found: Sequence[Job]) -> list[Job]:
     ]
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def versions() -> dict[str, str]:
-    """Of edgediff, onnxruntime, numpy and what is installed of the providers' own packages."""
+    """Versions of edgediff, onnxruntime, numpy and the installed packages of providers."""
     found = {
         "edgediff": edgediff.__version__,
         "onnxruntime": version(),

@@ -1,4 +1,4 @@
-"""How sure a median is, and a ratio of two, without assuming how the noise is distributed."""
+"""Confidence intervals of medians and their ratios, for any distribution of the noise."""
 
 import math
 import statistics
@@ -12,9 +12,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A median, or a ratio of medians, and bounds that hold the true one with `confidence`.
+    """A median or a ratio of medians, with bounds that contain the true value with probability
+    `confidence`.
 
-    `count`: how many samples it rests on. Few samples cannot give 95 %: two give at most 50 %."""
+    count: number of samples. Few samples cannot give 95 %: two give at most 50 %."""
 
     median: float
     low: float
@@ -29,7 +30,7 @@ class Interval:
 
     @property
     def holds_one(self) -> bool:
-        """Of a ratio: whether its bounds hold 1, so that no difference was shown."""
+        """For a ratio: whether its bounds contain 1, so that the difference is not significant."""
         return self.low <= 1.0 <= self.high
 
 
@@ -37,9 +38,9 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
     """The median of independent samples, bounded by two of them.
 
     The number of samples below the true median is binomial(n, 1/2), whatever the distribution
-    (Conover 1999, section 3.2), so the k-th smallest and k-th largest hold it between them with
-    probability 1 − 2·P(B < k). The largest k that keeps `confidence`, or else the extremes.
-    Raises InputError for no samples."""
+    (Conover 1999, section 3.2), so it lies between the k-th smallest and the k-th largest with
+    probability 1 − 2·P(B < k). Takes the largest k that keeps `confidence`; if there is none, the
+    extremes. Raises InputError for no samples."""
     n = len(samples)
     if n == 0:
         raise InputError("a median of no samples: measure at least once")
@@ -64,18 +65,18 @@ def _coverage(n: int, k: int) -> float:
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """a / b of samples taken in turns: the median of each round's ratio, so that what slows the
-    whole machine for a while cancels. Raises InputError where they are not as many."""
+    """a / b of samples taken in turns: the median of the ratios of each round, so that a temporary
+    slowdown of the machine cancels. Raises InputError if the numbers of samples differ."""
     if len(a) != len(b):
         raise InputError(f"{len(a)} samples against {len(b)}: pairs must be complete")
     return median_interval([x / y for x, y in zip(a, b, strict=True)])
 
 
 def unpaired_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """a / b of samples that were not taken together.
+    """a / b of samples that were not taken in turns.
 
-    Each median gets bounds of 97.5 %, so that both hold with 95 % (Bonferroni), and the ratio's
-    bounds are the extremes that they allow."""
+    Each median gets 97.5 % bounds, so that both hold with 95 % (Bonferroni). The ratio's bounds
+    are the extremes of their quotients."""
     each = 1.0 - (1.0 - CONFIDENCE) / 2.0
     top, bottom = median_interval(a, each), median_interval(b, each)
     return Interval(
@@ -88,7 +89,7 @@ def unpaired_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 
 def is_narrow(samples: Sequence[float], width: float) -> bool:
-    """Whether the median is known with 95 % to within `width` (relative, high − low)."""
+    """Whether the median's 95 % interval is at most `width` wide, relative to the median."""
     if not samples:
         return False
     found = median_interval(samples)

@@ -1,7 +1,7 @@
-"""What a benchmark ran on, and what that machine did meanwhile.
+"""Describe the machine of a benchmark and its load during the run.
 
-Everything is read from where the system publishes it, without further packages; what a system does
-not tell is None. `psutil`, where it is installed, fills in memory on Windows and macOS.
+Everything is read from interfaces of the system, without further packages; a value that a system
+does not report is None. If `psutil` is installed, it reports memory on Windows and macOS.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from typing import Any, Self
 
 _RAPL = Path("/sys/class/powercap")
 _SECONDS = 0.05
-"""Between two looks at a process."""
+"""Interval between two samples of a process."""
 
-# Of a processor's flags, those that decide which kernels run.
+# The processor flags that decide which kernels run.
 _KERNEL_FLAGS = (
     *("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "avx512_fp16"),
     *("avx512_vnni", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
@@ -34,9 +34,10 @@ _KERNEL_FLAGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The hardware and system. `cores`: logical ones that this process may use.
+    """The hardware and the system.
 
-    cpu_flags: those that decide which kernels run. power: "mains" or "battery"."""
+    cores: logical cores that this process may use. cpu_flags: flags that decide which kernels run.
+    power: "mains" or "battery"."""
 
     cpu: str
     cpu_flags: tuple[str, ...]
@@ -50,11 +51,11 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What the machine did while a benchmark ran.
+    """The state of the machine while a benchmark ran.
 
-    frequency_mhz: lowest, mean and highest clock seen, over all cores. throttled: thermal
-    throttling events. others: share of the cores' time that other processes, and other virtual
-    machines, took. Each None where the system does not tell."""
+    frequency_mhz: lowest, mean and highest observed clock, over all cores. throttled: thermal
+    throttling events. others: share of the cores' time used by other processes and other virtual
+    machines. Each is None if the system does not report it."""
 
     frequency_mhz: tuple[float, ...] | None
     throttled: int | None
@@ -83,8 +84,8 @@ def usable_cores() -> int:
 
 
 def process_memory(pid: int | str = "self") -> dict[str, int]:
-    """Bytes by the names of /proc/PID/status (VmRSS, VmHWM, RssAnon, RssFile, …), or of psutil
-    elsewhere (VmRSS, and VmHWM on Windows); empty where neither tells."""
+    """Bytes by the names of /proc/PID/status (VmRSS, VmHWM, RssAnon, RssFile, …), or from psutil
+    elsewhere (VmRSS, and VmHWM on Windows); empty if neither is available."""
     text = _read(Path(f"/proc/{pid}/status"))
     if text:
         found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
@@ -102,7 +103,7 @@ def process_memory(pid: int | str = "self") -> dict[str, int]:
 
 def peak_memory() -> int | None:
     """Peak resident bytes of this process."""
-    # ru_maxrss also counts what the process was forked from, so it is the second choice.
+    # ru_maxrss includes the memory of the process before fork and exec: it is the second choice.
     peak = process_memory().get("VmHWM")
     if peak is not None or sys.platform == "win32":
         return peak
@@ -113,33 +114,33 @@ def peak_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that could be had without swapping, on Linux."""
+    """Bytes available without swapping, on Linux; None elsewhere."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
 def gpu_memory() -> int | None:
-    """Bytes in use on the first NVIDIA GPU, None where there is none."""
+    """Bytes in use on the first NVIDIA GPU; None without one."""
     text = _run("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
     first = text.splitlines()[0].strip() if text else ""
     return int(first) * 1024 * 1024 if first.isdigit() else None
 
 
 class Energy:
-    """Joules of all processor packages, by Linux's RAPL counters."""
+    """Energy used by all processor packages, from Linux's RAPL counters."""
 
     def __init__(self) -> None:
         packages = sorted(_RAPL.glob("intel-rapl:[0-9]*")) if _RAPL.is_dir() else []
-        # "intel-rapl:0:1" is a part of "intel-rapl:0".
+        # "intel-rapl:0:1" is part of "intel-rapl:0".
         self._packages = [p for p in packages if p.name.count(":") == 1]
 
     def read(self) -> tuple[int, ...] | None:
-        """Microjoules by package since some beginning; None where they cannot be read."""
+        """Counters in microjoules, by package; None if they cannot be read."""
         texts = [_read(p / "energy_uj").strip() for p in self._packages]
         return tuple(map(int, texts)) if texts and all(texts) else None
 
     def joules(self, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> float | None:
-        """What was used between two readings; the counters start over at their end."""
+        """Joules between two readings; the counters wrap around."""
         if before is None or after is None:
             return None
         total = 0
@@ -150,10 +151,10 @@ class Energy:
 
 
 class Watch:
-    """Looks at a process and at the machine until it is left: a context manager.
+    """Samples a process and the machine, in a thread; a context manager.
 
-    `timeline`: (seconds since the start, resident bytes), of the process named last. `gpu_peak`:
-    the most memory in use on the first GPU while a process was followed, None without one."""
+    timeline: (seconds since the start, resident bytes) of the followed process. gpu_peak: most
+    memory in use on the first GPU while a process was followed; None without a GPU."""
 
     def __init__(self) -> None:
         self.timeline: list[tuple[float, int]] = []
@@ -162,10 +163,10 @@ class Watch:
         self._started = time.monotonic()
         self._frequencies: list[float] = []
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def follow(self, pid: int | None) -> None:
-        """Look at this process from now on; None: at none."""
+        """Sample this process from now on; None = no process."""
         self._pid = pid
         if pid is not None:
             self.gpu_peak = None
@@ -186,7 +187,7 @@ class Watch:
         self._thread.join()
 
     def conditions(self) -> Conditions:
-        """What the machine did so far."""
+        """The conditions since the start."""
         mhz = self._frequencies
         throttled = _throttle_count()
         events = (
@@ -201,7 +202,7 @@ class Watch:
         )
 
     def _others(self) -> float | None:
-        """Busy time of the machine that neither this process nor its ended children took."""
+        """Share of the cores' time that neither this process nor its finished children used."""
         now = _cpu_times()
         if now is None or self._times is None:
             return None
@@ -210,7 +211,7 @@ class Watch:
         ours = sum(own[:4]) - sum(self._own[:4])
         return min(1.0, max(0.0, (busy - ours) / total)) if total > 0 else None
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         n = 0
         while not self._ended.wait(_SECONDS):
             pid = self._pid
@@ -219,7 +220,7 @@ class Watch:
                 self.timeline.append((time.monotonic() - self._started, resident))
             if n % 10 == 0:
                 self._frequencies += _frequencies()
-                # Not while images are timed: asking for it takes the processor's time.
+                # Not while images are timed: the query uses CPU time.
                 used = gpu_memory() if pid is not None else None
                 if used is not None:
                     self.gpu_peak = max(used, self.gpu_peak or 0)
@@ -277,7 +278,7 @@ def _gpus() -> tuple[str, ...]:
 
 
 def _frequencies() -> list[float]:
-    """MHz of every core, now."""
+    """Current MHz of every core."""
     files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     found = [int(text) / 1000 for f in files if (text := _read(f).strip()).isdigit()]
     if found:
@@ -306,7 +307,7 @@ def _cpu_times() -> tuple[float, float] | None:
 
 
 def _psutil() -> Any:
-    """psutil where it is installed, else None."""
+    """psutil if it is installed, else None."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("psutil")
     return None
@@ -320,7 +321,7 @@ def _read(path: Path) -> str:
 
 
 def _run(command: str, *arguments: str) -> str:
-    """What a system's own tool prints; "" where there is no such tool or it fails."""
+    """The output of a system tool; "" if it is missing or fails."""
     found = shutil.which(command)
     if found is None:
         return ""

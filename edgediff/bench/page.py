@@ -1,4 +1,4 @@
-"""A page of one or more results: one HTML file that needs nothing else and asks for nothing."""
+"""One or more results as one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,7 +10,7 @@ from edgediff.bench.intervals import Interval, median_interval
 from edgediff.bench.results import Result, Run
 from edgediff.errors import InputError
 
-# Nothing may be loaded: what the page shows is in it.
+# The page loads nothing: all its contents are in the file.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -30,7 +30,7 @@ figure img { max-width: 16rem; height: auto; display: block; }
 
 
 def write(path: Path, files: Mapping[str, Result]) -> None:
-    """name → result, as one HTML file. Raises InputError where it cannot be written."""
+    """Write name → result as one HTML file. Raises InputError if it cannot be written."""
     try:
         path.write_text(page(files), encoding="utf-8")
     except OSError as e:
@@ -43,16 +43,16 @@ def page(files: Mapping[str, Result]) -> str:
     measured = {label: run for label, run in runs.items() if run.warm}
     parts = [
         *(_head(name, result) for name, result in files.items()),
-        "<h2>What ran</h2>",
+        "<h2>Configurations</h2>",
         _bundle_table(runs),
         *_notes(runs),
         "<h2>Latency</h2>",
         _latency_table(runs),
         "<h2>Latency by stage</h2>",
-        "<p class=quiet>Medians of warm images; steps are all steps of one image.</p>",
+        "<p class=quiet>Medians of warm images; steps are the sum over one image.</p>",
         plots.bars({label: _by_stage(run) for label, run in measured.items()}, "s"),
         *_optional(
-            "From the start of the process",
+            "From process start to the first image",
             plots.bars(
                 {label: _cold_parts(run) for label, run in measured.items() if run.cold}, "s"
             )
@@ -67,18 +67,18 @@ def page(files: Mapping[str, Result]) -> str:
                     for label, run in runs.items()
                     if run.memory
                 },
-                "s from the start of the process",
+                "s since process start",
                 "MB resident",
             ),
         ),
         *_optional(
             "Quality against latency",
-            plots.scatter(_quality_points(measured), "s an image", "dB to the float model"),
+            plots.scatter(_quality_points(measured), "s per image", "dB to the float model"),
         ),
         *_operators(runs),
-        "<h2>Where each node ran</h2>",
+        "<h2>Nodes by provider</h2>",
         _placement_table(runs),
-        "<h2>The images that were timed</h2>",
+        "<h2>Timed images</h2>",
         *(_figure(label, run) for label, run in runs.items() if run.image_png),
     ]
     return (
@@ -91,7 +91,7 @@ def page(files: Mapping[str, Result]) -> str:
 
 
 def _labelled(files: Mapping[str, Result]) -> dict[str, Run]:
-    """A name for each run of each file; with several files, the file's comes first."""
+    """Label → run; with several files, labels begin with the file's name."""
     if len(files) == 1:
         (result,) = files.values()
         return {run.config.label: run for run in result.runs}
@@ -108,33 +108,33 @@ def _head(name: str, result: Result) -> str:
         ("kernel flags", " ".join(machine.cpu_flags)),
         ("GPU", ", ".join(machine.gpus)),
         ("system", f"{machine.system}, Python {machine.python}"),
-        ("power", machine.power or "not told"),
+        ("power", machine.power or "unknown"),
         ("versions", ", ".join(f"{k} {v}" for k, v in result.versions.items())),
         ("started", result.started),
-        ("order", "in turns" if result.interleaved else "one configuration after the other"),
+        ("order", "in turns" if result.interleaved else "one configuration after another"),
     ]
     if conditions is not None:
         if conditions.frequency_mhz is not None:
             low, mean, high = conditions.frequency_mhz
             rows.append(("clock", f"{low:.0f} to {high:.0f} MHz, {mean:.0f} on average"))
         throttled = conditions.throttled
-        rows.append(("throttling", "not told" if throttled is None else f"{throttled} events"))
+        rows.append(("throttling", "unknown" if throttled is None else f"{throttled} events"))
         if conditions.others is not None:
-            rows.append(("other processes", f"{conditions.others:.0%} of the cores' time"))
+            rows.append(("other processes", f"{conditions.others:.0%} of the CPU time"))
     table = "".join(
         f"<tr><td>{escape(key)}</td><td class=text>{escape(value)}</td></tr>"
         for key, value in rows
         if value
     )
     missing = "".join(f"<li>{escape(line)}</li>" for line in result.missing)
-    warning = f"<div class=warn><p>What it lacks:</p><ul>{missing}</ul></div>" if missing else ""
+    warning = f"<div class=warn><p>Missing:</p><ul>{missing}</ul></div>" if missing else ""
     return f"<h2>{escape(name)}</h2><table>{table}</table>{warning}"
 
 
 def _bundle_table(runs: Mapping[str, Run]) -> str:
     header = (
-        *("configuration", "bundle", "for", "precision", "weights by format", "provider"),
-        *("threads", "compiled before"),
+        *("configuration", "bundle", "target", "precision", "weights by format", "provider"),
+        *("threads", "compile cache"),
     )
     rows = []
     for label, run in runs.items():
@@ -151,7 +151,7 @@ def _bundle_table(runs: Mapping[str, Run]) -> str:
 
 
 def _compiled(run: Run) -> str:
-    """What became of a provider's caches, as text."""
+    """Hits and misses of a provider's compile caches, as text."""
     return "; ".join(
         f"{stage}: " + ", ".join(f"{kind} {outcome}" for kind, outcome in kinds.items())
         for stage, kinds in run.caches.items()
@@ -166,8 +166,8 @@ def _notes(runs: Mapping[str, Run]) -> list[str]:
 
 def _latency_table(runs: Mapping[str, Run]) -> str:
     header = (
-        *("configuration", "image", "95 % within", "a minute", "text", "step", "decode"),
-        *("from start", "peak memory", "of the GPU", "on disk", "quality", "energy"),
+        *("configuration", "image", "95 % interval", "per minute", "text", "step", "decode"),
+        *("first image", "peak memory", "GPU memory", "on disk", "quality", "energy"),
     )
     rows = []
     for label, run in runs.items():
@@ -188,23 +188,23 @@ def _latency_table(runs: Mapping[str, Run]) -> str:
                 f"{found['step'].median:.3g} s" if "step" in found else "",
                 f"{found['vae_decoder'].median:.3g} s",
                 "" if cold is None else f"{cold.median:.3g} s",
-                "not told" if run.peak_bytes is None else f"{run.peak_bytes / 1e6:.0f} MB",
+                "unknown" if run.peak_bytes is None else f"{run.peak_bytes / 1e6:.0f} MB",
                 "" if run.gpu_peak_bytes is None else f"{run.gpu_peak_bytes / 1e6:.0f} MB",
                 f"{run.config.model.bytes / 1e6:.1f} MB",
                 quality(run),
-                f"{median_interval(joules).median:.3g} J" if joules else "not told",
+                f"{median_interval(joules).median:.3g} J" if joules else "unknown",
             ]
         )
     return _table(header, rows)
 
 
 def quality(run: Run) -> str:
-    """The PSNR of the image that was timed, as text."""
+    """The PSNR of the timed image, as text."""
     if run.quality is None:
         return ""
     if run.quality.equal:
         return "equal"
-    return "not known" if run.quality.psnr_db is None else f"{run.quality.psnr_db:.1f} dB"
+    return "unknown" if run.quality.psnr_db is None else f"{run.quality.psnr_db:.1f} dB"
 
 
 def _bounds(found: Interval) -> str:
@@ -219,7 +219,7 @@ def _placement_table(runs: Mapping[str, Run]) -> str:
         for stage, providers in run.placement.items()
         for provider, p in providers.items()
     ]
-    return _table(("configuration", "stage", "provider", "nodes", "pieces"), rows)
+    return _table(("configuration", "stage", "provider", "nodes", "partitions"), rows)
 
 
 def _operators(runs: Mapping[str, Run]) -> list[str]:
@@ -231,7 +231,7 @@ def _operators(runs: Mapping[str, Run]) -> list[str]:
     ]
     if not rows:
         return []
-    header = ("configuration", "stage", "operator", "an image", "share")
+    header = ("configuration", "stage", "operator", "per image", "share")
     return ["<h2>Operators by time</h2>", _table(header, rows)]
 
 
@@ -250,8 +250,8 @@ def _cold_parts(run: Run) -> dict[str, float]:
         "interpreter": middle.interpreter,
         "imports": middle.imports,
         **loads,
-        # A provider that compiles loads its stages with the first image, and nothing before.
-        "load, all else": max(0.0, middle.load - sum(loads.values())),
+        # A provider that compiles loads its stages with the first image, none before.
+        "load, other": max(0.0, middle.load - sum(loads.values())),
     }
     return {**known, "image": max(0.0, middle.first_image - sum(known.values()))}
 
@@ -265,10 +265,10 @@ def _quality_points(runs: Mapping[str, Run]) -> dict[str, tuple[float, float]]:
 
 
 def _figure(label: str, run: Run) -> str:
-    told = f"{label}, {quality(run)}" if run.quality else label
+    caption = f"{label}, {quality(run)}" if run.quality else label
     return (
         f'<figure><img alt="{escape(run.config.prompt)}" src="data:image/png;base64,'
-        f'{escape(run.image_png or "")}"><figcaption>{escape(told)}<br>'
+        f'{escape(run.image_png or "")}"><figcaption>{escape(caption)}<br>'
         f"{escape(repr(run.config.prompt))}, seed {run.config.seed}</figcaption></figure>"
     )
 

@@ -7,12 +7,12 @@ COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#a463f2", "#97bbf5", "#9
 _WIDTH = 720
 _RIGHT, _TOP, _BOTTOM = 70, 10, 38
 _LETTER = 6.6
-"""How wide a letter is, about."""
+"""Approximate width of a letter."""
 _ROW = 26
 
 
 def bars(rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
-    """label → part → amount: a stacked bar each, with its sum."""
+    """label → part → amount, as one stacked bar per label, with its sum."""
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     most = max((sum(row.values()) for row in rows.values()), default=0.0) or 1.0
     left = min(_WIDTH // 2, round(16 + _LETTER * max(map(len, rows), default=0)))
@@ -35,7 +35,7 @@ def bars(rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
 
 
 def lines(series: Mapping[str, Sequence[Sequence[float]]], x_unit: str, y_unit: str) -> str:
-    """label → (x, y) points: a line each, from zero up."""
+    """label → (x, y) points, as one line per label; both axes start at zero."""
     points = [p for line in series.values() for p in line]
     if not points:
         return ""
@@ -53,7 +53,7 @@ def lines(series: Mapping[str, Sequence[Sequence[float]]], x_unit: str, y_unit: 
 
 
 def scatter(points: Mapping[str, tuple[float, float]], x_unit: str, y_unit: str) -> str:
-    """label → (x, y): a labelled point each."""
+    """label → (x, y), as one labelled point each."""
     if not points:
         return ""
     height = 280
@@ -105,7 +105,7 @@ class _Frame:
 
 
 def _legend(names: Sequence[str], y: float) -> tuple[list[str], float]:
-    """The names from `y` down, in as many lines as they need; and where they end."""
+    """The legend from `y` down, in as many lines as it needs, and the y at its end."""
     body, x = [], 8.0
     for k, name in enumerate(names):
         width = 26 + _LETTER * len(name)

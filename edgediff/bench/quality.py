@@ -1,4 +1,4 @@
-"""How good the very image was that a benchmark timed."""
+"""Compare the image that a benchmark timed with the float model's."""
 
 import base64
 import io
@@ -14,28 +14,28 @@ from edgediff.images.metrics import psnr
 
 
 def matching(bundle: Bundle, config: Config) -> ImageFidelity | None:
-    """The fixture that was made with the same settings, None where there is none."""
+    """The fixture with the same settings, or None."""
     names = ("prompt", "seed", "steps", "guidance_scale", "sampler", "width", "height")
     return next(
         (
-            made
-            for made in bundle.manifest.fidelity.images
-            if all(getattr(made, name) == getattr(config, name) for name in names)
+            image
+            for image in bundle.manifest.fidelity.images
+            if all(getattr(image, name) == getattr(config, name) for name in names)
         ),
         None,
     )
 
 
 def compare(path: Path | None, config: Config, png: str) -> Quality | None:
-    """The image (base64 of a PNG) against the float model's in the bundle at `path`."""
+    """Compare an image (a PNG in base64) with the float model's in the bundle at `path`."""
     if path is None:
         return None
     bundle = Bundle.open(path)
-    made = matching(bundle, config)
+    fixture = matching(bundle, config)
     fixtures = read_fixtures(bundle)
-    if made is None or fixtures is None:
-        return Quality(psnr_db=None, reason="the bundle holds no image of these settings")
-    reference = fixtures[f"image/{made.name}"]
+    if fixture is None or fixtures is None:
+        return Quality(psnr_db=None, reason="the bundle has no reference image with these settings")
+    reference = fixtures[f"image/{fixture.name}"]
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
     decibels = psnr(image, reference)
     return Quality(psnr_db=decibels, equal=decibels is None)

@@ -1,7 +1,7 @@
-"""The JSON file that `edgediff bench` writes: this module is its only schema.
+"""The JSON file that `edgediff bench` writes; this module is its schema.
 
-Written anew after every round, so that what stands is valid whenever the run ends; `missing` says
-what it lacks.
+The file is rewritten after every round, so that it is valid even if the run ends early; `missing`
+lists the figures that it lacks.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The bundle that ran. `plan`: weights by format; `bytes`: its files on disk."""
+    """The bundle that ran. plan: number of weights by format. bytes: size of its files."""
 
     name: str
     id: str
@@ -37,7 +37,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One point of the grid. threads None: one per core. `label` tells it from the others."""
+    """One point of the grid. threads: None = one per core. label: its name in this benchmark."""
 
     label: str
     model: Model
@@ -55,7 +55,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """Seconds from the start of a process: `first_image`, and what it is made of."""
+    """Seconds from process start to the first image, and their parts."""
 
     first_image: float
     interpreter: float
@@ -65,8 +65,8 @@ class Cold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedImage:
-    """Seconds of one call in a process that is warm, and its joules where the system tells."""
+class WarmImage:
+    """Seconds of one call in a warm process. joules: None if the system does not report energy."""
 
     total: float
     text_encoder: float
@@ -77,7 +77,7 @@ class OpenedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How much of a graph a provider took: nodes, and the pieces that it got them in."""
+    """The part of a graph that a provider runs, as numbers of nodes and of partitions."""
 
     nodes: int
     partitions: int
@@ -85,7 +85,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """An operator's share of a stage's time, by onnxruntime's profile."""
+    """An operator's share of a stage's time, from onnxruntime's profile."""
 
     name: str
     seconds: float
@@ -94,9 +94,9 @@ class Operator:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The timed run's own image against the float model's in the bundle's fixtures.
+    """The timed image compared with the float model's in the bundle's fixtures.
 
-    psnr_db: None where they are equal, or where there is nothing to compare, which `reason` tells.
+    psnr_db: None if they are equal, or if there is nothing to compare it with; `reason` says why.
     """
 
     psnr_db: float | None
@@ -106,18 +106,18 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was measured of one Config. `status` "failed": `error` says how it ended.
+    """The measurements of one Config. error: the reason, if status is "failed".
 
-    gpu_peak_bytes: by how much the memory in use on the first GPU grew. caches: stage → kind →
-    what became of it in the first process ("hit", "miss" or "unused"), for providers that keep what
-    they compile; later processes find what that one left. cache: "hit" where no stage missed.
-    notes: what was asked for and is not so, such as a UNet that runs without a CUDA graph."""
+    gpu_peak_bytes: growth of the memory in use on the first GPU. caches: stage → kind → "hit",
+    "miss" or "unused" in the first process, for providers that cache compiled models; later
+    processes use the files of the first. cache: "hit" if no stage missed. notes: requests that were
+    not met, such as a UNet that runs without a CUDA graph."""
 
     config: Config
     status: Literal["pending", "measured", "failed"] = "pending"
     error: str = ""
     cold: tuple[Cold, ...] = ()
-    warm: tuple[OpenedImage, ...] = ()
+    warm: tuple[WarmImage, ...] = ()
     narrow: bool = False
     peak_bytes: int | None = None
     gpu_peak_bytes: int | None = None
@@ -133,9 +133,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A whole benchmark. interleaved: whether the warm runs took turns. Times in `started` are UTC.
+    """A whole benchmark. started: UTC. interleaved: whether the warm runs took turns.
 
-    versions: edgediff, onnxruntime, numpy and the packages of plug-in providers."""
+    versions: of edgediff, onnxruntime, numpy and the packages of plug-in providers."""
 
     format_version: int = FORMAT_VERSION
     started: str
@@ -149,29 +149,30 @@ class Result:
 
 
 def write(path: Path, result: "DataclassInstance") -> None:
-    """Write a result, this or another benchmark's, whole or not at all.
+    """Write a result of this or another benchmark atomically.
 
-    Raises InputError where it cannot be written."""
+    Raises InputError if it cannot be written."""
     text = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(path)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
     except OSError as e:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
 
 
 def read(path: Path) -> Result:
-    """Read what `write` wrote. Raises InputError, naming the place and value."""
+    """Read a file of `write`. Raises InputError, which names the place and value."""
     result: Result = read_as(Result, path, version=FORMAT_VERSION, maker="`edgediff bench`")
     return result
 
 
 def read_as(kind: type, path: Path, *, version: int, maker: str) -> Any:
-    """A file of that format version as the dataclass `kind`; `maker` is what writes such files.
+    """Read a file of this format version as the dataclass `kind`. maker: the command that writes
+    such files.
 
-    Raises InputError, naming the place and value."""
+    Raises InputError, which names the place and value."""
     try:
         raw = load_json(path.read_text(encoding="utf-8"))
     except OSError as e:

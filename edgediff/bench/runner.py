@@ -1,6 +1,7 @@
-"""Run a grid of configurations in turns, each in a process of its own, and keep what was measured.
+"""Measure a grid of configurations in turns, each in its own process.
 
-A process that crashes, or that the system kills for its memory, is a result and not the end.
+If a process crashes, or the system kills it for its memory use, that is recorded and the others go
+on.
 """
 
 import contextlib
@@ -22,21 +23,21 @@ from edgediff.backend.compile_cache import Outcome
 from edgediff.bench import machine, results
 from edgediff.bench.intervals import is_narrow, median_interval
 from edgediff.bench.quality import compare
-from edgediff.bench.results import Cold, Config, OpenedImage, Operator, Placement, Result, Run
+from edgediff.bench.results import Cold, Config, Operator, Placement, Result, Run, WarmImage
 from edgediff.errors import InputError
 
 _TIMELINE = 400
-"""Points that a memory timeline is thinned to."""
+"""Most points kept of a memory timeline."""
 _HEADROOM = 0.8
-"""Of the memory that is free, what processes that wait for their turns may take."""
+"""Share of the available memory that the processes of one group may take together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A configuration and how to run it.
 
-    inputs: what the worker is told, as JSON. command: what speaks its lines; `versions` are added
-    to the result's. fixtures: the bundle whose fixtures show how good the image is."""
+    inputs: the first line for the worker, as JSON. command: starts the worker. bundle: folder whose
+    fixtures the image is compared with; None = no comparison."""
 
     config: Config
     inputs: dict[str, Any]
@@ -48,9 +49,9 @@ class Job:
 class Budget:
     """When to stop. width: of the median's 95 % interval, relative to the median.
 
-    warm, most: the fewest and most images a configuration. seconds: for the whole grid, None =
-    no bound; what it cuts short is said. cold: process starts a configuration. answer: seconds to
-    wait for an image before its process counts as hung."""
+    warm, most: fewest and most images per configuration. seconds: for the whole grid, None = no
+    limit; configurations that it cuts short are reported. cold: process starts per configuration.
+    answer: seconds to wait for an image before its process counts as hung."""
 
     width: float = 0.05
     warm: int = 5
@@ -61,7 +62,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.width < 1:
-            raise InputError(f"width is {self.width}: expected a share between 0 and 1, as 0.05")
+            raise InputError(
+                f"width is {self.width}: expected a fraction between 0 and 1, such as 0.05"
+            )
         if not 1 <= self.warm <= self.most:
             raise InputError(f"runs {self.warm} to {self.most}: expected 1 or more, in that order")
         if self.cold < 0:
@@ -73,14 +76,14 @@ class Budget:
 
 
 class WorkerError(Exception):
-    """A worker ended, or said why it cannot go on; the text says which."""
+    """A worker ended, or reported an error; the text says which."""
 
 
 class Worker:
-    """A running worker process. A context manager, which ends it.
+    """A running worker process; a context manager that ends it.
 
-    command: what speaks the lines. inputs: its first line. answer: seconds to wait for a line.
-    environment: the process's variables, None = this one's."""
+    command: starts it. inputs: its first line. answer: seconds to wait for a line.
+    environment: environment variables, None = those of this process."""
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class Worker:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._answer = answer
-        # A file, not a pipe: nobody empties a pipe while the worker works.
+        # A file, not a pipe: a pipe that nothing reads would block the worker when it is full.
         self._stderr: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 (closed in __exit__)
             "w+", encoding="utf-8", errors="replace"
         )
@@ -116,12 +119,12 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid
 
-    def ask(self, what: str, event: str, **more: Any) -> dict[str, Any]:
-        """Send `{"do": what}` and wait for `event`. Raises WorkerError."""
-        self._send({"do": what, **more})
+    def ask(self, request: str, event: str, **more: Any) -> dict[str, Any]:
+        """Send `{"do": request}` and wait for `event`. Raises WorkerError."""
+        self._send({"do": request, **more})
         return self.wait(event)
 
     def wait(self, event: str) -> dict[str, Any]:
@@ -135,11 +138,11 @@ class Worker:
         try:
             found: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise WorkerError(f"said what is no JSON: {line[:80]!r}") from None
+            raise WorkerError(f"sent a line that is not JSON: {line[:80]!r}") from None
         if found.get("event") == "error":
             raise WorkerError(str(found.get("message")))
         if found.get("event") != event:
-            raise WorkerError(f"said {found.get('event')!r}, expected {event!r}")
+            raise WorkerError(f"sent {found.get('event')!r}, expected {event!r}")
         return found
 
     def __enter__(self) -> Self:
@@ -157,10 +160,10 @@ class Worker:
         self._reader.join()
         self._stderr.close()
 
-    def _send(self, what: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # it has ended: `wait` says how
+    def _send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the process has ended: `wait` reports how
             if self._process.stdin is not None:
-                self._process.stdin.write(json.dumps(what) + "\n")
+                self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
 
     def _read(self) -> None:
@@ -171,20 +174,20 @@ class Worker:
         self._lines.put(None)
 
     def _ending(self) -> str:
-        """How the process ended, in a line."""
+        """How the process ended, in one line."""
         status = self._process.wait()
         if status < 0:
             name = signal.Signals(-status).name
             hint = ": out of memory?" if -status == 9 else ""
             return f"killed by {name}{hint}"
         self._stderr.seek(0)
-        said = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
-        return f"ended with status {status}" + (f": {said[-1][:300]}" if said else "")
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+        return f"ended with status {status}" + (f": {lines[-1][:300]}" if lines else "")
 
 
 @dataclass
 class _State:
-    """A run that grows."""
+    """The state of one configuration during the benchmark."""
 
     job: Job
     run: Run
@@ -197,8 +200,8 @@ class _State:
 
 @dataclass
 class Bench:
-    """A benchmark that is under way. `progress` is called with what is being done, the share that
-    is done, and the seconds that may be left, None where that is not known yet."""
+    """A benchmark in progress. `progress` is called with the current activity, the fraction done,
+    and the estimated seconds left (None if unknown)."""
 
     jobs: Sequence[Job]
     budget: Budget
@@ -210,9 +213,9 @@ class Bench:
     _interleaved: bool = True
 
     def run(self) -> Result:
-        """Measure all; `out` holds a valid result from the beginning on.
+        """Measure all configurations; `out` always holds a valid result.
 
-        Raises InputError where it cannot be written."""
+        Raises InputError if it cannot be written."""
         self._begun, self._utc = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
         self._machine = machine.describe()
         self._states = [_State(job, Run(config=job.config)) for job in self.jobs]
@@ -241,7 +244,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _worker(self, state: _State, *, placement: bool = False) -> Iterator[Worker | None]:
-        """A worker; what ends it early makes the run a failed one."""
+        """A worker. If it ends early, its run is marked as failed."""
         try:
             worker = self._start(state.job, placement=placement)
         except WorkerError as e:
@@ -260,8 +263,8 @@ class Bench:
         self._write(complete=False)
 
     def _first(self, state: _State) -> None:
-        """A run that is not timed: memory, placement, the image, and caches that fill."""
-        self._tell(f"{state.job.config.label}: first run")
+        """An untimed run, for memory, placement and the image; it also fills the caches."""
+        self._report(f"{state.job.config.label}: first run")
         before = machine.gpu_memory()
         with self._worker(state, placement=True) as worker:
             if worker is None:
@@ -272,7 +275,7 @@ class Bench:
             worker.wait("started")
             loaded = worker.wait("loaded")
             worker.ask("image", "image")
-            image = worker.ask("image", "image")  # the peak may be the second one's
+            image = worker.ask("image", "image")  # memory may peak in the second one
             self._watch.follow(None)
             gpu = max((m for m in (self._watch.gpu_peak, machine.gpu_memory()) if m), default=None)
             shown = worker.ask("show", "shown")
@@ -298,7 +301,7 @@ class Bench:
         self._step()
 
     def _cold(self, state: _State) -> None:
-        self._tell(f"{state.job.config.label}: from the start of the process")
+        self._report(f"{state.job.config.label}: process start to first image")
         with self._worker(state) as worker:
             if worker is None:
                 return
@@ -316,7 +319,7 @@ class Bench:
         self._step()
 
     def _groups(self) -> Iterator[list[_State]]:
-        """Runs whose processes fit into memory side by side, so that they can take turns."""
+        """Groups of runs whose processes fit into memory together, so that they can take turns."""
         free = machine.available_memory()
         limit = float("inf") if free is None else _HEADROOM * free
         groups: list[list[_State]] = [[]]
@@ -332,7 +335,7 @@ class Bench:
         yield from (group for group in groups if group)
 
     def _warm(self, group: list[_State]) -> None:
-        """Images in turns until every median is narrow enough, or the budget is used up."""
+        """Measure images in turns until every interval is narrow enough or the budget is spent."""
         energy = machine.Energy()
         with contextlib.ExitStack() as stack:
             workers: dict[int, Worker] = {}
@@ -341,7 +344,7 @@ class Bench:
                     worker = stack.enter_context(self._start(state.job))
                     worker.wait("started")
                     worker.wait("loaded")
-                    worker.ask("image", "image")  # warms up, and is not counted
+                    worker.ask("image", "image")  # warm-up, not counted
                     workers[k] = worker
                 except WorkerError as e:
                     self._fail(state, e)
@@ -349,7 +352,7 @@ class Bench:
                 for k, state in enumerate(group):
                     if k not in workers:
                         continue
-                    self._tell(f"{state.job.config.label}: image {n + 1}")
+                    self._report(f"{state.job.config.label}: image {n + 1}")
                     try:
                         before = energy.read()
                         found = workers[k].ask("image", "image")
@@ -358,7 +361,7 @@ class Bench:
                         self._fail(state, e)
                         del workers[k]
                         continue
-                    image = OpenedImage(
+                    image = WarmImage(
                         total=found["total"],
                         text_encoder=found["text_encoder"],
                         steps=tuple(found["steps"]),
@@ -379,7 +382,7 @@ class Bench:
                     return
 
     def _profile(self, state: _State) -> None:
-        self._tell(f"{state.job.config.label}: profile")
+        self._report(f"{state.job.config.label}: profile")
         with self._worker(state) as worker:
             if worker is None:
                 return
@@ -401,10 +404,10 @@ class Bench:
         self._done += 1
         self._write(complete=False)
 
-    def _tell(self, what: str) -> None:
+    def _report(self, activity: str) -> None:
         share = min(1.0, self._done / self._all)
         spent = time.monotonic() - self._begun
-        self.progress(what, share, spent / share * (1 - share) if share > 0 else None)
+        self.progress(activity, share, spent / share * (1 - share) if share > 0 else None)
 
     def _missing(self) -> list[str]:
         missing = []
@@ -436,7 +439,7 @@ class Bench:
 
 
 def _thin(timeline: Sequence[tuple[float, int]], start: float) -> tuple[tuple[float, ...], ...]:
-    """At most _TIMELINE points, seconds counted from `start`; of each bin the largest stays."""
+    """At most _TIMELINE points, in seconds since `start`; each bin keeps its largest."""
     size = max(1, -(-len(timeline) // _TIMELINE))
     bins = [timeline[k : k + size] for k in range(0, len(timeline), size)]
     largest = [max(points, key=lambda point: point[1]) for points in bins]
@@ -444,6 +447,6 @@ def _thin(timeline: Sequence[tuple[float, int]], start: float) -> tuple[tuple[fl
 
 
 def _summary(caches: dict[str, dict[str, Outcome]]) -> Outcome | None:
-    """Whether anything was compiled anew; None where nothing is compiled."""
+    """Either "miss", if anything was compiled, or "hit"; None if the provider does not compile."""
     found = {outcome for kinds in caches.values() for outcome in kinds.values()}
     return ("miss" if "miss" in found else "hit") if found else None

@@ -1,8 +1,8 @@
 """The process that one configuration runs in: `python -m edgediff.bench.worker`.
 
-It speaks JSON, a line at a time: the configuration in, `started`, `loaded`, and then for each
-`{"do": "image"}` a `image` with its seconds. Times are `time.monotonic()`, which processes of
-one machine share. Anything else that can speak this can be measured beside edgediff.
+It exchanges JSON lines: it reads the configuration, sends `started` and `loaded`, and then answers
+each `{"do": "image"}` with an `image` and its seconds. Times are `time.monotonic()`, which all
+processes of a machine share. Other programs that use this protocol can be measured too.
 """
 
 import base64
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
 
 _PROFILED = 3
-"""Images that a profile is the mean of."""
+"""Number of images that a profile averages over."""
 
 
 def channel() -> tuple[TextIO, TextIO]:
-    """(in, out) for the lines; what else prints to stdout goes to stderr from now on."""
+    """(input, output) of the lines. From now on, other output to stdout goes to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return sys.stdin, out
 
 
-def tell(out: TextIO, event: str, **what: Any) -> None:
+def send(out: TextIO, event: str, **values: Any) -> None:
     """Send one line."""
-    out.write(json.dumps({"event": event, "at": time.monotonic(), **what}) + "\n")
+    out.write(json.dumps({"event": event, "at": time.monotonic(), **values}) + "\n")
     out.flush()
 
 
 def main() -> None:
-    """Serve until there is no more to do; an expected failure is an `error` line."""
+    """Answer requests until the input ends; an expected failure is sent as an `error` line."""
     lines, out = channel()
-    tell(out, "started")
+    send(out, "started")
     config = json.loads(lines.readline())
     try:
         serve(config, lines, out)
     except EdgediffError as e:
-        tell(out, "error", message=str(e))
+        send(out, "error", message=str(e))
         sys.exit(1)
 
 
 def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
-    """Load what `config` names and answer each line."""
+    """Load the bundle that `config` names and answer each line."""
     before = time.perf_counter()
     from edgediff.backend.session import Observe
     from edgediff.bench.machine import peak_memory
@@ -66,7 +66,7 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
         observe=Observe(placement=config["placement"]),
     )
     loaded = time.perf_counter()
-    tell(
+    send(
         out,
         "loaded",
         provider=pipe.provider,
@@ -86,7 +86,7 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
         if request["do"] == "image":
             result = pipe.generate(config["prompt"], **options)
             timings = result.timings
-            tell(
+            send(
                 out,
                 "image",
                 total=timings.total,
@@ -100,7 +100,7 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
             buffer = io.BytesIO()
             result.images[0].save(buffer, format="PNG")
             image = base64.b64encode(buffer.getvalue()).decode()
-            tell(
+            send(
                 out,
                 "shown",
                 png=image,
@@ -110,18 +110,18 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
             )
         elif request["do"] == "profile":
             pipe.close()
-            tell(out, "profiled", operators=profile(config, options, request["top"]))
+            send(out, "profiled", operators=profile(config, options, request["top"]))
 
 
 def placement(pipe: "Pipeline") -> dict[str, dict[str, tuple[int, int]]]:
-    """Stage → onnxruntime's name of a provider → (nodes, partitions)."""
+    """Stage → onnxruntime's name of the provider → (nodes, partitions)."""
     return {stage: session.placement() for stage, session in pipe.stages.sessions()}
 
 
 def profile(
     config: dict[str, Any], options: dict[str, Any], top: int
 ) -> dict[str, list[tuple[str, float, float]]]:
-    """Stage → (operator, seconds an image, share of the stage's), the slowest first."""
+    """Stage → (operator, seconds per image, share of the stage's time), slowest first."""
     from edgediff.backend.session import Observe
     from edgediff.pipeline import load
 
@@ -142,7 +142,7 @@ def profile(
 
 
 def slowest(path: Path, top: int) -> list[tuple[str, float, float]]:
-    """(operator, seconds an image, share of all) of a profile that onnxruntime wrote."""
+    """(operator, seconds per image, share of the total) from a profile of onnxruntime."""
     by_operator: dict[str, float] = {}
     for event in json.loads(path.read_text()):
         operator = event.get("args", {}).get("op_name")

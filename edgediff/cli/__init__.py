@@ -1,6 +1,6 @@
 """The `edgediff` command. Results on stdout, progress on stderr; exit status 0, 1, 2 or 130.
 
-Heavy modules are imported inside the commands, so that `edgediff --help` answers at once.
+Heavy modules are imported inside the commands, so that `edgediff --help` is fast.
 """
 
 import importlib.metadata
@@ -16,9 +16,9 @@ from edgediff.errors import EdgediffError, InputError
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one line on stderr and an exit status."""
+    """Run the command line; an expected failure is one line on stderr and an exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a console that cannot show a character shows a ?
+        if hasattr(stream, "reconfigure"):  # show ? for characters that the console lacks
             stream.reconfigure(errors="replace")
     try:
         status = edgediff.main(standalone_mode=False)
@@ -26,7 +26,7 @@ def main() -> None:
         e.show()
         status = e.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nInterrupted: nothing was left half-written.", err=True)
+        click.echo("\nInterrupted; no incomplete file was left behind.", err=True)
         status = 130
     except InputError as e:
         click.echo(f"Error: {e}", err=True)
@@ -38,7 +38,7 @@ def main() -> None:
         sys.stderr.close()
         status = 1
     except OSError as e:
-        click.echo(f"Error: the answer cannot be written ({e.strerror or e})", err=True)
+        click.echo(f"Error: the output cannot be written ({e.strerror or e})", err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -46,7 +46,7 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgediff")
 def edgediff() -> None:
-    """Text-to-image diffusion on the edge: export a pipeline once, make images anywhere."""
+    """Text-to-image diffusion on edge devices: export a pipeline once, generate images anywhere."""
 
 
 @click.command(
@@ -55,7 +55,7 @@ def edgediff() -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def export(arguments: tuple[str, ...]) -> int | None:
-    """Turn a diffusers pipeline into a bundle (on a dev machine; needs edgediff[export])."""
+    """Export a diffusers pipeline (needs edgediff[export])."""
     # Found by entry point: the runtime never imports the export stage by name.
     (entry,) = importlib.metadata.entry_points(group="edgediff.commands", name="export")
     try:

@@ -1,61 +1,54 @@
-"""`edgediff generate --prompts`: the images of a file of prompts, and where they stand."""
+"""`edgediff generate --prompts`: generate the images of a file of prompts and report progress."""
 
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgediff.cli.flags import file_of
-from edgediff.cli.report import duration, tell_inputs, tell_notes
-from edgediff.cli.running import finish
+from edgediff.cli.report import duration, print_notes, print_prompt_notes
+from edgediff.cli.running import Output, Runtime, finish
 from edgediff.errors import InputError
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
-    from edgediff.bundle.folder import Bundle
     from edgediff.errors import Spell
-    from edgediff.pipeline import Pipeline
     from edgediff.request.options import Options
 
 SHEET = "sheet.png"
-"""Where --grid goes, beside the images."""
+"""The file of --grid, next to the images."""
 
 
 def make_all(
     prompts: Path,
     out_dir: Path,
     defaults: "Options",
-    *,
-    bundle: "Bundle",
-    load: Callable[[], "Pipeline"],
+    runtime: Runtime,
+    form: Output,
     spell: "Spell",
-    deadline: float | None,
-    grid: bool,
-    as_json: bool,
 ) -> None:
-    """Make the images that are not there yet. Exit status 1 where a line failed, 130 where it
-    was interrupted.
+    """Generate the images that do not exist yet. Exit status 1 if a line failed, 130 after Ctrl-C.
 
-    load: called where there is anything to make. spell: how options are typed.
-    deadline: seconds for each line. grid: write a sheet
-    of all as well."""
+    The model is loaded only if there is something to generate. defaults: options for lines that do
+    not set them. spell: how options are typed on the command line."""
     from edgediff.batch import Outcome, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
 
+    bundle = runtime.bundle()
     with file_of("prompts"):
         jobs = read_jobs(prompts, out_dir, defaults)
-    sheet = out_dir / SHEET if grid else None
-    clash = InputError(f"its image is {SHEET}, as the sheet of `grid` is")
+    sheet = out_dir / SHEET if form.grid else None
+    clash = InputError(f"its image would be {SHEET}, which is the sheet of `grid`")
     jobs = [
         dataclasses.replace(job, error=clash) if job.error is None and sheet in job.paths else job
         for job in jobs
     ]
     jobs = prepare_jobs(jobs, bundle)
-    standing = _Standing(jobs, as_json=as_json)
+    status = _Status(jobs, as_json=form.as_json)
     todo = []
     for job in jobs:
         done = kept(job, bundle)
@@ -65,39 +58,39 @@ def make_all(
         if done is None:
             todo.append(job)
         else:
-            standing.add(done)
+            status.add(done)
     try:
         if todo:
-            pipe = load()
-            standing.start()
+            pipe = runtime.load()
+            status.start()
             for outcome in run_jobs(
                 pipe,
                 todo,
-                deadline=deadline,
-                finish=lambda run: finish(run, lambda _: standing.show()),
+                deadline=runtime.deadline,
+                finish=lambda run: finish(run, lambda _: status.show()),
             ):
-                standing.add(outcome, pipe.load_notes)
+                status.add(outcome, pipe.load_notes)
     except KeyboardInterrupt:
-        standing.finish(interrupted=True)
+        status.finish(interrupted=True)
         raise click.exceptions.Exit(130) from None
-    if sheet is not None and standing.done:
-        standing.finish(save_sheet(standing.done, sheet))
+    if sheet is not None and status.done:
+        status.finish(save_sheet(status.done, sheet))
     else:
-        standing.finish()
-    if standing.failed:
+        status.finish()
+    if status.failed:
         raise click.exceptions.Exit(1)
 
 
-class _Standing:
-    """What has become of the jobs so far: paths on stdout as they are done, the rest on stderr.
+class _Status:
+    """Reports the outcomes of the jobs: paths on stdout as they are written, the rest on stderr.
 
-    At a terminal the last line says how far it is; elsewhere each image has a line."""
+    On a terminal the last line shows the progress; elsewhere each image gets its own line."""
 
     def __init__(self, jobs: Sequence["Job"], *, as_json: bool) -> None:
         self._total = len(jobs)
         self._as_json = as_json
         self._outcomes: list[Outcome] = []
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         self._started = self._latest = time.perf_counter()
         self._before = 0
         self._live = sys.stderr.isatty()
@@ -107,19 +100,19 @@ class _Standing:
         return [outcome for outcome in self._outcomes if outcome.status == "failed"]
 
     def start(self) -> None:
-        """Begin to make images: what is there already, or cannot be made, has been added."""
+        """Start generating; jobs that were kept or cannot run have been added before."""
         self._before = len(self._outcomes)
         kept = self._count("kept")
         if kept:
-            click.echo(f"{kept} of {self._total} are there already", err=True)
+            click.echo(f"{kept} of {self._total} already exist", err=True)
         self._started = self._latest = time.perf_counter()
         self.show()
 
     def add(self, outcome: "Outcome", notes: Sequence[str] = ()) -> None:
-        """notes: of what is loaded by now; each is told once."""
+        """Report an outcome. notes: those of the loaded stages; each is printed once."""
         self._clear()
-        tell_notes(note for note in notes if note not in self._told)
-        self._told.update(notes)
+        print_notes(note for note in notes if note not in self._printed)
+        self._printed.update(notes)
         self._outcomes.append(outcome)
         self._latest = time.perf_counter()
         if not self._as_json:
@@ -128,7 +121,7 @@ class _Standing:
         if outcome.status == "failed":
             click.echo(f"Failed: {outcome.job.where}: {outcome.error}", err=True)
         if outcome.result is not None:
-            tell_inputs(outcome.result, where=f"{outcome.job.where}: ")
+            print_prompt_notes(outcome.result, where=f"{outcome.job.where}: ")
             if not self._live:
                 name, seconds = outcome.job.output.name, outcome.result.timings.total
                 click.echo(f"{self._text()}: {name}, {seconds:.2f} s", err=True)
@@ -136,13 +129,13 @@ class _Standing:
             self.show()
 
     def show(self) -> None:
-        """Say at a terminal how far it is."""
+        """Show the progress, on a terminal."""
         if self._live:
             click.echo(f"\r\x1b[K{self._text()}", err=True, nl=False)
 
     @property
     def done(self) -> list["Outcome"]:
-        """Those with images, by line."""
+        """The outcomes that have images, sorted by line."""
         done = [outcome for outcome in self._outcomes if outcome.status != "failed"]
         return sorted(done, key=lambda outcome: outcome.job.line)
 
@@ -161,18 +154,18 @@ class _Standing:
             click.echo(sheet)
         if interrupted:
             click.echo(
-                f"\nInterrupted: {counts['made'] + counts['kept']} of {self._total} are done, and"
-                " whole; the same command goes on with the others.",
+                f"\nInterrupted: {counts['made'] + counts['kept']} of {self._total} are finished;"
+                " run the same command again to continue.",
                 err=True,
             )
             return
         if counts["kept"] == self._total:
-            click.echo(f"All {self._total} are there already.", err=True)
+            click.echo(f"All {self._total} already exist.", err=True)
             return
         took = f" in {duration(seconds)}" if counts["made"] else ""
         failed = f"{counts['failed']} of {self._total} failed:" if self.failed else "0 failed"
         click.echo(
-            f"{counts['made']} made{took}, {counts['kept']} there already, {failed}",
+            f"{counts['made']} generated{took}, {counts['kept']} already existed, {failed}",
             err=True,
         )
         for outcome in sorted(self.failed, key=lambda o: o.job.line):
@@ -187,9 +180,10 @@ class _Standing:
         if self._count("failed"):
             text += f", {self._count('failed')} failed"
         if done > self._before and done < self._total:
-            each = (self._latest - self._started) / (done - self._before)
-            under_way = time.perf_counter() - self._latest
-            text += f", about {duration(max(0.0, each * (self._total - done) - under_way))} left"
+            per_job = (self._latest - self._started) / (done - self._before)
+            elapsed = time.perf_counter() - self._latest
+            left = max(0.0, per_job * (self._total - done) - elapsed)
+            text += f", about {duration(left)} left"
         return text
 
     def _clear(self) -> None:

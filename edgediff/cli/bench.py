@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgediff.cli.flags import json_flag, parse_size
-from edgediff.cli.report import megabytes, steps_of, table, tell_notes
+from edgediff.cli.report import megabytes, print_notes, steps_of, table
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _DefaultGroup(click.Group):
-    """A group whose arguments go to `run` where they name no command of its own."""
+    """A command group that passes its arguments to `run` unless the first one names a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         helps = any(a in ctx.help_option_names for a in args[:1])
@@ -32,14 +32,14 @@ class _DefaultGroup(click.Group):
 
 @click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure how long a bundle's images take here, and how good they are.
+    """Measure a bundle's latency, memory use and image quality.
 
     \b
-    edgediff bench [BUNDLE...] --json OUT.json   measure (edgediff bench run --help: all flags)
-    edgediff bench compare A.json B.json         two devices, providers, versions
-    edgediff bench report *.json -o report.html  a page with plots and the images
+    edgediff bench [BUNDLE...] --json OUT.json   measure (all flags: edgediff bench run --help)
+    edgediff bench compare A.json B.json         compare devices, providers or versions
+    edgediff bench report *.json -o report.html  write a page with plots and images
 
-    A folder called `compare`, `report` or `run` is given as ./compare.
+    For a folder named `compare`, `report` or `run`, write ./compare.
     """
 
 
@@ -51,7 +51,9 @@ def _parse_sizes(
 
 @bench.command()
 @click.argument("bundles", nargs=-1)
-@click.option("--provider", "providers", multiple=True, help="As in generate.  [default: auto]")
+@click.option(
+    "--provider", "providers", multiple=True, help="As for `edgediff generate`.  [default: auto]"
+)
 @click.option("--threads", type=int, multiple=True, help="CPU threads.  [default: one per core]")
 @click.option(
     "--size",
@@ -59,28 +61,34 @@ def _parse_sizes(
     metavar="WxH",
     multiple=True,
     callback=_parse_sizes,
-    help="In pixels.  [default: the bundle's]",
+    help="Width x height in pixels.  [default: the bundle's]",
 )
-@click.option("--steps", type=int, multiple=True, help="[default: the bundle's]")
-@click.option("--batch", "batches", type=int, multiple=True, help="Images a call.  [default: 1]")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all of it there.")
+@click.option("--steps", type=int, multiple=True, help="Denoising steps.  [default: the bundle's]")
+@click.option("--batch", "batches", type=int, multiple=True, help="Images per call.  [default: 1]")
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path), help="Write the full results to this file."
+)
 @click.option(
     "--width",
     type=float,
     default=0.05,
     show_default=True,
-    help="Go on until the median is known this well: its 95 % interval over the median.",
+    help="Measure until the 95 % interval of the median is this narrow, relative to the median.",
 )
-@click.option("--runs", type=int, default=50, show_default=True, help="At most so many images.")
+@click.option("--runs", type=int, default=50, show_default=True, help="At most this many images.")
 @click.option(
-    "--seconds", type=float, default=600.0, show_default=True, help="Stop near this, however wide."
+    "--seconds",
+    type=float,
+    default=600.0,
+    show_default=True,
+    help="Stop after about this long, even if the interval is wider.",
 )
 @click.option(
     "--cold",
     type=int,
     default=3,
     show_default=True,
-    help="Process starts to time; files are in the system's cache then.",
+    help="Process starts to time, with the files in the system's cache.",
 )
 @click.option(
     "--ort-profile",
@@ -88,8 +96,8 @@ def _parse_sizes(
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also the N slowest operators of each stage, in a run of their own; on a GPU, the time"
-    " that launching them takes.",
+    help="Also list the N slowest operators of each stage, from a separate run; on a GPU these are"
+    " launch times.",
 )
 def run(
     bundles: tuple[str, ...],
@@ -105,11 +113,12 @@ def run(
     cold: int,
     operators: int,
 ) -> None:
-    """Run every combination of what is given, in turns (A B A B …), each in its own process.
+    """Measure every combination of the given settings.
 
-    All flags but the last six may be repeated. BUNDLE is a folder; without one, the built-in model.
-    Exit status 1 where a configuration failed. On Windows and macOS, memory (on macOS, over time)
-    needs psutil: pip install "edgediff[bench]".
+    Each combination has its own process, and they take turns (A B A B …). BUNDLE is a folder; the
+    default is the built-in model. --provider, --threads, --size, --steps and --batch may be
+    repeated. Exit status 1 if a combination failed. On Windows, and on macOS for memory over time,
+    measuring memory needs psutil: pip install "edgediff[bench]".
     """
     from edgediff.bench.grid import Grid, jobs, versions
     from edgediff.bench.runner import Bench, Budget
@@ -136,13 +145,13 @@ def run(
             operators=operators,
         ).run()
     click.echo(_table(result))
-    tell_notes((*result.missing, *_notes(result)))
+    print_notes((*result.missing, *_notes(result)))
     if any(r.status == "failed" for r in result.runs):
         raise click.exceptions.Exit(1)
 
 
 class _progress:  # noqa: N801 (used as a context manager's name)
-    """A line on stderr: what is being measured, and the time left; only at a terminal."""
+    """A progress line on stderr with the estimated time left, if stderr is a terminal."""
 
     def __enter__(self) -> Callable[[str, float, float | None], None]:
         self._shown = 0.0
@@ -152,15 +161,15 @@ class _progress:  # noqa: N801 (used as a context manager's name)
         if self._shown:
             click.echo("\r\x1b[K", nl=False, err=True)
 
-    def _show(self, what: str, share: float, left: float | None) -> None:
+    def _show(self, activity: str, share: float, left: float | None) -> None:
         if sys.stderr.isatty() and time.monotonic() - self._shown > 0.1:
             self._shown = time.monotonic()
             until = "" if left is None else f", about {left:.0f} s left"
-            click.echo(f"\r\x1b[K{share:4.0%} {what}{until}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{share:4.0%} {activity}{until}", nl=False, err=True)
 
 
 def _table(result: "Result") -> str:
-    from edgediff.bench.compare import BUSY, against, first_alike, stages
+    from edgediff.bench.compare import BUSY, against, first_comparable, stages
     from edgediff.bench.intervals import median_interval
     from edgediff.bench.page import quality
 
@@ -173,16 +182,16 @@ def _table(result: "Result") -> str:
     conditions = result.conditions
     if conditions is not None and (conditions.others or 0) > BUSY:
         lines.append(
-            f"Other processes took {conditions.others:.0%} of the machine meanwhile: read ratios,"
-            " not seconds."
+            f"Other processes used {conditions.others:.0%} of the CPU time: trust ratios, not"
+            " seconds."
         )
-    firsts = [first_alike(r, result.runs) if r.warm else None for r in result.runs]
+    firsts = [first_comparable(r, result.runs) if r.warm else None for r in result.runs]
     compared = any(firsts)
     gpu = any(r.gpu_peak_bytes is not None for r in result.runs)
     header = (
-        *("configuration", "image", "95 % within", "a minute", "text", "step", "decode"),
-        *("from start", "peak memory", *(("of the GPU",) if gpu else ()), "on disk", "quality"),
-        *(("time against the first alike",) if compared else ()),
+        *("configuration", "image", "95 % interval", "per minute", "text", "step", "decode"),
+        *("first image", "peak memory", *(("GPU memory",) if gpu else ()), "on disk", "quality"),
+        *(("ratio to the first",) if compared else ()),
     )
     rows: list[tuple[str, ...]] = [header]
     for r, first in zip(result.runs, firsts, strict=True):
@@ -204,7 +213,7 @@ def _table(result: "Result") -> str:
                 f"{found['step'].median:.3g} s" if "step" in found else "",
                 f"{found['vae_decoder'].median:.3g} s",
                 f"{median_interval(starts).median:.3g} s" if starts else "",
-                "not told" if r.peak_bytes is None else megabytes(r.peak_bytes),
+                "unknown" if r.peak_bytes is None else megabytes(r.peak_bytes),
                 *((megabytes(r.gpu_peak_bytes or 0),) if gpu else ()),
                 megabytes(r.config.model.bytes),
                 quality(r),
@@ -215,18 +224,22 @@ def _table(result: "Result") -> str:
 
 
 def _notes(result: "Result") -> list[str]:
-    """What to know of the figures beside what is missing."""
+    """Notes on the figures, besides the missing ones."""
     lines = []
     for r in result.runs:
         label = r.config.label
         lines += [f"{label}: {note}" for note in r.notes]
         if r.cache is not None:
-            found = "nothing was compiled anew" if r.cache == "hit" else "graphs were compiled anew"
-            lines.append(f"{label}: {found} by the first process, which is not timed")
+            compiled = (
+                "used compiled graphs from the cache" if r.cache == "hit" else "compiled graphs"
+            )
+            lines.append(f"{label}: the first process, which is not timed, {compiled}")
         if r.quality is not None and r.quality.reason:
-            lines.append(f"{label}: quality not known: {r.quality.reason}")
+            lines.append(f"{label}: quality is unknown: {r.quality.reason}")
     if any(r.warm and r.peak_bytes is None for r in result.runs):
-        lines.append('memory is not told by this system: pip install "edgediff[bench]" reads it')
+        lines.append(
+            'memory cannot be measured on this system without pip install "edgediff[bench]"'
+        )
     return lines
 
 
@@ -237,7 +250,7 @@ def _operator_lines(result: "Result") -> list[str]:
         for stage, operators in r.operators.items()
         for o in operators
     ]
-    header = ("configuration", "stage", "operator", "an image", "share")
+    header = ("configuration", "stage", "operator", "per image", "share")
     return ["", table([header, *rows])] if rows else []
 
 
@@ -249,23 +262,28 @@ def _ratio(found: "Interval") -> str:
 @bench.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--exports", is_flag=True, help="A and B are two exports of one model.")
+@click.option("--exports", is_flag=True, help="A and B measure two exports of one model.")
 @json_flag
 def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
-    """Ratios of B's times over A's, with bounds; refuses results that are not alike."""
+    """Compare two results: ratios of B's times to A's, with 95 % intervals.
+
+    Fails if the two did not measure the same model and settings.
+    """
     from edgediff.bench.compare import compare as run_compare
     from edgediff.bench.compare import differences
     from edgediff.bench.results import read
 
     first, second = read(a), read(b)
     pairs = run_compare(first, second, exports=exports)
-    told = differences(first, second)
+    differing = differences(first, second)
     if as_json:
-        click.echo(json.dumps({"pairs": [_record(p) for p in pairs], "differs": told}, indent=2))
+        click.echo(
+            json.dumps({"pairs": [_record(p) for p in pairs], "differs": differing}, indent=2)
+        )
         return
     for pair in pairs:
         click.echo(f"{a.name}: {_describe(pair.a)}\n{b.name}: {_describe(pair.b)}")
-        rows = [("", "B over A", "95 % within", "")]
+        rows = [("", "B / A", "95 % interval", "")]
         for name, found in pair.ratios.items():
             noise = "within noise" if found.holds_one else ""
             rows.append(
@@ -278,16 +296,16 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
             )
         if pair.cold is not None:
             bounds = f"{pair.cold.low:.3g} … {pair.cold.high:.3g}"
-            # Few starts bound a median with less than 95 %.
-            sure = "" if pair.cold.confidence > 0.9 else f"only {pair.cold.count} starts"
-            rows.append(("from start", f"{pair.cold.median:.3g}", bounds, sure))
+            # With few starts, the interval of a median has less than 95 % confidence.
+            caveat = "" if pair.cold.confidence > 0.9 else f"only {pair.cold.count} starts"
+            rows.append(("first image", f"{pair.cold.median:.3g}", bounds, caveat))
         click.echo(table(rows))
         click.echo(
-            "No difference shown: it is within the noise."
+            "No significant difference: it is within the noise."
             if pair.within_noise
-            else f"B takes {pair.ratios['image'].median:.3g} of A's time."
+            else f"B takes {pair.ratios['image'].median:.3g} times as long as A."
         )
-    for line in told:
+    for line in differing:
         click.echo(f"differs: {line}", err=True)
 
 
@@ -296,10 +314,10 @@ def _describe(run: "Run") -> str:
 
     c = run.config
     threads = "" if c.threads is None else f", {c.threads} threads"
-    good = f", {quality(run)}" if run.quality is not None else ""
+    measured = f", {quality(run)}" if run.quality is not None else ""
     return (
         f"{c.model.name} {c.model.precision} ({c.model.id[:8]}) on {c.provider}{threads},"
-        f" {c.width}x{c.height}, {steps_of(c.steps, c.sampler)}, batch {c.batch}{good}"
+        f" {c.width}x{c.height}, {steps_of(c.steps, c.sampler)}, batch {c.batch}{measured}"
     )
 
 
@@ -322,10 +340,13 @@ def _record(pair: "Comparison") -> dict[str, Any]:
     "results", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RESULT.json..."
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The HTML to write."
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="HTML file to write."
 )
 def report(results: tuple[Path, ...], output: Path) -> None:
-    """One page of results, with plots and images; it needs no network and no other file."""
+    """Write one HTML page of results, with plots and images.
+
+    The page needs no network and no other file.
+    """
     from edgediff.bench.page import write
     from edgediff.bench.results import read
 

@@ -1,4 +1,4 @@
-"""How the value of `--control` is read."""
+"""Parse the value of `--control`."""
 
 import re
 from typing import TYPE_CHECKING, cast
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+|nan|inf)"
 _PART = r"(?:\d+(?:\.\d*)?|\.\d+)"
-# The image is what is left: numbers are looked for at the end, so that it may have colons itself.
+# Numbers are matched at the end, and the rest is the image, so that its path may contain colons.
 _FORM = re.compile(
     rf"(?P<name>[^=]+)=(?:(?P<process>edges|invert):)?+(?P<image>.+?)"
     rf"(?::(?P<scale>{_NUMBER})(?::(?P<start>{_PART})-(?P<end>{_PART}))?)?",
@@ -26,7 +26,7 @@ def parse_controls(
     for value in values:
         name, control = _parse(value)
         if name in found:
-            raise click.BadParameter(f"{name!r} is given twice: once for each control network")
+            raise click.BadParameter(f"{name!r} is given twice: give each control network once")
         found[name] = control
     return found
 

@@ -1,4 +1,4 @@
-"""Flags, how their values are read, and how --help groups them."""
+"""Flags, the parsing of their values, and their groups in --help."""
 
 import contextlib
 import re
@@ -21,17 +21,18 @@ SECTIONS = (
     "Where it runs",
     "Output",
 )
-"""Headings of `edgediff generate --help`, in their order. A new heading is a new line here."""
+"""Headings of `edgediff generate --help`, in order. A new heading is a new line here."""
 
 
 _MAX_COLUMN = 28
 
 
 class Flag(click.Option):
-    """An option that stands under the heading `section` of --help.
+    """An option listed under the heading `section` of --help.
 
-    form: how its value is typed, if not as Python writes it; `callback` reads that.
-    stands_for: the option and value in Python that the flag means, if its name is not theirs."""
+    form: formats a value as it is typed, if that differs from Python's form; `callback` parses it.
+    stands_for: the option and value in Python that the flag sets, if its name differs from theirs.
+    """
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ def flag(section: str, *names: str, **settings: Any) -> Decorator[Any]:
 
 
 def flags(table: Sequence[Decorator[Any]]) -> Decorator[Any]:
-    """A table of flags as one decorator."""
+    """Several flags as one decorator."""
 
     def decorate(command: Any) -> Any:
         for one in reversed(table):
@@ -66,8 +67,8 @@ def flags(table: Sequence[Decorator[Any]]) -> Decorator[Any]:
 
 
 class SpellingCommand(click.Command):
-    """A command whose errors name options as they are typed: a parameter of it stands for the
-    option of that name in Python."""
+    """A command whose errors name options as they are typed: each parameter corresponds to the
+    Python option of the same name."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -76,7 +77,7 @@ class SpellingCommand(click.Command):
             raise e.spelled(self.spell) from e
 
     def spell(self, option: str, value: Any) -> str | None:
-        """An option, with its value if any, as it is typed; None if it has no flag here."""
+        """An option as it is typed, with its value if there is one; None if it has no flag here."""
         for parameter in self.params:
             if isinstance(parameter, Flag) and parameter.stands_for == (option, value):
                 return max(parameter.opts, key=len)
@@ -94,7 +95,7 @@ class SpellingCommand(click.Command):
 
 @contextlib.contextmanager
 def file_of(parameter: str) -> Iterator[None]:
-    """Errors about the file that a flag gives begin with the flag."""
+    """Name the flag that gives a file in errors about this file."""
     try:
         yield
     except InputError as e:
@@ -102,7 +103,7 @@ def file_of(parameter: str) -> Iterator[None]:
 
 
 class SectionedCommand(SpellingCommand):
-    """A command whose --help groups its flags by their section, in columns that line up."""
+    """A command whose --help groups its flags by section, with aligned columns."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in (*SECTIONS, "Other")}
@@ -167,8 +168,8 @@ provider_flags = flags(
             "--provider",
             default="auto",
             show_default=True,
-            help="auto (the first that runs of those in the bundle's list), cpu, cuda, tensorrt,"
-            " coreml or openvino.",
+            help="auto (the first provider in the bundle's list that runs here), cpu, cuda,"
+            " tensorrt, coreml or openvino.",
         ),
         flag("Where it runs", "--threads", type=int, help="CPU threads.  [default: one per core]"),
         flag(
@@ -178,16 +179,16 @@ provider_flags = flags(
             metavar="KEY=VALUE",
             multiple=True,
             callback=_parse_pairs,
-            help="Handed to the provider as it is; repeatable.",
+            help="Option passed to the provider unchanged; repeatable.",
         ),
         flag(
             "Where it runs",
             "--max-memory",
             metavar="SIZE",
-            help="Memory to aim for, such as 1.4GB: stages are loaded and released one by one.",
+            help="Memory target, such as 1.4GB: stages are loaded when needed and released again.",
         ),
     ]
 )
-"""The flags that say where and how a bundle runs."""
+"""Flags that choose the provider, its options, and the memory target."""
 
 json_flag = flag("Output", "--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -1,4 +1,4 @@
-"""`edgediff info`, `verify` and `providers`: what a bundle is, and how it does here."""
+"""`edgediff info`, `verify` and `providers`: describe a bundle and check it on this device."""
 
 import dataclasses
 import json
@@ -13,9 +13,9 @@ from edgediff.cli.report import (
     decibels,
     megabytes,
     merged,
+    print_notes,
     steps_of,
     table,
-    tell_notes,
 )
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @click.argument("bundle", default="emoji")
 @json_flag
 def info(bundle: str, as_json: bool) -> None:
-    """Say what a bundle is: model, licence, sizes, defaults, and what its export cost.
+    """Show a bundle's model, licence, sizes, defaults and accuracy.
 
-    BUNDLE is a folder; without one, the built-in model.
+    BUNDLE is a folder; the default is the built-in model.
     """
     from edgediff.bundle.folder import Bundle
     from edgediff.pipeline import find_bundle
@@ -54,7 +54,7 @@ def _describe(opened: "Bundle") -> str:
         ("licence", manifest.provenance.license or "not stated"),
         *(("", line) for line in manifest.provenance.attribution),
         *(("merged", line) for line in merged(manifest.provenance)),
-        ("made for", f"{manifest.target}; providers {', '.join(manifest.providers)}"),
+        ("target", f"{manifest.target}; providers {', '.join(manifest.providers)}"),
         ("size", megabytes(total)),
         (
             "defaults",
@@ -63,7 +63,7 @@ def _describe(opened: "Bundle") -> str:
         ),
         (
             "latents",
-            f"{latent.channels} channels, 1/{latent.downscale} of the image's size;"
+            f"{latent.channels} channels, 1/{latent.downscale} of the image size;"
             f" predicts {schedule.prediction_type.removesuffix('_prediction')}",
         ),
     ]
@@ -72,32 +72,32 @@ def _describe(opened: "Bundle") -> str:
     for name, graph in manifest.graphs.items():
         size = sum(manifest.files[f].size for f in manifest.own_files(name))
         fidelity = manifest.fidelity.stages.get(name)
-        error = f", {fidelity.error:.1e} from float" if fidelity else ""
+        error = f", relative error {fidelity.error:.1e}" if fidelity else ""
         rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))
     rows += _plan_rows(manifest.quantization)
     psnrs = [p.psnr_db for p in manifest.fidelity.images]
     if psnrs:
         worst = min((p for p in psnrs if p is not None), default=None)
-        text = decibels(worst) + ("" if worst is None else " at worst")
-        rows.append(("images", f"{len(psnrs)} against the float model: {text}"))
+        text = decibels(worst) + ("" if worst is None else " or better")
+        rows.append(("images", f"{len(psnrs)} compared with the float model: {text}"))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.provenance.versions.items())
-    rows.append(("made with", versions))
+    rows.append(("exported with", versions))
     return table(rows)
 
 
 def _plan_rows(quantization: "Quantization") -> list[tuple[str, str]]:
-    """What the weights are stored as, and the budget that this was searched for."""
+    """The formats of the weights, and the budget of the search that chose them."""
     formats = Counter(f for plan in quantization.tensors.values() for f in plan.values())
     if not formats:
         return []
     rows = [("weights", count_formats(formats))]
     if quantization.reduced_range:
-        rows.append(("int8 range", "7 bits, exact and faster on x86 without VNNI"))
+        rows.append(("int8 range", "7 bits, for exact and fast sums on x86 without VNNI"))
     if quantization.averaged_attention:
         rows.append(("attention", "keys and values averaged 2x2 at the highest resolution"))
     found = quantization.search
     if found is not None:
-        asked = [
+        budget = [
             *([f"{found.min_psnr_db:g} dB"] if found.min_psnr_db is not None else []),
             *([megabytes(found.max_bytes)] if found.max_bytes is not None else []),
         ]
@@ -105,7 +105,7 @@ def _plan_rows(quantization: "Quantization") -> list[tuple[str, str]]:
         rows.append(
             (
                 "budget",
-                f"{', '.join(asked)}; reached {reached} on {found.unseen_images} unseen images",
+                f"{', '.join(budget)}; reached {reached} on {found.unseen_images} unseen images",
             )
         )
     return rows
@@ -123,9 +123,11 @@ def verify(
     max_memory: str | None,
     as_json: bool,
 ) -> None:
-    """Check a bundle's files, and replay its fixtures on this device against the float model.
+    """Check a bundle's files and its accuracy on this device.
 
-    BUNDLE is a folder; without one, the built-in model. Exit status 1 where a check fails.
+    Compares the outputs of each stage, and whole images, with those of the float model in the
+    bundle's fixtures. BUNDLE is a folder; the default is the built-in model. Exit status 1 if a
+    check fails.
     """
     from edgediff.verification import verify as run_verify
 
@@ -136,7 +138,7 @@ def verify(
         provider_options=provider_options,
         max_memory=max_memory,
     )
-    tell_notes(outcome.notes)
+    print_notes(outcome.notes)
     if as_json:
         answer = {"ok": outcome.ok, **dataclasses.asdict(outcome)}
         click.echo(json.dumps(answer, indent=2))
@@ -156,7 +158,7 @@ def _check_row(check: "Check") -> tuple[str, str, str]:
         ran = check.ok or check.measured is not None
         detail = f"{measured} (at least {check.limit:.1f})" if ran else ""
     elif check.unit and check.measured is not None:
-        detail = f"{check.measured:.1e} from float (at most {check.limit:.1e})"
+        detail = f"relative error {check.measured:.1e} (at most {check.limit:.1e})"
     else:
         detail = "" if check.unit else ("sha256 matches" if check.ok else "")
     text = "; ".join(part for part in (detail, check.problem) if part)
@@ -166,7 +168,7 @@ def _check_row(check: "Check") -> tuple[str, str, str]:
 @click.command()
 @json_flag
 def providers(as_json: bool) -> None:
-    """List the execution providers: which can run here, and how to get the others."""
+    """List execution providers and how to install the missing ones."""
     from edgediff.backend.providers import PROVIDERS
     from edgediff.backend.session import why_missing
 

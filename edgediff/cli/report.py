@@ -1,4 +1,4 @@
-"""How figures, tables and warnings look on a terminal."""
+"""Format figures, tables, notes and warnings for a terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def count_formats(formats: Mapping[str, int]) -> str:
-    """Format → how many weights, as text, the most frequent first."""
+    """Weights per format, as text, most frequent first."""
     most = sorted(formats.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} in {name}" for name, count in most)
 
 
 def decibels(psnr: float | None) -> str:
-    """A PSNR, None where the images are equal."""
+    """A PSNR as text; None means that the images are equal."""
     return "equal" if psnr is None else f"{psnr:.1f} dB"
 
 
 def merged(provenance: "Provenance") -> list[str]:
-    """A line for each LoRA and textual inversion in the weights."""
+    """One line for each LoRA and textual inversion in the weights."""
     loras = [f"{m.file}, scale {m.scale:g}, sha256 {m.sha256[:16]}" for m in provenance.loras]
     words = [f"{m.file} as {m.token!r}, sha256 {m.sha256[:16]}" for m in provenance.embeddings]
     return loras + words
@@ -36,29 +36,28 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that matter: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    """A duration in one or two units: 4.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def tell_notes(notes: Iterable[str]) -> None:
-    """Say on stderr what one might not expect."""
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes on stderr."""
     for note in notes:
         click.echo(f"Note: {note}", err=True)
 
 
-def tell_inputs(result: "Result", where: str = "") -> None:
-    """Say on stderr what was cut off the prompts, into how many chunks one went, and what was done
-    to images that were given.
+def print_prompt_notes(result: "Result", where: str = "") -> None:
+    """Warn on stderr if a prompt was cut, and print how it was split and how images were prepared.
 
-    `where` names the call, where there are many."""
+    where: text that identifies the call, if there are several."""
     report = result.prompt
     if report.truncated:
         click.echo(
-            f"Warning: {where}the prompt has {report.tokens} tokens and {report.limit} fit"
-            f" (--long-prompts takes all); cut: {_shorten(report.truncated)}",
+            f"Warning: {where}the prompt has {report.tokens} tokens, but only {report.limit} fit"
+            f" (--long-prompts encodes all of them); cut: {_shorten(report.truncated)}",
             err=True,
         )
     if report.negative_truncated:
@@ -69,11 +68,11 @@ def tell_inputs(result: "Result", where: str = "") -> None:
         )
     if report.chunks > 1:
         click.echo(
-            f"Note: {where}the prompt's {report.tokens} tokens: {report.chunks} chunks of"
-            f" {report.limit}",
+            f"Note: {where}the prompt's {report.tokens} tokens are encoded in {report.chunks}"
+            f" chunks of {report.limit}",
             err=True,
         )
-    tell_notes(f"{where}{note}" for note in result.notes)
+    print_notes(f"{where}{note}" for note in result.notes)
 
 
 def _shorten(text: str) -> str:
@@ -81,7 +80,7 @@ def _shorten(text: str) -> str:
 
 
 def steps_of(count: int, sampler: str) -> str:
-    """How many of which: 4 steps of euler, 1 step of lcm."""
+    """4 steps of euler, 1 step of lcm."""
     return f"{count} step{'' if count == 1 else 's'} of {sampler}"
 
 

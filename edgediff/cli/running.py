@@ -1,20 +1,26 @@
-"""A run at a terminal: its progress, and Ctrl-C inside a step."""
+"""Running a bundle from a command line: flags, loading, progress, and Ctrl-C within a step."""
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import click
 
 if TYPE_CHECKING:
+    from edgediff.bundle.folder import Bundle
+    from edgediff.pipeline import Pipeline
     from edgediff.result import Progress, Result
     from edgediff.run import Run
     from edgediff.sampling.samplers import Step
 
 _POLL = 0.1
-"""Seconds; on Windows a waiting thread sees Ctrl-C only when its wait ends."""
+"""Seconds. On Windows a waiting thread notices Ctrl-C only when its wait ends."""
 
 LABELS = {
     "text_encoder": "encoding the prompt",
@@ -25,9 +31,68 @@ LABELS = {
 }
 
 
+class _Flags:
+    """A group of a command's flags; each field is named after the flag's parameter."""
+
+    @classmethod
+    def given(cls, context: click.Context) -> Self:
+        """The flags' values in a command's context."""
+        return cls(**{f.name: context.params[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(_Flags):
+    """The bundle to run, and where and how it runs."""
+
+    model: str
+    provider: str
+    threads: int | None
+    provider_options: dict[str, str]
+    max_memory: str | None
+    tile: int | None
+    cache_dir: Path | None
+    no_cache: bool
+    deadline: float | None
+
+    def bundle(self) -> "Bundle":
+        """Open the bundle's folder, without loading the model."""
+        from edgediff.bundle.folder import Bundle
+        from edgediff.pipeline import find_bundle
+
+        return Bundle.open(find_bundle(self.model))
+
+    def load(self) -> "Pipeline":
+        """Load the model, and report on stderr its provider and loading time."""
+        from edgediff.pipeline import load
+
+        started = time.perf_counter()
+        pipe = load(
+            self.model,
+            provider=self.provider,
+            threads=self.threads,
+            cache_dir=False if self.no_cache else self.cache_dir,
+            provider_options=self.provider_options,
+            max_memory=self.max_memory,
+            tile=self.tile,
+        )
+        for reason in pipe.skipped_providers:
+            click.echo(f"Skipped: {reason}", err=True)
+        seconds = time.perf_counter() - started
+        click.echo(f"{pipe.name} on {pipe.provider}, loaded in {seconds:.2f} s", err=True)
+        return pipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(_Flags):
+    """The form of the results. grid: one sheet of all images. as_json: report in JSON."""
+
+    grid: bool
+    as_json: bool
+
+
 def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Result":
-    """The run's result. Ctrl-C cancels it inside a step: the run has a thread of its own, since
-    Python handles no signal while onnxruntime computes."""
+    """The run's result. Ctrl-C cancels the run within a step: the run has its own thread because
+    Python does not handle signals while onnxruntime computes."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         result = pool.submit(run.result, on_step)
         try:
@@ -41,8 +106,7 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
 
 @contextlib.contextmanager
 def progress_bar(steps: int) -> "Iterator[Callable[[Progress], None]]":
-    """A bar on stderr for a person at a terminal; yields the `on_progress` that moves it."""
-    # hidden: elsewhere a bar is only noise.
+    """A progress bar on stderr, if that is a terminal; yields the `on_progress` that moves it."""
     with click.progressbar(
         length=steps, label=LABELS["text_encoder"], file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:

@@ -62,7 +62,7 @@ def test_the_result_says_what_ran_where_and_how_well(measured: Path, tiny_bundle
 def test_compare_and_report(measured: Path, tmp_path: Path) -> None:
     done = run("compare", measured, measured)
     assert done.returncode == 0
-    assert done.stdout.count("No difference shown: it is within the noise.") == 2
+    assert done.stdout.count("No significant difference: it is within the noise.") == 2
     answer = json.loads(run("compare", measured, measured, "--json").stdout)
     assert [p["within_noise"] for p in answer["pairs"]] == [True, True]
     assert all({"psnr_db", "equal"} < one.keys() for p in answer["pairs"] for one in p["quality"])
@@ -81,7 +81,7 @@ def test_results_of_different_bundles_are_refused(measured: Path, tmp_path: Path
     other.write_text(json.dumps(raw))
     done = run("compare", measured, other)
     assert done.returncode == 2
-    assert "not alike: bundle" in done.stderr
+    assert "not comparable: bundle" in done.stderr
     assert "--exports" in done.stderr
     assert run("compare", measured, other, "--exports").returncode == 0
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgediff.bench.compare import against, compare, differences, first_alike
+from edgediff.bench.compare import against, compare, differences, first_comparable
 from edgediff.bench.machine import Conditions
 from edgediff.bench.results import Result, Run
 from edgediff.cli.bench import _table
@@ -44,13 +44,13 @@ def test_runs_of_one_file_are_held_against_the_first_that_drew_the_same(measured
     unmeasured = measured([])
     threads, larger_too = measured(SECONDS, threads=1), measured(SECONDS, width=256, threads=1)
     runs = [unmeasured, first, larger, threads, larger_too]
-    assert [first_alike(r, runs) for r in runs[1:]] == [None, None, first, larger]
+    assert [first_comparable(r, runs) for r in runs[1:]] == [None, None, first, larger]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": {"name": "other", "id": "b" * 64}}, "not alike: model emoji against other"),
+        ({"model": {"name": "other", "id": "b" * 64}}, "not comparable: model emoji against other"),
         ({"width": 256}, "size 128x128 against 256x128"),
         ({"steps": 8}, "steps 4 against 8"),
         ({"sampler": "euler"}, "sampler ddim against euler"),
@@ -58,7 +58,7 @@ def test_runs_of_one_file_are_held_against_the_first_that_drew_the_same(measured
         ({"batch": 2}, "batch 1 against 2"),
         (
             {"model": {"id": "b" * 64}},
-            "bundle aaaaaaaaaaaa… against bbbbbbbbbbbb…: where they are two exports of one model,"
+            "bundle aaaaaaaaaaaa… against bbbbbbbbbbbb…: if they are two exports of one model,"
             " add --exports",
         ),
     ],
@@ -123,7 +123,7 @@ def test_only_runs_of_the_same_image_are_held_against_each_other(
         measured([s / 2 for s in seconds], label="threads", threads=1),
     ]
     header, here, larger, threads = _table(result(*runs)).splitlines()[1:]
-    assert header.endswith("time against the first alike")
-    column = header.index("time against the first alike")
+    assert header.endswith("ratio to the first")
+    column = header.index("ratio to the first")
     assert [line[column:].strip() for line in (here, larger)] == ["", ""]
     assert threads[column:].startswith("0.5 (")

@@ -70,7 +70,7 @@ def test_what_is_not_narrow_is_said(tmp_path: Path, config: Config) -> None:
         ("kill", 1, "killed by SIGKILL: out of memory?"),
         ("kill", 3, "killed by SIGKILL: out of memory?"),
         ("refuse", 2, "unet.onnx: the run failed"),
-        ("babble", 1, "said what is no JSON: 'no JSON"),
+        ("babble", 1, "sent a line that is not JSON: 'no JSON"),
     ],
 )
 def test_a_worker_that_fails_is_a_result_and_not_the_end(
