@@ -1,4 +1,4 @@
-"""edgediff: text-to-image latent diffusion on the edge, without torch.
+"""edgediff: text-to-image latent diffusion on edge devices, without torch.
 
 import edgediff
 
@@ -97,7 +97,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's module at first use: `import edgediff` itself loads nothing."""
+    """Import the module of a public name at its first use, so that `import edgediff` is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'edgediff' has no attribute {name!r}")
     import importlib

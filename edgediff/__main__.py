@@ -1,4 +1,4 @@
-"""`python -m edgediff`."""
+"""Entry point of `python -m edgediff`."""
 
 from edgediff.cli import main
 

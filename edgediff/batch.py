@@ -1,4 +1,4 @@
-"""Many prompts: a file with one a line, whose images are made once, however often it is run."""
+"""Generate the images of a file of prompts; images that already exist are kept."""
 
 import dataclasses
 import difflib
@@ -32,22 +32,22 @@ from edgediff.run import Run
 from edgediff.sampling.samplers import Step
 
 _SHOWN = 10
-"""Where no line can be used, as many are named."""
-_NO_JSON = "is no JSON"
+"""If no line can be used, this many are listed."""
+_NO_JSON = "is not JSON"
 _KEPT_PIXELS = 30_000_000
-"""Of the images that jobs are given, as many pixels stay in memory between checking and running;
-the images of further jobs are read again."""
+"""Pixels of input images that stay in memory between checking and running the jobs; the images of
+further jobs are read again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A line of a file of prompts.
 
-    line: its number, from 1; file: whose.
-    output: the PNG of its image; of several seeds, see `paths`.
-    inherited: which of its options it does not have itself, but from the defaults of all lines.
-    error: why the line cannot be used: it counts as failed.
-    request: the call, as `prepare_jobs` resolved it for its bundle.
+    line: its number, from 1. file: the file of prompts.
+    output: the PNG of its image; for several seeds, see `paths`.
+    inherited: names of the options that come from the defaults of all lines.
+    error: why the line cannot be used; it counts as failed.
+    request: the call, as resolved by `prepare_jobs` for its bundle.
     """
 
     line: int
@@ -61,23 +61,23 @@ class Job:
 
     @property
     def where(self) -> str:
-        """The line, as messages name it."""
+        """The name of the line in messages."""
         return f"line {self.line}" if self.file is None else f"{self.file}, line {self.line}"
 
     @property
     def paths(self) -> list[Path]:
-        """Where its images go: `output`, or NAME-SEED.png for each of several seeds."""
+        """The paths of its images: `output`, or NAME-SEED.png for each of several seeds."""
         seed = self.options.get("seed")
         return [self.output] if seed is None else output_paths(self.output, resolve_seeds(seed))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
-    status: "made"; "kept", where its images were there already; or "failed".
-    paths, seeds: of its images. result: of the call that made them, else None.
-    error: why it failed, in text.
+    status: "made"; "kept", if its images already existed; or "failed".
+    paths, seeds: of its images. result: of the call that generated them, else None.
+    error: why it failed, as text.
     """
 
     job: Job
@@ -91,15 +91,15 @@ class Outcome:
 def read_jobs(
     path: str | PathLike[str], out_dir: str | PathLike[str], defaults: Options | None = None
 ) -> list[Job]:
-    """Read a file of prompts: JSON Lines, or, where its name ends in .txt, prompts alone.
+    """Read a file of prompts: JSON Lines, or only prompts if its name ends in .txt.
 
     A line is a prompt as a JSON string, or an object with `prompt`, any of `Options` by name, and
-    `output`, the name of its PNG in `out_dir`, which is the line's number if unset (0007.png).
-    Images that an option names are looked for beside the file. Empty lines are left out.
-    defaults: options for lines that do not have them.
+    `output`, the name of its PNG in `out_dir` (default: the line's number, as in 0007.png).
+    Paths of images in options are relative to the file's folder. Empty lines are skipped.
+    defaults: options for lines that do not set them.
 
-    A line that cannot be used is a job with an `error`. Raises InputError where that is so of all,
-    where there is none, and where the file cannot be read or is no text."""
+    A line that cannot be used is a job with an `error`. Raises InputError if no line can be used,
+    or if the file is empty, cannot be read, or is not text."""
     path, out_dir = Path(path), Path(out_dir)
     try:
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -107,7 +107,7 @@ def read_jobs(
         reason = getattr(e, "strerror", None) or first_line(e)
         raise InputError(f"{path}: cannot be read ({reason})") from e
     if b"\0" in raw:
-        raise InputError(f"{path}: is no text in UTF-8, it has zero bytes: give a prompt a line")
+        raise InputError(f"{path}: is not UTF-8 text, it has zero bytes: give one prompt per line")
     plain = path.suffix.lower() == ".txt"
     jobs: list[Job] = []
     for number, line in enumerate(raw.split(b"\n"), 1):
@@ -123,35 +123,35 @@ def read_jobs(
         except InputError as e:
             jobs.append(_refused(job, e))
     if not jobs:
-        raise InputError(f"{path}: has no prompts: give one a line")
+        raise InputError(f"{path}: has no prompts: give one per line")
     if all(job.error is not None for job in jobs) and not _is_text(raw):
-        raise InputError(f"{path}: is no text in UTF-8: give a prompt a line")
+        raise InputError(f"{path}: is not UTF-8 text: give one prompt per line")
     if not plain and _is_array(raw):
-        raise InputError(f"{path}: is a JSON array: give each of its items a line, without commas")
+        raise InputError(f"{path}: is a JSON array: put each item on its own line, without commas")
     return _some_usable(_without_clashes(jobs))
 
 
 def prepare_jobs(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
-    """Check every job against a bundle, and make the folder of its images. Returns the jobs;
-    those that cannot be done have an `error`.
+    """Check every job against a bundle, and create the folder of its images. Returns the jobs;
+    those that cannot run have an `error`.
 
-    Raises InputError where that is so of all, before any folder is made, and where the folder
-    cannot be made."""
+    Raises InputError if no job can run, before any folder is created, and if a folder cannot be
+    created."""
     checked = _some_usable(_resolved(jobs, bundle))
     for folder in dict.fromkeys(job.output.parent for job in checked if job.error is None):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise InputError(f"{folder}: cannot be made a folder ({e.strerror})") from e
+            raise InputError(f"{folder}: the folder cannot be created ({e.strerror})") from e
     return _some_usable([_checked(job, _check_paths) for job in checked])
 
 
 def kept(job: Job, bundle: Bundle) -> Outcome | None:
-    """The job as done, where whole PNGs are there whose records say what it asks for; else, and for
-    a job with an error, None.
+    """The outcome of a job whose images already exist: intact PNGs with the settings of the job in
+    their records. None if there are no such images, or the job has an error.
 
-    By another provider or version of edgediff counts too. Raises InputError where the job cannot be
-    done with this bundle."""
+    The provider and the version of edgediff may differ. Raises InputError if the job cannot run
+    with this bundle."""
     if job.error is not None:
         return None
     request = _request(job, bundle)
@@ -184,12 +184,12 @@ def run_jobs(
     deadline: float | None = None,
     finish: Callable[[Run], Result] | None = None,
 ) -> Iterator[Outcome]:
-    """Do jobs in order, except those whose images are there already, and yield each outcome.
+    """Run jobs in order, except those whose images already exist, and yield each outcome.
 
-    A job that fails does not stop the others. Images are written whole or not at all: to go on
-    after an interruption, run the same jobs again. on_step: as in `Pipeline.generate`.
-    deadline: seconds for each job, which fails after that. finish: from a job's run to its result,
-    in place of `Run.result`, to be able to cancel it.
+    A job that fails does not stop the others. Images are written atomically: to resume after an
+    interruption, run the same jobs again. on_step: as in `Pipeline.generate`.
+    deadline: seconds for each job, which fails after that. finish: replaces `Run.result`, so that
+    the caller can cancel a run.
 
     Raises Cancelled."""
     for job in jobs:
@@ -212,10 +212,10 @@ def run_jobs(
 
 
 def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
-    """Write one labelled sheet of the images of jobs to a PNG that carries what all of theirs
-    say. Returns the path.
+    """Write one labelled sheet of the images of jobs to a PNG that contains the records of all of
+    them. Returns the path.
 
-    Raises InputError where there is none, one cannot be read, or the sheet cannot be written."""
+    Raises InputError if there is no image, one cannot be read, or the sheet cannot be written."""
     path = Path(path)
     check_output(path)
     one_prompt = len({outcome.job.prompt for outcome in outcomes}) == 1
@@ -223,9 +223,9 @@ def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
     for outcome in outcomes:
         for image_path, seed in zip(outcome.paths, outcome.seeds, strict=True):
             paths.append(image_path)
-            # The seed first: of a long prompt, the end does not fit.
+            # The seed comes first, because a long prompt is cut off.
             labels.append(f"seed {seed}" if one_prompt else f"seed {seed}: {outcome.job.prompt}")
-    # No larger than they will be on the sheet: there may be thousands.
+    # There may be thousands: keep them no larger than they are on the sheet.
     side = math.ceil(MAX_SIDE / math.sqrt(max(1, len(paths))))
     images = []
     for image_path in paths:
@@ -243,7 +243,7 @@ def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
 
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what need not be alike."""
+    """A record without the fields that may differ."""
     unlike = ("edgediff", "provider", "seed")
     return {k: v for k, v in without_defaults(record).items() if k not in unlike}
 
@@ -266,7 +266,7 @@ def _is_array(raw: bytes) -> bool:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """A line of JSON → its fields. Raises InputError."""
+    """Parse a line of JSON into its fields. Raises InputError."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except InputError:
@@ -294,7 +294,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
-    """A line's job with what it says. Raises InputError."""
+    """The job with the fields of its line. Raises InputError."""
     names = ("prompt", "output", *Options.__annotations__)
     for name in fields:
         if name not in names:
@@ -326,11 +326,11 @@ def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
         output=job.output.with_name(output),
         inherited=frozenset({*defaults} - {*own}),
     )
-    return _checked(filled, lambda j: j.paths)  # which need valid seeds
+    return _checked(filled, lambda j: j.paths)  # paths need valid seeds
 
 
 def _checked(job: Job, check: Callable[[Job], object]) -> Job:
-    """The job, with an error where `check` raises one."""
+    """The job, with an error if `check` raises one."""
     if job.error is None:
         try:
             check(job)
@@ -340,7 +340,7 @@ def _checked(job: Job, check: Callable[[Job], object]) -> Job:
 
 
 def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
-    """The jobs with their requests, or with the error that resolving them raised."""
+    """The jobs with their requests, or with the errors from resolving them."""
     found, spare = [], _KEPT_PIXELS
     for job in jobs:
         if job.error is None:
@@ -370,21 +370,21 @@ def _check_paths(job: Job) -> None:
 
 
 def _refused(job: Job, error: InputError) -> Job:
-    """The job with an error, in which options that the line has itself are named as the line does:
-    by their names in Python, and with values as JSON."""
+    """The job with an error that spells the line's own options as the line does: by their Python
+    names, with values in JSON."""
 
     def spell(option: str, value: object) -> str | None:
         if option in job.inherited:
-            return None  # typed on the command line, whose flags it gets later
+            return None  # from the command line, which spells it as a flag
         return option if value is None else f"{option} {json.dumps(value)}"
 
     return dataclasses.replace(job, error=error.spelled(spell))
 
 
 def _option(kind: Any, value: Any, folder: Path) -> Any:
-    """An option as JSON has it → as `Options` has it: paths from `folder` on, and dataclasses, for
-    an object of their fields or their first field alone. What does not fit is left as it is, for
-    the checks of every call."""
+    """Convert an option from JSON to the type in `Options`: resolve paths relative to `folder`, and
+    build dataclasses from an object of their fields or from only their first field. Values that do
+    not fit stay as they are; the checks of the call refuse them."""
     if isinstance(value, str) and _takes_path(kind):
         return str(folder / value)
     for member in typing.get_args(kind) if _is_union(kind) else (kind,):
@@ -412,28 +412,28 @@ def _is_union(kind: Any) -> bool:
 
 
 def _takes_path(kind: Any) -> bool:
-    """Whether a path is among the types of which a value may be."""
+    """Whether the type allows a path."""
     if _is_union(kind):
         return any(map(_takes_path, typing.get_args(kind)))
     return typing.get_origin(kind) is os.PathLike
 
 
 def _without_clashes(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, with an error where an image would have the name of an earlier line's."""
+    """The jobs, with an error if an image would overwrite that of an earlier line."""
     first: dict[str, int] = {}
 
     def check(job: Job) -> None:
         for path in job.paths:
-            # As file systems compare them that take A and a for one.
+            # Some file systems do not distinguish A from a.
             earlier = first.setdefault(path.name.casefold(), job.line)
             if earlier != job.line:
-                raise InputError(f"{path.name} is what line {earlier} writes")
+                raise InputError(f"{path.name} is already the output of line {earlier}")
 
     return [_checked(job, check) for job in jobs]
 
 
 def _some_usable(jobs: list[Job]) -> list[Job]:
-    """The jobs. Raises InputError where all have errors, with one message where it is one error."""
+    """The jobs. Raises InputError if all have errors; equal errors become one message."""
     errors = [job.error for job in jobs if job.error is not None]
     if len(errors) < len(jobs) or not jobs:
         return jobs
@@ -443,7 +443,7 @@ def _some_usable(jobs: list[Job]) -> list[Job]:
     head = (f"{first.file}: " if first.file else "") + f"none of {len(jobs)} lines can be used"
     texts = [str(error) for error in errors]
     if all(text.startswith(_NO_JSON) for text in texts):
-        raise InputError(f"{head}, the first {errors[0]}; prompts without options go in a .txt")
+        raise InputError(f"{head}, the first {errors[0]}; put prompts without options in a .txt")
     if len({*texts}) == 1:
         raise InputError(f"{head}: {errors[0]}")
     raise InputError("".join(_listed(head, jobs)))

@@ -1,4 +1,4 @@
-"""What a pass sets out from: noise, an image under noise, or an image to repaint in part."""
+"""The initial latents of a pass: noise, a noised image, or an image to repaint under a mask."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from edgediff.sampling.samplers import Noise, Step, Trajectory, initial_latents
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What a pass must keep: the latents x0 (n or 1, c, h, w), and the noise (n, c, h, w) that they
-    are under on the way, where mask (1, 1, h, w) is 0. All float32. plan: gives their noise levels.
-    """
+    """The known part of an image that is repainted: latents x0 (n or 1, c, h, w), their noise
+    (n, c, h, w), and a mask (1, 1, h, w) that is 0 in the part to keep. All float32. plan: converts
+    noise levels."""
 
     plan: Plan
     x0: Array
@@ -27,17 +27,19 @@ class Kept:
     mask: Array
 
     def blend(self, latents: Array, sigma: float) -> Array:
-        """Lugmayr et al. 2022 (arXiv:2201.09865), eq. 8, with one noise for all steps as in
-        diffusers: the known part at level sigma, and the rest from `latents`."""
+        """Lugmayr et al. 2022 (arXiv:2201.09865), eq. 8, with the same noise in all steps, as in
+        diffusers: the known part at noise level sigma, and the rest from `latents`."""
         known = noised(self.plan, self.x0, self.noise, sigma)
         return (1 - self.mask) * known + self.mask * latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """latents: (n, c, h, w) float32 at the plan's first level.
-    extra_channels: what the network takes beside them, (n or 1, k, h, w) float32; None = nothing.
-    kept: what each step must keep; None = nothing."""
+    """The start of a pass.
+
+    latents: (n, c, h, w) float32 at the plan's first noise level.
+    extra_channels: further input channels of the network, (n or 1, k, h, w) float32, or None.
+    kept: the part that each step must keep, or None."""
 
     latents: Array
     extra_channels: Array | None = None
@@ -51,14 +53,14 @@ def noised(plan: Plan, x0: Array, noise: Array, sigma: float) -> Array:
 
 
 def from_latents(x0: Array, noise: Noise, plan: Plan) -> Start:
-    """SDEdit, Meng et al. 2022 (arXiv:2108.01073), algorithm 1: latents under noise."""
+    """SDEdit, Meng et al. 2022 (arXiv:2108.01073), algorithm 1: noised latents."""
     return Start(latents=noised(plan, x0, noise(0), plan.start))
 
 
 def start(
     manifest: Manifest, settings: Settings, inputs: Inputs, plan: Plan, vae: Vae, noise: Noise
 ) -> Start:
-    """Where a call's first pass sets out from. Noise is drawn in diffusers' order."""
+    """The start of a call's first pass. Noise is drawn in the same order as in diffusers."""
     if inputs.init_image is None:
         return Start(latents=initial_latents(noise(0), plan))
     sample = to_sample(inputs.init_image.at(settings.width, settings.height))
@@ -77,14 +79,15 @@ def start(
     encoded = vae.encode(sample)
     x0 = encoded.sample(noise)
     first = noise(0)
-    # diffusers encodes what is masked here too, and draws for it: samplers that draw see that.
+    # diffusers also encodes the masked image here, which draws noise: draw the same amount, so that
+    # stochastic samplers get the same numbers.
     encoded.sample(noise)
     latents = _under(None if settings.strength == 1 else x0, first, plan)
     return Start(latents=latents, kept=Kept(plan=plan, x0=x0, noise=first, mask=mask))
 
 
 def repaint(trajectory: Trajectory, kept: Kept, plan: Plan) -> Iterator[Step]:
-    """The trajectory's steps, each with what must be kept put back before the next."""
+    """The trajectory's steps; after each one, the part to keep is restored in its latents."""
     latents: Array | None = None
     for after in (*plan.steps[1:], None):
         step = trajectory.send(latents)
@@ -93,5 +96,5 @@ def repaint(trajectory: Trajectory, kept: Kept, plan: Plan) -> Iterator[Step]:
 
 
 def _under(x0: Array | None, noise: Array, plan: Plan) -> Array:
-    """Latents at the plan's first level; of None, noise alone."""
+    """Latents at the plan's first noise level; without x0, only noise."""
     return initial_latents(noise, plan) if x0 is None else noised(plan, x0, noise, plan.start)

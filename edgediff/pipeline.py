@@ -1,4 +1,4 @@
-"""Load a bundle and make images: the only place that knows the order of the stages."""
+"""Load a bundle and generate images from it."""
 
 import time
 from collections.abc import Callable
@@ -47,39 +47,38 @@ def load(
 ) -> "Pipeline":
     """Load a bundle's folder, or the built-in model by its name.
 
-    provider: auto (the first that runs here of those that the bundle was made for, which
-        bundle.json lists fastest first), cpu, cuda, tensorrt, coreml or openvino.
+    provider: auto (the first provider in bundle.json that runs here; the fastest comes first), cpu,
+        cuda, tensorrt, coreml or openvino.
     threads: CPU threads within an operator, None = one per core.
-    cache_dir: where a provider that compiles (tensorrt, coreml, openvino) keeps its result between
-        runs, in a folder for each bundle. None = `edgediff` in the user's cache (`~/.cache` or
-        $XDG_CACHE_HOME, `~/Library/Caches`, `%LOCALAPPDATA%`), made when such a provider first
-        runs. False = nowhere.
-    provider_options: handed to the provider as they are.
-    max_memory: bytes, or text such as "1.4GB" or "1GiB", that the stages may take together. None
-        loads them all at once; with a limit, the text encoder is loaded now, each other stage when
-        it is first needed, and before that those used longest ago are released until it fits. A
-        image is the same, and takes longer by what loads again. It is a target, not a guarantee:
-        a stage is taken to need its files (weights as float32 at worst) and an allowance for one
-        image of the default size, so larger images, several seeds at once, several threads, and
-        Python with its libraries (70 MB) come on top. Under control each step runs the networks
-        and the UNet, which load anew every time where the limit does not hold them together.
-    tile: decode and encode images in tiles of so many pixels a side, blended where they overlap,
-        for images whose decoding would not fit. None = whole. It costs time, the more the smaller
-        the tile, and an autoencoder with group norms makes something else of a tile than of the
-        whole.
+    cache_dir: folder for models that a provider (tensorrt, coreml, openvino) compiles, with a
+        subfolder for each bundle. None = `edgediff` in the user's cache (`~/.cache` or
+        $XDG_CACHE_HOME, `~/Library/Caches`, `%LOCALAPPDATA%`), created when such a provider first
+        runs. False = keep none.
+    provider_options: passed to the provider unchanged.
+    max_memory: limit for all stages together, in bytes or as text such as "1.4GB" or "1GiB". None =
+        load all stages at once. With a limit, the text encoder is loaded now and each other stage
+        when it is first needed; to make room, the least recently used stages are released. Images
+        are identical; reloading costs time. It is a target, not a guarantee: it counts the files of
+        a stage (with weights as float32 at worst) and an allowance for one image of the default
+        size. Larger images, several seeds or threads, and Python with its libraries (70 MB) need
+        more. With `control`, every step runs the control networks and the UNet; if they do not fit
+        together, they are reloaded at every step.
+    tile: decode and encode images in overlapping tiles with sides of this many pixels, to save
+        memory; None = whole images. Smaller tiles take longer. An autoencoder with group norms
+        gives different results for a tile than for the whole image.
     check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
-    observe: what sessions note down beside running, for benchmarks (`Observe` of
-        `edgediff.backend.session`).
+    observe: additional records of the sessions, for benchmarks (see
+        `edgediff.backend.session.Observe`).
 
-    Where `auto` passed over a provider that is installed, `Pipeline.skipped_providers` says why.
+    If `auto` skipped an installed provider, `Pipeline.skipped_providers` gives the reason.
 
     Raises BundleError, ProviderError, InputError."""
     bundle = Bundle.open(find_bundle(path_or_name))
     latent = bundle.manifest.latent
     if latent.type != "image":
         raise BundleError(
-            f"{bundle.root}: makes {latent.type}, but this edgediff makes images:"
-            " pip install -U edgediff"
+            f"{bundle.root}: its latents are of type {latent.type}, but this version of edgediff"
+            " generates only images: pip install -U edgediff"
         )
     if tile is not None:
         check_tile(tile, latent.downscale)
@@ -109,27 +108,27 @@ def load(
 
 
 def _cache_dir(
-    bundle: Bundle, provider: str, asked: str | PathLike[str] | Literal[False] | None
+    bundle: Bundle, provider: str, chosen: str | PathLike[str] | Literal[False] | None
 ) -> Path | None:
-    if asked is None and PROVIDERS[provider].static_shapes:
+    if chosen is None and PROVIDERS[provider].static_shapes:
         return default_cache_dir(bundle.id)
-    # Several bundles may be given one folder, and what is compiled does not tell them apart.
-    return None if asked is None or asked is False else Path(asked) / bundle.id[:16]
+    # Several bundles may share one folder, and compiled models do not say which bundle they are of.
+    return None if chosen is None or chosen is False else Path(chosen) / bundle.id[:16]
 
 
 def find_bundle(path_or_name: str | PathLike[str]) -> Path:
-    """The folder of the built-in model for its name, as text; anything else is a path.
+    """The folder of the built-in model, if its name is given as text; anything else is a path.
 
-    A folder of that name is `./emoji`, or a Path: what lies in the working folder must not change
-    what the default is."""
+    A local folder of the same name is `./emoji` or a Path, so that the contents of the working
+    folder cannot change the default."""
     if path_or_name == BUILT_IN:
         return Path(__file__).parent / "models" / BUILT_IN
     return Path(path_or_name)
 
 
 def _candidates(bundle: Bundle, provider: str) -> list[str]:
-    """The providers to try, in order: the one asked for, or for `auto` those that are installed,
-    of which one may yet find no device."""
+    """The providers to try, in order: the given one, or for `auto` the installed ones, which may
+    still fail to find a device."""
     if provider != "auto":
         check_provider_name(provider)
         return [provider]
@@ -137,7 +136,7 @@ def _candidates(bundle: Bundle, provider: str) -> list[str]:
     installed = [p for p in made_for if is_installed(p)]
     if not installed:
         reasons = "; ".join(f"{p}: {why_missing(p)}" for p in made_for)
-        raise ProviderError(f"no provider that {bundle.manifest.name} was made for: {reasons}")
+        raise ProviderError(f"no provider of {bundle.manifest.name} runs here: {reasons}")
     return installed
 
 
@@ -167,43 +166,43 @@ class Pipeline:
                 missing = why_missing(options.provider)
                 if missing is not None:
                     raise ProviderError(f"provider {options.provider!r}: {missing}")
-                # A provider that compiles does so when the size is known.
+                # A provider that compiles has to wait until the size is known.
                 if not PROVIDERS[options.provider].static_shapes:
-                    # The text encoder comes first in every call, and shows a provider that fails.
+                    # Every call begins with the text encoder; it shows whether the provider works.
                     first = [manifest.text_encoders[0].name]
                     for stage in first if max_memory is not None else _at_once(manifest):
                         self._stages.session(stage, {})
             except (BundleError, ProviderError):
-                _raise_first(hashes)  # a damaged file explains whatever followed from it
+                _raise_first(hashes)  # a damaged file explains this error
                 raise
             _raise_first(hashes)
 
     @property
     def name(self) -> str:
-        """The model's name, as bundle.json has it."""
+        """The model's name in bundle.json."""
         return self.bundle.manifest.name
 
     @property
     def loaded_stages(self) -> tuple[str, ...]:
-        """The stages that are in memory now, least recently used first: all, unless max_memory or
-        a provider that compiles for each size puts it off. In a bundle with control networks these
-        and the UNet, of which there are two, are loaded by the first call that runs them."""
+        """The stages in memory, least recently used first. All are loaded at once, unless
+        max_memory is set or the provider compiles for each size. Control networks, and both UNets
+        of a bundle that has them, are loaded by the first call that runs them."""
         return self._stages.loaded
 
     @property
     def load_notes(self) -> tuple[str, ...]:
-        """Of the stages that are in memory now: what a provider had compiled before ("hit") or did
-        now ("miss"), and what was asked for and is not so."""
+        """Notes on the stages in memory: whether a compiled model came from the cache ("hit") or
+        was compiled now ("miss"), and requests that could not be met."""
         return tuple(self._stages.notes())
 
     @property
     def stages(self) -> Stages:
-        """The sessions, for those who measure them."""
+        """The sessions, for measurements."""
         return self._stages
 
     @property
     def defaults(self) -> Defaults:
-        """What `generate` uses for arguments that are left unset."""
+        """The values that `generate` uses for options that are not given."""
         return self.bundle.manifest.defaults
 
     def __enter__(self) -> Self:
@@ -224,7 +223,7 @@ class Pipeline:
     def resolve(self, prompt: str, **options: Unpack[Options]) -> Request:
         """Check a call's options and fill in the bundle's defaults, without running anything.
 
-        options: see `edgediff.Options`; those left out or None take the bundle's defaults.
+        options: see `edgediff.Options`; missing ones and None take the bundle's defaults.
         Raises InputError, and TypeError for an unknown option."""
         return resolve(self.bundle, prompt, options)
 
@@ -236,16 +235,15 @@ class Pipeline:
         on_progress: Callable[[Progress], None] | None = None,
         wrap: Callable[[RunStage], RunStage] | None = None,
     ) -> Run:
-        """A run of a resolved call: iterate over it for the steps, ask its `result` for the images.
+        """A run of a resolved call: iterate over it for the steps, or call `result` for the images.
 
-        deadline: seconds from now after which the run ends with DeadlineExceeded, also inside a
+        deadline: seconds from now after which the run stops with DeadlineExceeded, even within a
             step. None = no limit.
-        on_progress: called when a phase begins and after each step, by the thread that iterates;
-            an exception from it ends the run and reaches the caller.
-        wrap: from the function that runs a stage for this run to one to use in its place; for
-            measurements.
+        on_progress: called in the iterating thread when a phase begins and after each step; an
+            exception that it raises stops the run and reaches the caller.
+        wrap: replaces the function that runs a stage, for this run; for measurements.
 
-        Raises InputError for a request that was resolved for another bundle."""
+        Raises InputError if the request was resolved for another bundle."""
         return self._run(request, deadline, on_progress, wrap)
 
     def generate(
@@ -257,10 +255,11 @@ class Pipeline:
         deadline: float | None = None,
         **options: Unpack[Options],
     ) -> Result:
-        """Make one image for each seed.
+        """Generate one image for each seed.
 
-        options: see `edgediff.Options`; those left out or None take the bundle's defaults.
-        on_step: called after each step; an exception from it ends the run and reaches the caller.
+        options: see `edgediff.Options`; missing ones and None take the bundle's defaults.
+        on_step: called after each step; an exception that it raises stops the run and reaches the
+            caller.
         on_progress, deadline: as in `run`.
 
         Raises InputError, ProviderError, DeadlineExceeded, and TypeError for an unknown option."""
@@ -276,21 +275,21 @@ class Pipeline:
         deadline: float | None = None,
         **options: Unpack[Options],
     ) -> Run:
-        """A run that yields each denoising step; it may be abandoned at any of them, or cancelled.
+        """A run that yields each denoising step; it can be abandoned at any step, or cancelled.
 
-        The last step's latents are the result: `Run.result` makes images of them, and `decode` of
-        any step's latents or x0. Options as in `generate`, checked now; nothing is computed before
-        the first step is asked for."""
+        `Run.result` decodes the latents of the last step to images; `decode` decodes the latents or
+        x0 of any step. The options, as in `generate`, are checked now; nothing is computed before
+        the first step is requested."""
         return self._run(resolve(self.bundle, prompt, options), deadline, on_progress)
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB images. Raises ProviderError if the provider
-        gives values that are not finite."""
+        returns values that are not finite."""
         manifest = self.bundle.manifest
         return Vae(manifest, self.run_stage, self.provider, tile=self._tile).decode(latents)
 
     def decoder_input(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latents in the form of the denoiser → of the decoder, of the same shape and dtype."""
+        """The denoiser's latents → the decoder's input, with the same shape and dtype."""
         return decoder_input(self.bundle.manifest.latent, latents)
 
     def run_stage(self, stage: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -310,7 +309,7 @@ class Pipeline:
         if request.settings.bundle != self.bundle.id:
             raise InputError(
                 f"the request was resolved for {request.settings.model}"
-                f" ({request.settings.bundle[:12]}), this pipeline runs {self.name}"
+                f" ({request.settings.bundle[:12]}), but this pipeline runs {self.name}"
                 f" ({self.bundle.id[:12]}): resolve it again with this pipeline"
             )
         token = CancelToken(deadline)
@@ -329,8 +328,8 @@ class Pipeline:
 
 
 def _at_once(manifest: Manifest) -> list[str]:
-    """The stages that every call runs: not the encoder, which only images need. Of the two UNets
-    of a bundle with control networks a call runs the one or the other."""
+    """The stages that every call runs. The encoder is not among them: only calls with an image need
+    it. In a bundle with control networks, nor is the UNet: each call runs one of two."""
     roles: tuple[Role, ...] = ("text_encoder", "decoder")
     if not manifest.controlnets:
         roles += ("denoiser",)
@@ -343,6 +342,6 @@ def _check_hashes(bundle: Bundle) -> None:
 
 
 def _raise_first(check: Future[None] | None) -> None:
-    """Wait for a check that runs beside the loading, and raise what it found."""
+    """Wait for a check that runs during loading, and raise its error."""
     if check is not None:
         check.result()

@@ -1,4 +1,4 @@
-"""What a call gives back: images, how they came about, and the files that they become."""
+"""The result of a call: images, settings and timings, and the files to save them to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,16 +16,16 @@ from edgediff.request.settings import Settings
 from edgediff.text.tokenizer import PromptReport
 
 Phase = Literal["text_encoder", "encoder", "denoiser", "upscale", "decoder"]
-"""A part of a run: the role of the network that works in it, or "upscale", which makes the first
-pass's result larger between two passes."""
+"""A part of a run: the role of its network, or "upscale", which enlarges the result of the first
+pass for the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is: `phase` begins, or step `step` of `steps` is done.
+    """The progress of a run: `phase` begins, or step `step` of `steps` is done.
 
-    step: finished denoising steps; steps: of all passes.
-    seconds_left: for the steps that remain, at the pace of those done; None before the first."""
+    step: number of finished denoising steps. steps: number of steps of all passes.
+    seconds_left: estimate for the remaining steps from the finished ones; None before the first."""
 
     phase: Phase
     step: int
@@ -37,8 +37,8 @@ class Progress:
 class Timings:
     """Wall-clock seconds of a run.
 
-    stages: phase (see `Phase`) → how long it took; a phase that did not run is missing.
-    steps: of each denoising step, over all passes.
+    stages: phase (see `Phase`) → its duration; phases that did not run are missing.
+    steps: each denoising step, over all passes.
     total: from the call to the last image."""
 
     stages: Mapping[Phase, float]
@@ -48,10 +48,9 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The images of one call, one for each seed, and how they came about.
+    """The images of one call, one for each seed, with their settings and timings.
 
-    notes: what was done to an image that was given and one might not expect, and a size that was
-        rounded, a sentence each."""
+    notes: one sentence for each unexpected change to an input image and for a rounded size."""
 
     images: list[Image.Image]
     seeds: list[int]
@@ -61,9 +60,10 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def save(self, path: str | PathLike[str]) -> list[Path]:
-        """Write PNGs that carry their settings. Several go to NAME-SEED.png. Returns the paths.
+        """Write PNGs that contain their settings. Several images go to NAME-SEED.png. Returns the
+        paths.
 
-        Raises InputError where a path cannot be written."""
+        Raises InputError if a path cannot be written."""
         paths = output_paths(Path(path), self.seeds)
         for p in paths:
             check_output(p)
@@ -73,16 +73,16 @@ class Result:
         return paths
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """One RGB image of all images, each with its seed, below the prompt.
+        """A sheet of all images, labelled with their seeds, under the prompt; RGB.
 
-        columns: None = about as wide as high. Raises InputError for fewer than 1."""
+        columns: None = about square. Raises InputError for fewer than 1."""
         labels = [f"seed {seed}" for seed in self.seeds]
         return contact_sheet(self.images, labels, title=self.settings.prompt, columns=columns)
 
     def save_grid(self, path: str | PathLike[str], columns: int | None = None) -> Path:
-        """Write `grid` to a PNG that carries the settings and all seeds. Returns the path.
+        """Write `grid` to a PNG that contains the settings and all seeds. Returns the path.
 
-        Raises InputError where it cannot be written."""
+        Raises InputError if it cannot be written."""
         path = Path(path)
         check_output(path)
         record = {"edgediff": __version__, "seeds": self.seeds, **asdict(self.settings)}
@@ -91,9 +91,9 @@ class Result:
 
 
 def output_paths(path: Path, seeds: Sequence[int]) -> list[Path]:
-    """Where the images of `seeds` go: `path`, or NAME-SEED.png each where there are several.
+    """The paths of the images of `seeds`: `path`, or NAME-SEED.png for each of several.
 
-    A seed that comes again gets NAME-SEED-2.png, and so on."""
+    The second image of a repeated seed goes to NAME-SEED-2.png, and so on."""
     if len(seeds) == 1:
         return [path]
     paths: list[Path] = []

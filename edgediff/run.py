@@ -1,4 +1,4 @@
-"""A call under way: the networks of a bundle applied in order, which can be stopped at any time."""
+"""A running call: applies the networks of a bundle in order, and can be stopped at any time."""
 
 import contextlib
 import dataclasses
@@ -31,17 +31,17 @@ from edgediff.text.tokenizer import PromptReport
 
 
 class Run(Iterator[Step]):
-    """One call of `generate`, `stream` or `run`: an iterator over the denoising steps, of which
-    `result` makes images. Nothing is computed before it is asked for.
+    """One call of `generate`, `stream` or `run`: an iterator over the denoising steps. `result`
+    decodes the last one to images. Nothing is computed before the first step is requested.
 
         run = pipe.stream("a fox")
         threading.Timer(1, run.cancel).start()
         result = run.result()
 
-    It may be abandoned at any step. One thread iterates; any thread may call `cancel`. Of a bundle
-    with `hires`, the steps of the second pass follow, their latents larger.
+    It may be abandoned at any step. One thread iterates; any thread may call `cancel`. With
+    `hires`, the steps of the second pass follow, with larger latents.
 
-    request: the call. settings: its settings, with the provider that runs it.
+    request: the call. settings: its settings and the provider that runs it.
     seeds: one for each image."""
 
     def __init__(
@@ -57,8 +57,8 @@ class Run(Iterator[Step]):
         on_progress: Callable[[Progress], None] | None = None,
         started: float | None = None,
     ) -> None:
-        """run_stage: runs the stages of this run; `token` stops it. started: when the call began,
-        as `time.perf_counter` has it; None = now."""
+        """run_stage: runs the stages of this run; `token` stops it. started: start of the call, by
+        `time.perf_counter`; None = now."""
         self.request = request
         self.settings = dataclasses.replace(request.settings, provider=provider)
         self.seeds = list(request.seeds)
@@ -74,20 +74,20 @@ class Run(Iterator[Step]):
         self._stage_seconds: dict[Phase, float] = {}
         self._step_seconds: list[float] = []
         self._steps = self._denoise()
-        self._drawn: tuple[Array, PromptReport]  # once all steps are taken
+        self._finished: tuple[Array, PromptReport]  # set after the last step
         self._error: BaseException | None = None
         self._result: Result | None = None
 
     def cancel(self) -> None:
-        """End the run, from any thread: whoever iterates gets Cancelled, as soon as the operator
-        that is being computed ends. Does nothing once the run has finished."""
+        """Stop the run, from any thread. The iterating thread gets Cancelled as soon as the current
+        operator ends. Has no effect after the run has finished."""
         self._token.cancel()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Step:
-        """The next denoising step. The first also encodes the prompt, and the image to change.
+        """The next denoising step. The first call also encodes the prompt and the initial image.
 
         Raises InputError, BundleError, ProviderError, Cancelled, DeadlineExceeded."""
         try:
@@ -95,21 +95,22 @@ class Run(Iterator[Step]):
         except StopIteration:
             raise
         except BaseException as e:
-            self._error = e  # a generator that raised only stops when it is asked again
+            self._error = e  # a generator that has raised only stops on the next call
             raise
 
     def result(self, on_step: Callable[[Step], None] | None = None) -> Result:
-        """Take the steps that are left, decode the last one's latents, and return the images.
+        """Run the remaining steps, decode the latents of the last one, and return the images.
 
-        on_step: called after each step; an exception from it ends the run and reaches the caller.
-        Raises as iterating does; a run that failed before raises the same error again."""
+        on_step: called after each step; an exception that it raises stops the run and reaches the
+            caller.
+        Raises the same errors as iterating; a run that failed before raises its error again."""
         for step in self:
             if on_step is not None:
                 on_step(step)
         if self._error is not None:
             raise self._error
         if self._result is None:
-            self._result = self._decode(*self._drawn)
+            self._result = self._decode(*self._finished)
         return self._result
 
     def _decode(self, latents: Array, report: PromptReport) -> Result:
@@ -132,7 +133,7 @@ class Run(Iterator[Step]):
         )
 
     def _denoise(self) -> Generator[Step]:
-        """The steps of the first pass; under `hires`, those of the second over its result."""
+        """The steps of the first pass and, with `hires`, of the second pass on its result."""
         first, *further = self.request.plans
         with self._phase("text_encoder"):
             report, prompt, negative = self._text(self.settings, self._run_stage)
@@ -151,7 +152,7 @@ class Run(Iterator[Step]):
                 noise = self._noise_at(width, height)
                 begin = from_latents(self._enlarged(latents, width, height, noise), noise, plan)
             latents = yield from self._pass(plan, begin, noise, prompt, negative)
-        self._drawn = latents, report
+        self._finished = latents, report
 
     def _pass(
         self,
@@ -161,7 +162,7 @@ class Run(Iterator[Step]):
         prompt: Conditioning,
         negative: Conditioning | None,
     ) -> Generator[Step, None, Array]:
-        """Yields the steps, counted on from those before; returns the last one's latents."""
+        """Yield the steps, numbered after those of earlier passes; return the final latents."""
         denoise = Denoiser(
             self._network(plan),
             plan=plan,
@@ -188,7 +189,7 @@ class Run(Iterator[Step]):
 
     @contextlib.contextmanager
     def _phase(self, phase: Phase) -> Iterator[None]:
-        """Report that a phase begins, and note how long it takes."""
+        """Report the start of a phase, and record its duration."""
         self._token.check()
         self._report_progress(phase)
         before = time.perf_counter()
@@ -203,22 +204,22 @@ class Run(Iterator[Step]):
         self._on_progress(Progress(phase=phase, step=done, steps=steps, seconds_left=left))
 
     def _noise_at(self, width: int, height: int) -> Noise:
-        """A source of N(0, 1) noise for latents of an image of this size in pixels: (n, c, h, w)
-        float32, each row from its own seed."""
+        """A source of N(0, 1) noise for the latents of an image of this size in pixels:
+        (n, c, h, w) float32, each row from its own seed."""
         shape = (1, *self._manifest.latent.shape((width, height)))
 
-        def noise(_: int) -> Array:  # the step, which a stream need not know
+        def noise(_: int) -> Array:  # the step, which these sources do not need
             return np.concatenate([source.randn(shape) for source in self._sources])
 
         return noise
 
     def _larger_size(self) -> tuple[int, int]:
-        """Of the second pass: (width, height) in pixels."""
+        """(width, height) of the second pass in pixels."""
         size = (self.settings.width, self.settings.height)
         return larger(size, self.settings.hires or 1.0, self._manifest.latent.downscale)
 
     def _enlarged(self, latents: Array, width: int, height: int, noise: Noise) -> Array:
-        """The first pass's latents, for an image of this size in pixels."""
+        """The latents of the first pass, enlarged to an image of this size in pixels."""
         if self.settings.hires_mode == "latent":
             return resized(latents, *self._manifest.latent.shape((width, height))[1:])
         images = [

@@ -1,4 +1,4 @@
-"""Replay a bundle's fixtures on the device's own provider: is this still the float model?"""
+"""Replay a bundle's fixtures on this device and compare the outputs with the float model's."""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -13,12 +13,12 @@ from edgediff.images.metrics import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load
 
 IMAGE_MARGIN_DB = 6.0
-"""How far below the PSNR of the export a device's image may fall: rounding differs by provider,
-and 6 dB is twice the error."""
+"""How far a device's image may fall below the PSNR at export: rounding differs by provider, and
+6 dB is twice the error."""
 IMAGE_ENOUGH_DB = 40.0
-"""What is enough where the export's own was equal, or better than this plus the margin."""
+"""PSNR that is always enough, even if the image at export was equal or much closer."""
 IMAGE_FLOOR_DB = 15.0
-"""What an image needs in any case: unrelated ones reach about 10."""
+"""PSNR that every image needs: unrelated images reach about 10."""
 
 
 Fixtures = dict[str, NDArray[np.generic]]
@@ -26,8 +26,8 @@ Fixtures = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was checked. `measured` and `limit` are in `unit`; for "error" smaller is
-    better (‖device − float‖ / ‖float‖), for "dB" larger is. `problem`: why not ok, or ""."""
+    """One check. `measured` and `limit` are in `unit`: for "error" (‖device − float‖ / ‖float‖)
+    smaller is better, for "dB" larger is. problem: the reason for a failure, or ""."""
 
     name: str
     ok: bool
@@ -39,14 +39,14 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """The outcome of `verify`: on which provider, and every check in the order it was made."""
+    """The outcome of `verify`: the provider, and all checks in order."""
 
     model: str
     provider: str | None
-    """None where a damaged file kept everything from running."""
+    """None if nothing ran because a file is damaged."""
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
-    """As `Pipeline.load_notes`, of the stages in memory at the end."""
+    """`Pipeline.load_notes` of the stages in memory at the end."""
 
     @property
     def ok(self) -> bool:
@@ -62,11 +62,11 @@ def verify(
     provider_options: dict[str, str] | None = None,
     max_memory: int | str | None = None,
 ) -> Verification:
-    """Check every file's hash, then replay the fixtures of each stage and whole images.
+    """Check every file's hash, then replay the fixtures of each stage and generate whole images.
 
-    Arguments as in `load`. Raises BundleError where there is no bundle to check, ProviderError
-    where the provider does not start, InputError for a max_memory that is no size or too small;
-    what the bundle itself fails is in the result."""
+    Arguments as in `load`. Raises BundleError if there is no bundle to check, ProviderError if the
+    provider does not start, and InputError if max_memory is invalid or too small. Failed checks are
+    in the result."""
     bundle = Bundle.open(find_bundle(path_or_name))
     limit = memory_limit(bundle.manifest, max_memory)  # before minutes of hashing
     checks = [_check_hash(bundle, name) for name in bundle.manifest.files]
@@ -113,7 +113,7 @@ def _check_stage(pipe: Pipeline, stage: str, fixtures: Fixtures) -> Check:
     limit = pipe.bundle.manifest.fidelity.stages[stage].tolerance
     cases = sorted({key.split("/")[1] for key in fixtures if key.startswith(f"{stage}/")})
     if not cases:
-        return Check(name=stage, ok=False, problem="fixtures.npz holds no case of this stage")
+        return Check(name=stage, ok=False, problem="fixtures.npz has no case of this stage")
     worst = 0.0
     for case in cases:
         inputs = _named(fixtures, f"{stage}/{case}/in/")
@@ -124,7 +124,11 @@ def _check_stage(pipe: Pipeline, stage: str, fixtures: Fixtures) -> Check:
         for name, reference in _named(fixtures, f"{stage}/{case}/out/").items():
             if not np.isfinite(outputs[name]).all():
                 return Check(
-                    name=stage, ok=False, limit=limit, unit="error", problem="values not finite"
+                    name=stage,
+                    ok=False,
+                    limit=limit,
+                    unit="error",
+                    problem="values not finite",
                 )
             worst = max(worst, relative_error(outputs[name], reference))
     ok = worst <= limit
@@ -166,13 +170,13 @@ def _check_images(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
 
 
 def _pixels(fixtures: Fixtures, name: str) -> NDArray[np.uint8] | None:
-    """An image that one was made of, where it was."""
+    """The input image of a fixture, or None if it has none."""
     found = fixtures.get(name)
     return None if found is None else found.astype(np.uint8)
 
 
 def relative_error(actual: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
-    """‖actual − reference‖ / ‖reference‖ in float64; 0 where both are zero."""
+    """‖actual − reference‖ / ‖reference‖ in float64; 0 if both are zero."""
     a, f = actual.astype(np.float64), reference.astype(np.float64)
     norm = float(np.linalg.norm(f))
     distance = float(np.linalg.norm(a - f))

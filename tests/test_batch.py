@@ -80,10 +80,10 @@ def test_prompts_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a fox", 'is no JSON (Expecting value at character 1): give {"prompt": "a red apple"}'),
-        ('{"prompt": "a"', "is no JSON (Expecting ',' delimiter at character 15)"),
-        ("[" * 100_000, "is no JSON ("),
-        ("1" * 10_000, "is no JSON ("),
+        ("a fox", 'is not JSON (Expecting value at character 1): give {"prompt": "a red apple"}'),
+        ('{"prompt": "a"', "is not JSON (Expecting ',' delimiter at character 15)"),
+        ("[" * 100_000, "is not JSON ("),
+        ("1" * 10_000, "is not JSON ("),
         ("7", "is 7: give an object with a prompt"),
         ("null", "is null: give an object"),
         ("{}", "has no prompt"),
@@ -103,7 +103,7 @@ def test_prompts_alone(tmp_path: Path) -> None:
         ({"prompt": "a", "output": ".."}, "ends in .png"),
         ({"prompt": "a", "output": ".png"}, "ends in .png"),
         ({"prompt": "a", "output": "a.jpg"}, "ends in .png"),
-        ({"prompt": "a", "output": "0001.PNG"}, "0001.PNG is what line 1 writes"),
+        ({"prompt": "a", "output": "0001.PNG"}, "0001.PNG is already the output of line 1"),
     ],
 )  # fmt: skip
 def test_lines_that_cannot_be_used(tmp_path: Path, line: Any, message: str) -> None:
@@ -132,8 +132,11 @@ def test_of_a_file_without_a_line_that_can_be_used_ten_are_named(tmp_path: Path)
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["a fox", "a dog", ""], " of 2 lines can be used, the first is no JSON (Expecting value"),
-        (["[", '{"prompt": "a"},', '{"prompt": "b"}', "]"][:2], "; prompts alone go in a .txt"),
+        (["a fox", "a dog", ""], " of 2 lines can be used, the first is not JSON (Expecting value"),
+        (
+            ["[", '{"prompt": "a"},', '{"prompt": "b"}', "]"][:2],
+            "; put prompts without options in a .txt",
+        ),
         (["{}"] * 30, ' of 30 lines can be used: has no prompt: give {"prompt": "a red apple"}'),
     ],
 )
@@ -157,7 +160,7 @@ def test_two_lines_for_one_file(tmp_path: Path, seeds: list[int], output: str) -
         {"prompt": "b", "output": output},
     )
     assert one.error is None
-    assert "is what line 1 writes" in str(other.error)
+    assert "is already the output of line 1" in str(other.error)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +168,12 @@ def test_two_lines_for_one_file(tmp_path: Path, seeds: list[int], output: str) -
     [
         (b"", "has no prompts"),
         (b"\n \r\n", "has no prompts"),
-        ('"a"\n"b"\n"c"'.encode("utf-16"), "is no text in UTF-8, it has zero bytes"),
-        (b'"a"\n\0', "is no text in UTF-8, it has zero bytes"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no text in UTF-8"),
-        (b'[\n{"prompt": "a"},\n{"prompt": "b"}\n]', "is a JSON array: give each of its items a"),
+        ('"a"\n"b"\n"c"'.encode("utf-16"), "is not UTF-8 text, it has zero bytes"),
+        (b'"a"\n\0', "is not UTF-8 text, it has zero bytes"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not UTF-8 text"),
+        (b'[\n{"prompt": "a"},\n{"prompt": "b"}\n]', "is a JSON array: put each item on its own"),
         (b'[{"prompt": "a"}]', "is a JSON array"),
-        (b"\x1f\x8b\x08\n\xff\xfe\nb\n", "is no text in UTF-8: give a prompt a line"),
+        (b"\x1f\x8b\x08\n\xff\xfe\nb\n", "is not UTF-8 text: give one prompt per line"),
         (None, "cannot be read (No such file"),
     ],
 )
