@@ -65,7 +65,7 @@ class Cold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmImage:
+class TimedImage:
     """Seconds of one call in a warm process. joules: None if the system does not report energy."""
 
     total: float
@@ -117,7 +117,7 @@ class Run:
     status: Literal["pending", "measured", "failed"] = "pending"
     error: str = ""
     cold: tuple[Cold, ...] = ()
-    warm: tuple[WarmImage, ...] = ()
+    warm: tuple[TimedImage, ...] = ()
     narrow: bool = False
     peak_bytes: int | None = None
     gpu_peak_bytes: int | None = None

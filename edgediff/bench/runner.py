@@ -23,7 +23,7 @@ from edgediff.backend.compile_cache import Outcome
 from edgediff.bench import machine, results
 from edgediff.bench.intervals import is_narrow, median_interval
 from edgediff.bench.quality import compare
-from edgediff.bench.results import Cold, Config, Operator, Placement, Result, Run, WarmImage
+from edgediff.bench.results import Cold, Config, Operator, Placement, Result, Run, TimedImage
 from edgediff.errors import InputError
 
 _TIMELINE = 400
@@ -361,7 +361,7 @@ class Bench:
                         self._fail(state, e)
                         del workers[k]
                         continue
-                    image = WarmImage(
+                    image = TimedImage(
                         total=found["total"],
                         text_encoder=found["text_encoder"],
                         steps=tuple(found["steps"]),
