@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -26,17 +28,55 @@ LABELS = {
 
 
 def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Result":
-    """The run's result. Ctrl-C cancels it inside a step: the run has a thread of its own, since
-    Python handles no signal while onnxruntime computes."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        result = pool.submit(run.result, on_step)
-        try:
-            while not concurrent.futures.wait([result], timeout=_POLL).done:
-                pass
-        except KeyboardInterrupt:
-            run.cancel()
-            raise
-        return result.result()
+    """The run's result. Ctrl-C cancels it inside a step, a second one abandons it.
+
+    The run has a thread of its own, since Python handles no signal while onnxruntime computes. The
+    handler cancels instead of raising: an exception could strike anywhere, also before the thread
+    that it should end is known."""
+    pressed = threading.Event()
+
+    def cancel(*_: object) -> None:
+        run.cancel()
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+    # A daemon: an abandoned operator must not keep the process alive.
+    worker = threading.Thread(target=_complete, args=(future, run, on_step), daemon=True)
+    with _handling(cancel):
+        worker.start()
+        while worker.is_alive():
+            worker.join(_POLL)
+    if pressed.is_set():
+        raise KeyboardInterrupt
+    return future.result()
+
+
+def _complete(
+    future: "concurrent.futures.Future[Result]",
+    run: "Run",
+    on_step: "Callable[[Step], None] | None",
+) -> None:
+    try:
+        future.set_result(run.result(on_step))
+    except BaseException as e:
+        future.set_exception(e)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[..., None]) -> Iterator[None]:
+    """Let Ctrl-C call `handler` for a while; not if it is ignored, as in a shell's background."""
+    ours = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT)
+    if not ours or previous == signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager
