@@ -274,7 +274,7 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--sampler", "magic"], 2, "choose one of euler, "),
         (["--sampler", "lcm", "--spacing", "karras"], 2, "sampler lcm takes none"),
         (["--guidance-interval", "0.5"], 2, "give START-END, such as 0.2-0.8"),
-        (["--guidance-interval", "0.5-0.2"], 2, "--guidance-interval is 0.5-0.2"),
+        (["--guidance-interval", "0.5-0.2"], 2, "--guidance-interval 0.5-0.2"),
         (["--variation-seed", "1"], 2, "give --variation-strength too"),
         (["--provider", "gpu"], 2, "expected auto or one of cpu, cuda, tensorrt"),
         (["--provider", "cuda"], 1, 'pip install "onnxruntime-gpu[cuda,cudnn]"'),

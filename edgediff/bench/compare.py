@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
-from edgediff.bench.results import Config, OpenedImage, Result, Run
+from edgediff.bench.results import Config, Result, Run, TimedImage
 from edgediff.errors import InputError
 
 BUSY = 0.1
@@ -46,7 +46,7 @@ class Comparison:
         return self.ratios["image"].holds_one
 
 
-def stages(images: Sequence[OpenedImage]) -> dict[str, list[float]]:
+def stages(images: Sequence[TimedImage]) -> dict[str, list[float]]:
     """Seconds of the whole image and of each stage; "step" is an image's mean step."""
     return {
         "image": [p.total for p in images],

@@ -65,7 +65,7 @@ class Cold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedImage:
+class TimedImage:
     """Seconds of one call in a process that is warm, and its joules where the system tells."""
 
     total: float
@@ -117,7 +117,7 @@ class Run:
     status: Literal["pending", "measured", "failed"] = "pending"
     error: str = ""
     cold: tuple[Cold, ...] = ()
-    warm: tuple[OpenedImage, ...] = ()
+    warm: tuple[TimedImage, ...] = ()
     narrow: bool = False
     peak_bytes: int | None = None
     gpu_peak_bytes: int | None = None

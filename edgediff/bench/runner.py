@@ -22,7 +22,7 @@ from edgediff.backend.compile_cache import Outcome
 from edgediff.bench import machine, results
 from edgediff.bench.intervals import is_narrow, median_interval
 from edgediff.bench.quality import compare
-from edgediff.bench.results import Cold, Config, OpenedImage, Operator, Placement, Result, Run
+from edgediff.bench.results import Cold, Config, Operator, Placement, Result, Run, TimedImage
 from edgediff.errors import InputError
 
 _TIMELINE = 400
@@ -358,7 +358,7 @@ class Bench:
                         self._fail(state, e)
                         del workers[k]
                         continue
-                    image = OpenedImage(
+                    image = TimedImage(
                         total=found["total"],
                         text_encoder=found["text_encoder"],
                         steps=tuple(found["steps"]),

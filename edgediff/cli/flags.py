@@ -80,7 +80,8 @@ class SpellingCommand(click.Command):
         for parameter in self.params:
             if isinstance(parameter, Flag) and parameter.stands_for == (option, value):
                 return max(parameter.opts, key=len)
-        named = next((p for p in self.params if p.name == option), None)
+        flag = "--" + option.replace("_", "-")
+        named = next((p for p in self.params if p.name == option or flag in p.opts), None)
         if named is None:
             return None
         if not isinstance(named, click.Option):

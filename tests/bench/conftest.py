@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgediff.bench.machine import Conditions, Machine
-from edgediff.bench.results import Cold, Config, Model, OpenedImage, Quality, Result, Run
+from edgediff.bench.results import Cold, Config, Model, Quality, Result, Run, TimedImage
 
 MODEL = Model(
     name="emoji",
@@ -45,8 +45,8 @@ MACHINE = Machine(
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 
 
-def image(seconds: float) -> OpenedImage:
-    return OpenedImage(
+def image(seconds: float) -> TimedImage:
+    return TimedImage(
         total=seconds,
         text_encoder=0.1 * seconds,
         steps=(0.4 * seconds, 0.4 * seconds),
