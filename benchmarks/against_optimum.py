@@ -1,4 +1,4 @@
-"""One stage of several bundles against the float32 graph that optimum exports, interleaved."""
+"""A stage of several bundles, measured in turns with the float32 graph that optimum exports."""
 
 import argparse
 import statistics
@@ -36,7 +36,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A stage, loaded. `size` in bytes, weights included."""
+    """A loaded stage. `size` in bytes, including weights."""
 
     name: str
     id: str | None
@@ -47,7 +47,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """Where the float32 graphs are: a folder of optimum's, or a float32 bundle."""
+    """The float32 graphs to compare with: optimum's export, or a float32 bundle."""
 
     folder: Path
     is_bundle: bool
@@ -100,9 +100,9 @@ def load_optimum(folder: Path, stage: str, threads: int | None) -> Graph:
 def make_inputs(
     stage: str, yardstick: Yardstick, bundle: Bundle, size: int, threads: int | None
 ) -> Arrays:
-    """What the stage gets for one picture of size × size pixels, by tensor name.
+    """The stage's inputs for one image of size × size pixels, by tensor name.
 
-    Latents are as random as real ones; the text is a real prompt's, of 77 tokens."""
+    The latents are noise, as at the start of a run; the text is a real prompt of 77 tokens."""
     manifest = bundle.manifest
     spec = manifest.tokenizers["text_encoder"]
     ids = Tokenizer(bundle.path(spec.file), spec).encode(PROMPT).ids
@@ -112,7 +112,7 @@ def make_inputs(
     channels, side, _ = manifest.latent.shape((size, size))
     noise = rng.standard_normal((1, channels, side, side), dtype=np.float32)
     if stage == "vae_decoder":
-        # A picture's latents are even over large areas.
+        # Latents of an image are smooth over large areas.
         coarse = rng.standard_normal((1, channels, 4, 4), dtype=np.float32)
         even = np.kron(coarse, np.ones((1, 1, -(-side // 4), -(-side // 4)), np.float32))
         latents = even[..., :side, :side] + 0.1 * noise
@@ -140,7 +140,7 @@ def compare(
     repeats: int,
     threads: int | None,
 ) -> dict[str, Any]:
-    """Time, size and error of the stage in each bundle, and as parts of the yardstick's."""
+    """Time, size and error of the stage in each bundle, and their ratios to the yardstick."""
     inputs = make_inputs(stage, yardstick, Bundle.open(bundles[0]), size, threads)
     graphs = [yardstick.load(stage, threads), *(load_bundle(b, stage, threads) for b in bundles)]
     keys = [f"{i}" for i in range(len(graphs))]
@@ -179,18 +179,18 @@ def main(description: str, time_bars: Mapping[str, float]) -> None:
         "--source",
         type=Path,
         metavar="DIR",
-        help="the diffusers folder to export (one of Stable Diffusion 1.5's shape, made here)",
+        help="the diffusers folder to export (by default one of Stable Diffusion 1.5's shape)",
     )
     parser.add_argument(
         "--reference",
         type=Path,
         metavar="BUNDLE",
-        help="a float32 bundle to measure against instead of optimum's own export",
+        help="a float32 bundle to compare with, instead of optimum's export",
     )
     models.add_work(parser)
     parser.add_argument("--size", type=int, default=512, help="pixels a side (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="counted runs (%(default)s)")
-    parser.add_argument("--threads", type=int, help="as many as there are cores by default")
+    parser.add_argument("--repeats", type=int, default=7, help="measured runs (%(default)s)")
+    parser.add_argument("--threads", type=int, help="one per core by default")
     add_json(parser)
     arguments = parser.parse_args()
 

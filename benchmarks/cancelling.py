@@ -1,12 +1,12 @@
-"""How soon a run ends once it is cancelled, for one bundle.
+"""The latency of cancelling a run, for one bundle.
 
     python -m benchmarks.cancelling [BUNDLE] [--size WxH] [--times N] [--threads N] [--work DIR]
                                     [--json OUT]
 
-Without BUNDLE, the int8 export of a random pipeline of Stable Diffusion 1.5's shape, at 512x512. A
-second thread cancels at random times within the text encoding, a step, and the decoding: N times
-each. Latency is from the call of `Run.cancel` to the moment at which the run's thread has its
-`Cancelled`; onnxruntime looks before each operator, so the slowest operator is its limit.
+Without BUNDLE, it measures the int8 export of a random pipeline of Stable Diffusion 1.5's shape, at
+512x512. A second thread cancels at random times during text encoding, a step, and decoding, N times
+each. Latency is the time from the call of `Run.cancel` until the run's thread catches `Cancelled`.
+onnxruntime checks before each operator, so the slowest operator is the limit.
 """
 
 import argparse
@@ -17,17 +17,24 @@ import time
 from typing import Any
 
 import edgediff
-from benchmarks.measure import add_json, machine, print_machine, write_json
+from benchmarks.measure import (
+    Check,
+    add_json,
+    machine,
+    print_checks,
+    print_machine,
+    write_json,
+)
 from benchmarks.models import add_work, bundle, pipeline
 from edgediff.errors import Cancelled
 from edgediff.stages import RunStage
 
 BAR = 0.1
-"""Seconds, inside a step."""
+"""Seconds, inside a step, at most."""
 
 
 def stage_seconds(pipe: edgediff.Pipeline, request: edgediff.Request) -> dict[str, float]:
-    """Stage → how long its last run takes."""
+    """Stage → seconds of its last run."""
     seconds: dict[str, float] = {}
 
     def timing(run_stage: RunStage) -> RunStage:
@@ -47,18 +54,18 @@ def stage_seconds(pipe: edgediff.Pipeline, request: edgediff.Request) -> dict[st
 def latency(
     pipe: edgediff.Pipeline, request: edgediff.Request, stage: str, after: float
 ) -> float | None:
-    """Seconds from a cancel, `after` seconds into a stage, to the end of the run; None if the stage
-    had ended before."""
-    told: list[float] = []
+    """Seconds from cancelling, `after` seconds into a stage, to the end of the run. None if the
+    stage ended first."""
+    called: list[float] = []
     ended: list[str] = []
 
     def cancel() -> None:
-        told.append(time.perf_counter())
+        called.append(time.perf_counter())
         run.cancel()
 
     def cancelling(run_stage: RunStage) -> RunStage:
         def runs(name: str, inputs: Any) -> Any:
-            if name == stage and not told:
+            if name == stage and not called:
                 timer = threading.Timer(after, cancel)
                 timer.start()
             outputs = run_stage(name, inputs)
@@ -72,7 +79,7 @@ def latency(
         run.result()
     except Cancelled:
         if stage not in ended:
-            return time.perf_counter() - told[0]
+            return time.perf_counter() - called[0]
     return None
 
 
@@ -103,12 +110,12 @@ def main() -> None:
     print(f"{name}, {'x'.join(map(str, arguments.size))}, {arguments.times} cancels in each stage")
     for stage, values in found.items():
         print(
-            f"{stage:14} {seconds[stage] * 1e3:8.1f} ms a run; ends after"
+            f"{stage:14} {seconds[stage] * 1e3:8.1f} ms per run; cancelled after"
             f" {statistics.median(values) * 1e3:6.1f} ms (median),"
             f" {max(values) * 1e3:6.1f} ms (longest)"
         )
     step = max(found["unet"])
-    print(f"inside a step: {step * 1e3:.0f} ms, target {BAR * 1e3:.0f}: {step <= BAR}")
+    print_checks([Check(what="cancelling inside a step", value=step, bar=BAR, unit=" s")])
     answer = {"model": name, "size": arguments.size, "machine": machine()}
     write_json(arguments.json, {**answer, "stage_seconds": seconds, "latency_seconds": found})
 

@@ -1,10 +1,10 @@
-"""One labelled sheet of pictures, at fixed seeds, as the README shows it.
+"""The README's sheet of images: labelled, at fixed seeds.
 
     python benchmarks/contact_sheet.py -o docs/contact_sheet.png [-m BUNDLE] [PROMPT[@SEED] ...]
     python benchmarks/contact_sheet.py -o docs/steps.png --strip PROMPT[@SEED]
 
-Pictures are at the bundle's own size and defaults. A prompt may end in @SEED; without one its seed
-is 1. The seeds are printed below the pictures. --strip: one prompt at 1, 2, 4 and 8 steps.
+Images use the bundle's defaults. A prompt may end in @SEED; its seed is 1 otherwise. --strip: one
+prompt at 1, 2, 4 and 8 steps.
 """
 
 import argparse
@@ -27,18 +27,18 @@ STRIP_STEPS = (1, 2, 4, 8)
 
 
 def sheet(pipe: edgediff.Pipeline, requests: list[tuple[str, int]], columns: int) -> Image.Image:
-    """One RGB picture of all `requests`, (prompt, seed), row by row, each with its label."""
-    pictures = [pipe.generate(prompt, seed=seed).images[0] for prompt, seed in requests]
+    """One RGB image of all `requests`, (prompt, seed), row by row, each with its label."""
+    images = [pipe.generate(prompt, seed=seed).images[0] for prompt, seed in requests]
     labels = [f"{prompt}, seed {seed}" for prompt, seed in requests]
-    return contact_sheet(pictures, labels, columns=columns)
+    return contact_sheet(images, labels, columns=columns)
 
 
 def strip(pipe: edgediff.Pipeline, request: tuple[str, int]) -> Image.Image:
     """One (prompt, seed) at 1, 2, 4 and 8 steps, side by side, each with its number of steps."""
     prompt, seed = request
-    pictures = [pipe.generate(prompt, seed=seed, steps=n).images[0] for n in STRIP_STEPS]
+    images = [pipe.generate(prompt, seed=seed, steps=n).images[0] for n in STRIP_STEPS]
     labels = [f"{n} step{'s' if n > 1 else ''}" for n in STRIP_STEPS]
-    return contact_sheet(pictures, labels, columns=len(pictures))
+    return contact_sheet(images, labels, columns=len(images))
 
 
 def parse(request: str) -> tuple[str, int]:
@@ -58,10 +58,10 @@ def main() -> None:
     requests = [parse(request) for request in arguments.requests]
     with edgediff.load(arguments.model) as pipe:
         if arguments.strip:
-            picture = strip(pipe, arguments.strip)
+            image = strip(pipe, arguments.strip)
         else:
-            picture = sheet(pipe, requests, arguments.columns)
-        picture.save(arguments.output, optimize=True)
+            image = sheet(pipe, requests, arguments.columns)
+        image.save(arguments.output, optimize=True)
     print(arguments.output)
 
 

@@ -1,15 +1,15 @@
-"""How good the built-in model is: what a classifier sees, and how far pictures are copies.
+"""The built-in model's quality: recognition by a classifier, and similarity to training images.
 
     python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
                                [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
 
-The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated ones;
-emoji_concepts.json lists its concepts, and which (concept, style) pairs and which wordings no
-training of the model was shown. Both are written by `export/demo_model/train.py judge`.
+The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated images.
+emoji_concepts.json lists its concepts, and the (concept, style) pairs and wordings that the model's
+training did not use. `export/demo_model/train.py judge` writes both.
 
---float: the same weights in float32, for PSNR. --teacher: the model before it was taught four
-steps, drawn with 20 steps and guidance. --data: the folder with images.npy that the recipe renders,
-to look for the nearest training picture. Written to OUT: emoji.json and contact sheets.
+--float: the same weights in float32, for PSNR. --teacher: the model before few-step training,
+sampled with 20 steps and guidance. --data: the folder with images.npy from the recipe, to find the
+nearest training image. OUT gets emoji.json and contact sheets.
 """
 
 import argparse
@@ -37,12 +37,12 @@ FIRST_SEED = 100
 TEACHER_STEPS, TEACHER_GUIDANCE = 20, 3.0
 PSNR_PAIRS = 64
 SHEET = 36
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A picture to ask for, and what the classifier should see; style None: any."""
+    """A prompt and a seed, and the expected class. style None: any."""
 
     prompt: str
     seed: int
@@ -51,7 +51,7 @@ class Request:
 
 
 class Judge:
-    """The classifier and the names of what it tells apart."""
+    """The classifier and the names of its classes."""
 
     def __init__(self, model: Path = JUDGE, concepts: Path = CONCEPTS) -> None:
         self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -60,18 +60,18 @@ class Judge:
         self.concepts: list[dict[str, Any]] = listed["concepts"]
 
     def __call__(
-        self, pictures: Pictures, batch: int = 64
+        self, images: Images, batch: int = 64
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """(n, 128, 128, 3) uint8 → likeliest concept (n,), style (n,), features (n, 640)."""
         parts = [
-            self._session.run(None, {"pictures": pictures[k : k + batch]})
-            for k in range(0, len(pictures), batch)
+            self._session.run(None, {"pictures": images[k : k + batch]})
+            for k in range(0, len(images), batch)
         ]
         concept, style, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         return concept.argmax(-1), style.argmax(-1), features
 
     def common(self, limit: int | None = None) -> list[int]:
-        """Indices of the 300 everyday concepts; with a limit, so many of them, spread evenly."""
+        """Indices of the 300 everyday concepts, or of `limit` of them, spread evenly."""
         found = [k for k, c in enumerate(self.concepts) if c["common"]]
         if limit is None or limit >= len(found):
             return found
@@ -93,7 +93,7 @@ def by_name(judge: Judge, seeds: int, limit: int | None) -> list[Request]:
 
 
 def by_style(judge: Judge, limit: int | None) -> list[Request]:
-    """Every common concept once, in one of the styles that it was shown in."""
+    """Every common concept once, in a style of its training images."""
     requests = []
     for n, k in enumerate(judge.common(limit)):
         concept = judge.concepts[k]
@@ -110,7 +110,7 @@ def by_style(judge: Judge, limit: int | None) -> list[Request]:
 
 
 def held_out(judge: Judge, limit: int | None) -> list[Request]:
-    """The common concepts in the styles that training left out."""
+    """The common concepts in styles that training left out."""
     return [
         Request(
             prompt=f"{article(judge.concepts[k]['names'][0])}, {style}",
@@ -124,7 +124,7 @@ def held_out(judge: Judge, limit: int | None) -> list[Request]:
 
 
 def by_synonym(judge: Judge, limit: int | None) -> list[Request]:
-    """The common concepts in words that no caption had."""
+    """The common concepts in words that no caption contains."""
     return [
         Request(prompt=article(word), seed=FIRST_SEED, concept=k)
         for k in judge.common(limit)
@@ -132,27 +132,27 @@ def by_synonym(judge: Judge, limit: int | None) -> list[Request]:
     ]
 
 
-def draw(pipe: edgediff.Pipeline, requests: Iterable[Request], **settings: Any) -> Pictures:
-    """The pictures (n, h, w, 3) uint8, at the bundle's defaults where the settings are silent."""
+def draw(pipe: edgediff.Pipeline, requests: Iterable[Request], **settings: Any) -> Images:
+    """Generate images (n, h, w, 3) uint8; `settings` override the bundle's defaults."""
     return np.stack(
         [np.asarray(pipe.generate(r.prompt, seed=r.seed, **settings).images[0]) for r in requests]
     )
 
 
-def score(judge: Judge, requests: Sequence[Request], pictures: Pictures) -> dict[str, float]:
-    """Share of pictures whose concept, and whose style where one was asked for, is seen."""
-    concepts, styles, _ = judge(pictures)
+def score(judge: Judge, requests: Sequence[Request], images: Images) -> dict[str, float]:
+    """Share of images whose concept, and whose requested style, is recognized."""
+    concepts, styles, _ = judge(images)
     right = concepts == [r.concept for r in requests]
-    found = {"pictures": len(requests), "concept": float(right.mean())}
+    found = {"images": len(requests), "concept": float(right.mean())}
     asked = [r.style for r in requests]
     if None not in asked:
         found["style"] = float((styles == asked).mean())
     return found
 
 
-def confusions(judge: Judge, requests: Sequence[Request], pictures: Pictures) -> list[list[str]]:
-    """[prompt, what was seen instead], each once."""
-    concepts, _, _ = judge(pictures)
+def confusions(judge: Judge, requests: Sequence[Request], images: Images) -> list[list[str]]:
+    """[prompt, recognized concept] of the wrong images, each once."""
+    concepts, _, _ = judge(images)
     wrong = {
         (r.prompt, judge.concepts[k]["names"][0])
         for r, k in zip(requests, concepts, strict=True)
@@ -161,26 +161,26 @@ def confusions(judge: Judge, requests: Sequence[Request], pictures: Pictures) ->
     return [list(pair) for pair in sorted(wrong)]
 
 
-def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]:
-    """How like the nearest training picture is: by pixels, and by the classifier's features.
+def nearest(judge: Judge, images: Images, shown: Images) -> dict[str, Any]:
+    """Similarity to the nearest training image: by pixels, and by the classifier's features.
 
-    pixel_psnr_db: PSNR to the training picture of the least squared error, at 32×32.
-    feature_cosine: to the one of the likest features. For scale, `between_training` is the same
-    from each training picture to its nearest other one.
+    pixel_psnr_db: PSNR to the training image with the smallest squared error, at 32×32.
+    feature_cosine: to the training image with the most similar features. For scale,
+    `between_training` has the same from each training image to its nearest neighbour.
     """
 
-    def small(x: Pictures) -> NDArray[np.float32]:
+    def small(x: Images) -> NDArray[np.float32]:
         y = x.reshape(len(x), 32, 4, 32, 4, 3).mean((2, 4), dtype=np.float32)
         return y.reshape(len(x), -1)
 
-    def unit(x: Pictures) -> NDArray[np.float32]:
+    def unit(x: Images) -> NDArray[np.float32]:
         f = judge(x)[2]
         return f / np.linalg.norm(f, axis=1, keepdims=True)
 
     pool, pool_features = small(shown), unit(shown)
     norms = np.square(pool).sum(1)
 
-    def distances(x: Pictures, *, itself: bool) -> dict[str, Any]:
+    def distances(x: Images, *, itself: bool) -> dict[str, Any]:
         a, features = small(x), unit(x)
         squared = np.square(a).sum(1)[:, None] + norms[None] - 2 * a @ pool.T
         cosine = features @ pool_features.T
@@ -195,7 +195,7 @@ def nearest(judge: Judge, pictures: Pictures, shown: Pictures) -> dict[str, Any]
             "index": squared.argmin(1).tolist(),
         }
 
-    found = distances(pictures, itself=False)
+    found = distances(images, itself=False)
     between = distances(shown, itself=True)
     del between["index"]
     return {**found, "between_training": between}
@@ -206,11 +206,11 @@ def _spread(values: NDArray[np.floating[Any]]) -> dict[str, float]:
     return {"percentile_5": float(low), "median": float(median), "percentile_95": float(high)}
 
 
-def beside(pictures: Pictures, found: Pictures, columns: int = 12) -> Image.Image:
-    """Rows of pictures, each above the training picture that is nearest to it."""
+def beside(images: Images, found: Images, columns: int = 12) -> Image.Image:
+    """Rows of images, each above its nearest training image."""
     rows = []
-    for start in range(0, len(pictures) // columns * columns, columns):
-        for row in (pictures, found):
+    for start in range(0, len(images) // columns * columns, columns):
+        for row in (images, found):
             rows.append(np.concatenate(list(row[start : start + columns]), 1))
     return Image.fromarray(np.concatenate(rows, 0))
 
@@ -218,12 +218,12 @@ def beside(pictures: Pictures, found: Pictures, columns: int = 12) -> Image.Imag
 def int8_against_float(
     pipe: edgediff.Pipeline, reference: edgediff.Pipeline, requests: Sequence[Request]
 ) -> dict[str, float]:
-    """PSNR of the pictures of the same prompts and seeds."""
+    """PSNR between the two pipelines' images of the same prompts and seeds."""
     pairs = zip(draw(pipe, requests), draw(reference, requests), strict=True)
     found = [psnr(a, b) for a, b in pairs]
     finite = [float("inf") if p is None else p for p in found]
     return {
-        "pictures": len(finite),
+        "images": len(finite),
         "median_db": statistics.median(finite),
         "minimum_db": min(finite),
     }
@@ -231,12 +231,12 @@ def int8_against_float(
 
 def evaluate(
     judge: Judge, pipe: edgediff.Pipeline, seeds: int, limit: int | None
-) -> tuple[dict[str, Any], Pictures]:
-    """Every score of one bundle, and the pictures of the first."""
+) -> tuple[dict[str, Any], Images]:
+    """Every score of one bundle, and the images of the first score."""
     plain = by_name(judge, seeds, limit)
-    pictures = draw(pipe, plain)
-    found: dict[str, Any] = {"by name": score(judge, plain, pictures)}
-    found["confusions"] = confusions(judge, plain, pictures)
+    images = draw(pipe, plain)
+    found: dict[str, Any] = {"by name": score(judge, plain, images)}
+    found["confusions"] = confusions(judge, plain, images)
     sets = {
         "by style": by_style(judge, limit),
         "held-out pairs": held_out(judge, limit),
@@ -248,14 +248,14 @@ def evaluate(
     few = by_name(judge, 1, limit)
     for steps in (1, 2, 8):
         found[f"{steps} steps"] = score(judge, few, draw(pipe, few, steps=steps))
-    return found, pictures
+    return found, images
 
 
 def checks(found: dict[str, Any]) -> list[Check]:
-    """The figures that have a bar."""
+    """The values that have a target."""
     bars = [
         ("concept, by name", ("by name", "concept"), 0.85),
-        ("style, where asked for", ("by style", "style"), 0.95),
+        ("style, if requested", ("by style", "style"), 0.95),
         ("concept, held-out pairs", ("held-out pairs", "concept"), 0.6),
         ("concept, unseen wordings", ("unseen wordings", "concept"), 0.6),
         ("concept at 2 steps", ("2 steps", "concept"), 0.75),
@@ -275,14 +275,14 @@ def checks(found: dict[str, Any]) -> list[Check]:
 
 
 def main() -> None:
-    """Parse the command line, draw, judge, print and write."""
+    """Parse the command line, generate, judge, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--bundle", default="emoji")
     parser.add_argument("--float", metavar="BUNDLE", dest="float_bundle")
     parser.add_argument("--teacher", metavar="BUNDLE")
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=4, help="%(default)s")
-    parser.add_argument("--concepts", type=int, help="of the 300, spread evenly [all]")
+    parser.add_argument("--concepts", type=int, help="number of the 300, spread evenly [all]")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def main() -> None:
     print_machine(found["machine"])
     with edgediff.load(arguments.bundle, provider="cpu") as pipe:
         found["bundle"] = pipe.bundle.id
-        scores, pictures = evaluate(judge, pipe, arguments.seeds, arguments.concepts)
+        scores, images = evaluate(judge, pipe, arguments.seeds, arguments.concepts)
         found |= scores
         plain = by_name(judge, arguments.seeds, arguments.concepts)
         shown = [(r.prompt, r.seed) for r in plain[:: max(1, len(plain) // SHEET)]][:SHEET]
@@ -307,19 +307,19 @@ def main() -> None:
             settings = {"steps": TEACHER_STEPS, "guidance_scale": TEACHER_GUIDANCE}
             found["teacher"] = score(judge, few, draw(teacher, few, **settings)) | settings
     if arguments.data:
-        images = np.load(arguments.data / "images.npy", mmap_mode="r")
-        published = np.asarray(images[: sum(c["pictures"] for c in judge.concepts)])
-        found["nearest"] = nearest(judge, pictures, published)
+        drawings = np.load(arguments.data / "images.npy", mmap_mode="r")
+        published = np.asarray(drawings[: sum(c["pictures"] for c in judge.concepts)])
+        found["nearest"] = nearest(judge, images, published)
         index = found["nearest"].pop("index")
-        some = slice(None, None, max(1, len(pictures) // 48))
-        beside(pictures[some], published[index][some]).save(arguments.out / "nearest.png")
+        some = slice(None, None, max(1, len(images) // 48))
+        beside(images[some], published[index][some]).save(arguments.out / "nearest.png")
     (arguments.out / "emoji.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
     rows = [
-        (name, str(int(part["pictures"])), f"{part['concept']:.1%}", _percent(part.get("style")))
+        (name, str(int(part["images"])), f"{part['concept']:.1%}", _percent(part.get("style")))
         for name, part in found.items()
         if isinstance(part, dict) and "concept" in part
     ]
-    print_table(("prompts", "pictures", "concept", "style"), rows)
+    print_table(("prompts", "images", "concept", "style"), rows)
     print_checks(checks(found))
     print(arguments.out, file=sys.stderr)
 

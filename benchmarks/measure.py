@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved runs, the machine they ran on, figures against a bar."""
+"""Shared by the benchmarks: interleaved runs, the machine, measured values against targets."""
 
 import argparse
 import json
@@ -19,15 +19,15 @@ from edgediff.bench import machine as this_machine
 from edgediff.session import ort
 
 PAUSE = 0.05
-"""Seconds between runs, so that one session's threads sleep before the next one's start."""
+"""Seconds between runs, so that the threads of one session sleep before the next one starts."""
 
 
 def interleave(
     runs: Mapping[str, Callable[[], object]], repeats: int, *, pause: float = PAUSE
 ) -> dict[str, list[float]]:
-    """Seconds of each run: A B A B …, after one round that is not counted.
+    """Seconds of each run: A B A B …, after one warm-up round.
 
-    What else the machine does falls on all of them alike."""
+    Other load on the machine then affects all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -41,7 +41,7 @@ def interleave(
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A figure and the bar that it is held against."""
+    """A measured value and its target."""
 
     what: str
     value: float
@@ -54,13 +54,13 @@ class Check:
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it; a figure without bounds, such as the PSNR of equal pictures, is null."""
+        """For JSON; an infinite value, such as the PSNR of equal images, is null."""
         value = self.value if np.isfinite(self.value) else None
         return {**asdict(self), "value": value, "met": self.met}
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores that this process may use, and the versions that count."""
+    """The processor, the cores that this process may use, and versions."""
     return {
         "cpu": _cpu(),
         "cores": this_machine.usable_cores(),
@@ -75,7 +75,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, and of what int8 arithmetic needs, what it has."""
+    """The processor's name, and those of its flags that matter for int8."""
     found = this_machine.describe()
     int8 = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
     return " ".join([found.cpu, *(f for f in int8 if f in found.cpu_flags)])
@@ -87,15 +87,15 @@ def peak_megabytes() -> float:
 
 
 def process_memory(pid: int | str = "self") -> dict[str, float]:
-    """MB by the names of /proc/PID/status (VmHWM, RssAnon, RssFile, …); empty where there is none.
+    """MB by the names of /proc/PID/status (VmHWM, RssAnon, RssFile, …); empty if there is none.
 
     RssFile is mapped files: it counts as resident, but is dropped when memory is short."""
     return {name: size / 1e6 for name, size in this_machine.process_memory(pid).items()}
 
 
 def watched(command: Sequence[str], *, every: float) -> tuple[str, dict[str, float]] | None:
-    """What a process prints, run in the repository's root, and the peaks in MB of its kinds of
-    memory, looked at `every` so many seconds; None where it fails."""
+    """Run a process in the repository's root: its stdout, and the peaks in MB of its kinds of
+    memory, sampled every `every` seconds. None if it fails."""
     peaks: dict[str, float] = {}
     ended = threading.Event()
 
@@ -121,7 +121,7 @@ def print_machine(found: Mapping[str, Any]) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The first column to the left, the others to the right."""
+    """Print a table: first column aligned left, the others right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row, widths, strict=True))]
@@ -129,7 +129,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """Each figure, its bar and the verdict; nothing where there are none."""
+    """Print each measured value, its target and the verdict."""
     if not checks:
         return
     print()
@@ -142,11 +142,11 @@ def print_checks(checks: Sequence[Check]) -> None:
         )
         for c in checks
     ]
-    print_table(("measured", "figure", "bar", "verdict"), rows)
+    print_table(("measured", "value", "target", "verdict"), rows)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write what was measured there")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the measurements to OUT")
 
 
 def write_json(path: Path | None, found: Any) -> None:

@@ -1,13 +1,13 @@
-"""Peak memory of one picture, and load time, each in a process of its own.
+"""Peak memory of one image, and load time, each in its own process.
 
     python -m benchmarks.memory [BUNDLE...] [--work DIR] [--size 512] [--steps 4]
                                 [--max-memory SIZE] [--repeats N] [--threads N] [--json OUT]
 
-Without BUNDLE, the int8 and the float32 export of a pipeline of Stable Diffusion 1.5's shape. The
-picture is made without guidance. Peak memory is the process's resident set; of that, the anonymous
-part is memory that only the process ending gives back, while mapped files can be dropped (the two
-peaks need not be at one moment). Load time is that of `edgediff.load`, the files in the system's
-cache and edgediff imported, with and without comparing the files' hashes.
+Without BUNDLE, it measures the int8 and float32 exports of a pipeline of Stable Diffusion 1.5's
+shape, without guidance. Peak memory is the resident set of the process. Its anonymous part stays
+until the process ends; mapped files can be dropped (the two peaks may occur at different times).
+Load time is that of `edgediff.load` with files in the system's cache and edgediff imported, with
+and without comparing hashes.
 """
 
 import argparse
@@ -39,11 +39,11 @@ LOAD_BAR = 1.5
 _SAMPLE = 0.01
 
 
-def picture(bundle: str, size: int, steps: int, threads: int | None, max_memory: str | None) -> Any:
-    """Make a picture; what it took, as the process itself knows it."""
+def image(bundle: str, size: int, steps: int, threads: int | None, max_memory: str | None) -> Any:
+    """Generate an image: its time and memory, as this process measures them."""
     import edgediff
 
-    # Only where it was asked for, so that older versions can be measured too.
+    # Only if it was requested, so that older versions can be measured too.
     more: dict[str, Any] = {} if max_memory is None else {"max_memory": max_memory}
     started = time.perf_counter()
     pipe = edgediff.load(bundle, provider="cpu", threads=threads, **more)
@@ -52,7 +52,7 @@ def picture(bundle: str, size: int, steps: int, threads: int | None, max_memory:
     return {
         "bundle": pipe.bundle.id,
         "load": loaded - started,
-        "picture": result.timings.total,
+        "image": result.timings.total,
         "sampler": result.settings.sampler,
         "peak_mb": peak_megabytes(),
     }
@@ -61,7 +61,7 @@ def picture(bundle: str, size: int, steps: int, threads: int | None, max_memory:
 def load(bundle: str, threads: int | None, check_hashes: bool) -> Any:
     """Seconds of `edgediff.load`."""
     import edgediff
-    import edgediff.pipeline  # what `edgediff.load` would import
+    import edgediff.pipeline  # `edgediff.load` would import it
 
     started = time.perf_counter()
     pipe = edgediff.load(bundle, provider="cpu", threads=threads, check_hashes=check_hashes)
@@ -71,7 +71,7 @@ def load(bundle: str, threads: int | None, check_hashes: bool) -> Any:
 
 
 def in_own_process(**call: Any) -> tuple[Any, dict[str, float]]:
-    """The answer of this module as a process, and the peaks in MB of its kinds of memory."""
+    """Call this module as a process: its answer, and the peaks in MB of its kinds of memory."""
     command = [sys.executable, "-m", "benchmarks.memory", "--call", json.dumps(call)]
     ran = watched(command, every=_SAMPLE)
     if ran is None:
@@ -81,7 +81,7 @@ def in_own_process(**call: Any) -> tuple[Any, dict[str, float]]:
 
 
 def _answer(call: dict[str, Any]) -> Any:
-    return {"picture": picture, "load": load}[call.pop("what")](**call)
+    return {"image": image, "load": load}[call.pop("what")](**call)
 
 
 def measure(
@@ -96,7 +96,7 @@ def measure(
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     common = {"bundle": str(bundle.resolve()), "threads": threads}
     made, peaks = in_own_process(
-        what="picture", size=size, steps=steps, max_memory=max_memory, **common
+        what="image", size=size, steps=steps, max_memory=max_memory, **common
     )
     loads: dict[bool, list[float]] = {False: [], True: []}
     for repeat in range(repeats + 1):  # the first warms the system's cache
@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels a side (%(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="%(default)s by default")
     parser.add_argument("--max-memory", metavar="SIZE", help="given to edgediff.load: 1.4GB")
-    parser.add_argument("--repeats", type=int, default=5, help="loads counted (%(default)s)")
-    parser.add_argument("--threads", type=int, help="as many as there are cores by default")
+    parser.add_argument("--repeats", type=int, default=5, help="measured loads (%(default)s)")
+    parser.add_argument("--threads", type=int, help="one per core by default")
     add_json(parser)
     parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -174,7 +174,7 @@ def main() -> None:
                     "-" if b[key] is None else f"{b[key]:.0f} MB"
                     for key in ("peak_mb", "peak_anonymous_mb", "peak_files_mb")
                 ),
-                f"{b['picture']:.2f} s",
+                f"{b['image']:.2f} s",
                 f"{b['median_load']:.3f} s",
                 f"{b['median_load_with_hashes']:.3f} s",
             )
@@ -186,7 +186,7 @@ def main() -> None:
                 Check(what=f"{name}: peak memory", value=peak, bar=peak_bar, unit=" GB"),
                 Check(what=f"{name}: load", value=b["median_load"], bar=LOAD_BAR, unit=" s"),
             ]
-    header = ("precision", "peak", "anonymous", "files", "picture", "load", "with hashes")
+    header = ("precision", "peak", "anonymous", "files", "image", "load", "with hashes")
     print_table(("bundle", *header), rows)
     print_checks(checks)
     found["checks"] = [c.record() for c in checks]

@@ -1,6 +1,6 @@
-"""What the benchmarks measure, made where it is missing and kept in a work folder between runs.
+"""The models that the benchmarks measure: made once, and kept in a work folder between runs.
 
-Whatever is made is made in a process of its own, so that this one stays as small as it was.
+Each is made in its own process, so that this process stays small.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def add_work(parser: argparse.ArgumentParser) -> None:
         type=lambda text: Path(text).resolve(),
         default=ROOT / "build" / "benchmarks",
         metavar="DIR",
-        help="where what has to be made is kept between runs (%(default)s)",
+        help="folder for models that are kept between runs (%(default)s)",
     )
 
 
@@ -40,10 +40,10 @@ def pipeline(work: Path, shape: str = "sd15", *, half: bool = False) -> Path:
 
 
 def bundle(work: Path, source: Path, precision: str, *options: str, name: str = "") -> Path:
-    """The bundle that `edgediff export` makes; made again where the export's code is newer."""
+    """The bundle that `edgediff export` makes; made again if the export's code is newer."""
     folder = work / (name or f"{source.name}-{precision}")
     if folder.exists() and _newest_code() > (folder / "bundle.json").stat().st_mtime:
-        print(f"{folder}: older than the export's code, made again", file=sys.stderr)
+        print(f"{folder}: older than the export's code, exporting again", file=sys.stderr)
         shutil.rmtree(folder)
 
     def export(out: Path) -> None:
@@ -63,7 +63,7 @@ def optimum_graphs(work: Path, source: Path) -> Path:
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make` where it is not there yet; in one piece or not at all."""
+    """`folder`, made by `make` unless it exists; complete or not at all."""
     if folder.exists():
         print(f"using {folder}", file=sys.stderr)
         return folder
@@ -78,7 +78,7 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def run_python(*arguments: str) -> None:
-    """A Python process at the repository's root; what it prints goes to stderr, if it fails."""
+    """Run Python in the repository's root; if it fails, its output goes to stderr."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -1,15 +1,15 @@
-"""PSNR of int8 pictures against the float model's, and of TAESD's int8 decoder.
+"""PSNR of int8 images against the float model's, and of TAESD's int8 decoder.
 
     python -m benchmarks.quality [--float BUNDLE --int8 BUNDLE] [--pairs 64] [--profile auto]
-                                 [--taesd DIR [--pictures DIR]] [--work DIR] [--json OUT]
+                                 [--taesd DIR [--images DIR]] [--work DIR] [--json OUT]
 
-Without bundles, the built-in model, exported in float and in int8 from the weights beside its
-recipe (export/demo_model/recover.py). The prompts are none that the export looks at.
+Without bundles, it exports the built-in model in float and in int8 from the weights beside its
+recipe (export/demo_model/recover.py). The export uses none of these prompts.
 
---taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Real pictures, from
---pictures or scikit-image's where it is installed, are encoded by its float encoder, and decoded by
-the float and by the int8 decoder, both as `edgediff export --vae` makes them, and by the float one
-in tiles.
+--taesd: a folder with taesd_encoder.safetensors and taesd_decoder.safetensors. Photographs, from
+--images or from scikit-image if it is installed, are encoded by its float encoder and decoded by
+the float decoder, by the int8 decoder (both from `edgediff export --vae`), and by the float one in
+tiles.
 """
 
 import argparse
@@ -51,12 +51,12 @@ FIRST_SEED = 1000
 MEDIAN_BAR, MINIMUM_BAR = 40.0, 32.0
 TAESD_MEDIAN_BAR, TAESD_MINIMUM_BAR = 44.0, 36.0
 TILE, TILED_BAR = 256, 40.0
-_LEAST, _MOST = 256, 512  # pixels a side of TAESD's pictures
+_LEAST, _MOST = 256, 512  # pixels a side of TAESD's images
 _FEW = 16
 
 
 def summary(psnrs: Sequence[float | None]) -> dict[str, float]:
-    """Median, minimum and 5th percentile in dB; None, equal pictures, counts as infinite."""
+    """Median, minimum and 5th percentile in dB; None, equal images, counts as infinite."""
     ordered = sorted(float("inf") if p is None else p for p in psnrs)
     return {
         "median": statistics.median(ordered),
@@ -66,7 +66,7 @@ def summary(psnrs: Sequence[float | None]) -> dict[str, float]:
 
 
 def built_in_bundles(work: Path, profile: str = "auto") -> tuple[Path, Path]:
-    """The built-in model in float and in int8 for a profile."""
+    """Bundles of the built-in model: float, and int8 for a profile."""
     script = str(models.ROOT / "export" / "demo_model" / "recover.py")
     source = models.once(work / "emoji-float", lambda out: models.run_python(script, str(out)))
     defaults = edgediff.load(provider="cpu", check_hashes=False).defaults
@@ -88,10 +88,10 @@ def _int8(work: Path, source: Path, name: str, profile: str, *options: str) -> P
     return models.bundle(work, source, "int8", *options, name=f"{name}-{profile}")
 
 
-def compare_pictures(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[str, Any]:
-    """Pictures of the same prompt and seed, at the float model's steps, size and guidance."""
-    print(f"{pairs} pairs of pictures", file=sys.stderr)
-    pictures = []
+def compare_images(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[str, Any]:
+    """Images of the same prompts and seeds, with the float model's steps, size and guidance."""
+    print(f"{pairs} pairs of images", file=sys.stderr)
+    images = []
     with (
         edgediff.load(float_bundle, provider="cpu") as f,
         edgediff.load(int8_bundle, provider="cpu") as q,
@@ -106,11 +106,11 @@ def compare_pictures(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[
                 "sampler": d.sampler,
                 "size": (d.width, d.height),
             }
-            reference, picture = (
+            reference, image = (
                 np.asarray(pipe.generate(prompt, **settings).images[0]) for pipe in (f, q)
             )
-            decibels = psnr(picture, reference)
-            pictures.append({"prompt": prompt, "seed": seed, "psnr_db": decibels})
+            decibels = psnr(image, reference)
+            images.append({"prompt": prompt, "seed": seed, "psnr_db": decibels})
         stages = {
             stage: {
                 "precision": graph.precision,
@@ -127,14 +127,14 @@ def compare_pictures(float_bundle: Path, int8_bundle: Path, pairs: int) -> dict[
             "sampler": f.defaults.sampler,
             "size": [f.defaults.width, f.defaults.height],
             "stages": stages,
-            "pictures": pictures,
+            "images": images,
         }
 
 
 def compare_taesd(
-    work: Path, folder: Path, pictures: Sequence[Path], profile: str = "auto"
+    work: Path, folder: Path, images: Sequence[Path], profile: str = "auto"
 ) -> dict[str, Any]:
-    """TAESD's decoder in int8 against float, on the latents of real pictures."""
+    """TAESD's decoder in int8 against float, on the latents of photographs."""
     vae = models.once(work / "taesd", lambda out: taesd.write_vae(folder, out))
     carrier = models.pipeline(work, "sd1")
     options = ("--vae", str(vae.resolve()))
@@ -146,7 +146,7 @@ def compare_taesd(
     f, q = (edgediff.load(b, provider="cpu") for b in bundles)
     tiled = edgediff.load(bundles[0], provider="cpu", tile=TILE)
     scaling = f.bundle.manifest.latent.scaling_factor
-    for path, latents in zip(pictures, encode(vae, pictures), strict=True):
+    for path, latents in zip(images, encode(vae, images), strict=True):
         reference, decoded = (
             np.asarray(
                 to_pictures(pipe.run_stage("vae_decoder", {"latent_sample": latents})["sample"])[0]
@@ -155,9 +155,9 @@ def compare_taesd(
         )
         measured.append(
             {
-                "picture": path.name,
+                "image": path.name,
                 "size": [reference.shape[1], reference.shape[0]],
-                "float_to_original_db": psnr(reference, read_picture(path)),
+                "float_to_original_db": psnr(reference, read_image(path)),
                 "psnr_db": psnr(decoded, reference),
                 "tiled_db": psnr(np.asarray(tiled.decode(latents * scaling)[0]), reference),
             }
@@ -168,12 +168,12 @@ def compare_taesd(
         "int8": q.bundle.id,
         "precision": graph.precision,
         "error": q.bundle.manifest.fidelity.stages["vae_decoder"].error,
-        "pictures": measured,
+        "images": measured,
     }
 
 
-def encode(vae: Path, pictures: Sequence[Path]) -> list[NDArray[np.float32]]:
-    """Pictures → latents (1, 4, h/8, w/8) float32, by the float encoder in torch."""
+def encode(vae: Path, images: Sequence[Path]) -> list[NDArray[np.float32]]:
+    """Images → latents (1, 4, h/8, w/8) float32, with the float encoder in torch."""
     from edgediff_export.quiet import quiet
 
     with quiet():
@@ -182,27 +182,27 @@ def encode(vae: Path, pictures: Sequence[Path]) -> list[NDArray[np.float32]]:
 
         model = AutoencoderTiny.from_pretrained(vae).eval()
     latents = []
-    for path in pictures:
-        pixels = torch.from_numpy(read_picture(path).astype(np.float32))
+    for path in images:
+        pixels = torch.from_numpy(read_image(path).astype(np.float32))
         pixels = pixels.permute(2, 0, 1)[None] / 127.5 - 1
         with torch.inference_mode():
             latents.append(model.encode(pixels).latents.numpy())
     return latents
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture's middle, at most 512 pixels a side, of whole latents: (h, w, 3)."""
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The middle of an image, at most 512 pixels a side, a multiple of 8: (h, w, 3) uint8."""
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    shrink = max(1.0, min(picture.size) / _MOST)
-    picture = picture.resize([round(s / shrink) for s in picture.size], Image.Resampling.LANCZOS)
-    width, height = (min(s, _MOST) // 8 * 8 for s in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return np.asarray(picture.crop((left, top, left + width, top + height)))
+        image = opened.convert("RGB")
+    shrink = max(1.0, min(image.size) / _MOST)
+    image = image.resize([round(s / shrink) for s in image.size], Image.Resampling.LANCZOS)
+    width, height = (min(s, _MOST) // 8 * 8 for s in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def find_pictures(folder: Path | None) -> list[Path]:
-    """The PNG and JPEG files there that are large enough, or else those that are installed."""
+def find_images(folder: Path | None) -> list[Path]:
+    """The PNG and JPEG files in `folder` that are large enough; by default installed samples."""
     folders = [folder] if folder else [*_installed(), models.ROOT / "docs"]
     found = []
     for path in sorted(p for f in folders for p in f.iterdir()):
@@ -211,14 +211,15 @@ def find_pictures(folder: Path | None) -> list[Path]:
                 if min(opened.size) >= _LEAST:
                     found.append(path)
     if not found:
-        sys.exit(f"{', '.join(map(str, folders))}: no PNG or JPEG of {_LEAST} pixels a side")
+        where = ", ".join(map(str, folders))
+        sys.exit(f"{where}: expected a PNG or JPEG of at least {_LEAST} pixels a side")
     if len(found) < _FEW:
-        print(f"{len(found)} pictures are few: give --pictures a folder of more", file=sys.stderr)
+        print(f"{len(found)} images are few: give --images a folder of more", file=sys.stderr)
     return found
 
 
 def _installed() -> list[Path]:
-    """scikit-image's sample pictures, if it is there."""
+    """scikit-image's sample images, if it is installed."""
     spec = importlib.util.find_spec("skimage")
     return [Path(p) / "data" for p in (spec.submodule_search_locations or [])] if spec else []
 
@@ -239,7 +240,7 @@ def _print_psnrs(what: str, psnrs: Sequence[float | None]) -> None:
     figures = (f"{found[k]:.1f} dB" for k in ("median", "percentile_5", "minimum"))
     print()
     print_table(
-        ("PSNR, int8 against float", "pictures", "median", "5th percentile", "lowest"),
+        ("PSNR, int8 against float", "images", "median", "5th percentile", "lowest"),
         [(what, str(len(psnrs)), *figures)],
     )
 
@@ -254,9 +255,9 @@ def main() -> None:
     parser.add_argument("--float", type=Path, metavar="BUNDLE", dest="float_bundle")
     parser.add_argument("--int8", type=Path, metavar="BUNDLE", dest="int8_bundle")
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="%(default)s")
-    parser.add_argument("--profile", default="auto", help="of `edgediff export`")
+    parser.add_argument("--profile", default="auto", help="as in `edgediff export`")
     parser.add_argument("--taesd", type=Path, metavar="DIR")
-    parser.add_argument("--pictures", type=Path, metavar="DIR")
+    parser.add_argument("--images", type=Path, metavar="DIR")
     models.add_work(parser)
     add_json(parser)
     arguments = parser.parse_args()
@@ -268,9 +269,9 @@ def main() -> None:
 
     found: dict[str, Any] = {"machine": machine(), "provider": "cpu"}
     print_machine(found["machine"])
-    model = found["model"] = compare_pictures(*bundles, arguments.pairs)
+    model = found["model"] = compare_images(*bundles, arguments.pairs)
     name = bundles[1].name
-    psnrs = [p["psnr_db"] for p in model["pictures"]]
+    psnrs = [p["psnr_db"] for p in model["images"]]
     model["psnr_db"] = _plain(summary(psnrs))
     print(
         f"{name}, {model['size'][0]}x{model['size'][1]}, {model['steps']} steps of"
@@ -287,15 +288,15 @@ def main() -> None:
     )
     checks = _checks(name, psnrs, MEDIAN_BAR, MINIMUM_BAR)
     if arguments.taesd:
-        pictures = find_pictures(arguments.pictures)
+        images = find_images(arguments.images)
         decoder = found["taesd"] = compare_taesd(
-            arguments.work, arguments.taesd, pictures, arguments.profile
+            arguments.work, arguments.taesd, images, arguments.profile
         )
-        psnrs = [p["psnr_db"] for p in decoder["pictures"]]
+        psnrs = [p["psnr_db"] for p in decoder["images"]]
         decoder["psnr_db"] = _plain(summary(psnrs))
         _print_psnrs(f"TAESD's decoder ({decoder['precision']})", psnrs)
         checks += _checks("TAESD's decoder", psnrs, TAESD_MEDIAN_BAR, TAESD_MINIMUM_BAR)
-        tiled = [p["tiled_db"] for p in decoder["pictures"]]
+        tiled = [p["tiled_db"] for p in decoder["images"]]
         what = f"TAESD's decoder in tiles of {TILE} pixels, float"
         checks += _checks(what, tiled, TILED_BAR, TILED_BAR)
     print_checks(checks)

@@ -1,9 +1,9 @@
-"""Measure what the README's performance section quotes, and keep it by machine.
+"""Measure the figures that README and docs/benchmarks.md quote, and keep them by machine.
 
     python -m benchmarks.record [NAME...] [--work DIR]
 
-NAME: of RECORDED, all without it. Each writes benchmarks/results/NAME-CPU.json; then
-`python -m benchmarks.performance_page` puts the figures into the README. Nothing else should run
+NAME: one of RECORDED; all by default. Each writes benchmarks/results/NAME-MACHINE.json; then
+`python -m benchmarks.performance_page` writes the figures into both files. Nothing else should run
 on the machine meanwhile.
 """
 
@@ -27,7 +27,7 @@ RECORDED = {
 }
 """Benchmarks, and whether they keep models in a work folder."""
 _INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp", "avx2")
-"""What tells processors of one name apart: the best int8 kernels that they run."""
+"""CPU flags of int8 kernels, best first: they distinguish processors that share a name."""
 
 
 def slug(found: Machine) -> str:
@@ -39,13 +39,13 @@ def slug(found: Machine) -> str:
 
 
 def record(name: str, folder: Path, *, work: Path) -> Path:
-    """Run a benchmark; what it prints goes to stdout. Returns the file that it wrote."""
+    """Run a benchmark, whose output goes to stdout. Returns the file that it wrote."""
     out = folder / f"{name}-{slug(machine.describe())}.json"
     where = ("--work", str(work)) if RECORDED[name] else ()
     command = [sys.executable, "-m", f"benchmarks.{name}", *where, "--json", str(out)]
     print(f"== {name}", flush=True)
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        sys.exit(f"{name}: failed; what was recorded before stands")
+        sys.exit(f"{name}: failed; the earlier record is unchanged")
     return out
 
 

@@ -1,10 +1,10 @@
-"""Write a diffusers folder with random weights in the shape of a real pipeline.
+"""Write a diffusers folder with random weights and the shape of a real pipeline.
 
     python -m benchmarks.sd15_shape OUT [--shape sd15] [--seed 0] [--half]
 
-Speed and memory depend on a model's shape, not on its weights, so a pipeline of the shape of
-Stable Diffusion 1.5 or SDXL can be measured without downloading one. Its pictures show nothing. The
-small shapes (sd1, sd2, lcm, turbo, xl and so on) are what the tests export.
+Speed and memory depend on a model's shape, not on its weights, so Stable Diffusion 1.5 or SDXL can
+be measured without a download. The images are noise. Tests export the small shapes (sd1, sd2, lcm,
+turbo, xl and so on).
 
 One component is in memory at a time: sd15 takes 4 GB of disk (2 GB with --half) and about as much
 memory, sdxl 14 GB (7 GB).
@@ -92,7 +92,7 @@ _UNET_ALONE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a pipeline is made of; the dicts override diffusers' defaults."""
+    """The parts of a pipeline; the dicts override diffusers' defaults."""
 
     unet: dict[str, Any]
     text: dict[str, Any]
@@ -125,7 +125,7 @@ _EULER = {**_SD, "timestep_spacing": "leading", "steps_offset": 1}
 
 
 def _xl(**changes: Any) -> "Shape":
-    """Of SDXL's shape: two text encoders, the second with a projection, and sizes as input."""
+    """SDXL's shape: two text encoders, the second with a projection, and sizes as input."""
     given = {
         "unet": _XL_UNET,
         "text": _XL_TEXT,
@@ -211,7 +211,7 @@ SHAPES: dict[str, Shape] = {
         vocabulary=49408,
     ),
     "xl": _xl(),
-    "xl-pruned": _xl(  # as SSD-1B and the smaller ones after it
+    "xl-pruned": _xl(  # like SSD-1B and its smaller successors
         unet={
             **_XL_UNET,
             "transformer_layers_per_block": (1, 2),
@@ -255,7 +255,7 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
         "unet": lambda: _diffusers("UNet2DConditionModel", unet),
         "vae": lambda: _vae(s),
     }
-    # Published folders say which diffusers wrote them, and it looks for that.
+    # diffusers expects the version that published folders contain.
     index: dict[str, Any] = {
         "_class_name": s.pipeline,
         "_diffusers_version": "0.39.0",
@@ -277,7 +277,7 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
             component.save_pretrained(folder / name)
         del component
         gc.collect()
-    # Not through the class: published configs hold keys of other schedulers, and so do these.
+    # Not through the class: published configs contain keys of other schedulers too.
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir()
     scheduler.write_text(json.dumps({"_class_name": s.scheduler_class, **s.scheduler}, indent=2))
@@ -298,8 +298,8 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
 def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path:
     """Write a control network for the UNet of one of SHAPES into `folder`, which is created.
 
-    A fresh one gives nothing, since its last convolutions are zero, and next to nothing of its
-    picture gets through the first ones; here all are such that the picture matters."""
+    A new network has no effect, because its last convolutions are zero and its first ones pass
+    little of the image. These weights are large enough for the image to matter."""
     import torch
 
     config = {k: v for k, v in SHAPES[shape].unet.items() if k not in _UNET_ALONE}
@@ -321,8 +321,8 @@ def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path
 def write_tokenizer(folder: Path, size: int, *, pad_token: str = EOS, corpus: str = "") -> int:
     """Write CLIP's vocab.json and merges.txt, trained on Python's own help texts and `corpus`.
 
-    The vocabulary has `size` entries, or fewer where the text yields no more merges than that and
-    `size` is small; unused ones fill it up to 49408, so that ids are where CLIP has them."""
+    The vocabulary has `size` entries, or fewer if the text yields fewer merges and `size` is small.
+    Unused entries fill it up to 49408, so that ids match CLIP's."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -369,7 +369,7 @@ def write_tokenizer(folder: Path, size: int, *, pad_token: str = EOS, corpus: st
 
 
 def _byte_letters() -> dict[str, int]:
-    """The printable letter that byte-level BPE writes for each byte, in CLIP's order."""
+    """The printable letter of each byte in byte-level BPE, in CLIP's order."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in shown]
     letters = {chr(b): b for b in shown}
@@ -400,13 +400,13 @@ def _vae(s: Shape) -> Any:
             **s.vae,
         },
     )
-    # Fresh weights decode to a flat grey; spread the pixels over the range, as a real decoder does.
+    # New weights decode to a flat grey; spread the pixels over the range, like a real decoder.
     vae.decoder.conv_out.weight.data *= 2.0
     return vae
 
 
 def _in_half(make: Callable[[], Any]) -> Any:
-    """What `make` gives in float16, never there in float32: weights as torch draws those of linear
+    """The module of `make` in float16, without a float32 copy: weights as torch initializes linear
     layers, norms that scale by one."""
     import torch
 
@@ -433,7 +433,7 @@ def _diffusers(name: str, config: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of the libraries underneath."""
+    """Suppress warnings of the libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,12 +1,11 @@
-"""What exporting a pipeline of SDXL's shape takes: peak memory and time.
+"""Peak memory and time of exporting a pipeline of SDXL's shape.
 
     python -m benchmarks.sdxl_shape [--work DIR] [--precision fp16 int8] [--json OUT]
 
-The pipeline has random weights in float16, 2.6e9 of them in the UNet; it and the bundles take 7 GB
-and as much again for each precision, and an export 20 GB of disk while it runs. Each runs in a
-process of its own. Peak memory is the process's resident set; of that, the anonymous part is memory
-that only the process ending gives back, while mapped files can be dropped (the two peaks need not
-be at one moment).
+The pipeline has random weights in float16, 2.6e9 of them in the UNet. It takes 7 GB of disk, each
+bundle as much again, and an export 20 GB while it runs. Each export is a process of its own. Peak
+memory is its resident set. The anonymous part stays until the process ends; mapped files can be
+dropped (the two peaks may occur at different times).
 """
 
 import argparse
@@ -35,7 +34,7 @@ _PEAKS = ("peak_mb", "peak_anonymous_mb", "peak_files_mb")
 
 
 def export(source: Path, out: Path, precision: str) -> dict[str, Any]:
-    """Seconds and peaks in MB of `edgediff export`, and what it reports."""
+    """Seconds and peaks in MB of `edgediff export`, and its report."""
     command = [sys.executable, "-m", "edgediff", "export", str(source), str(out)]
     command += ["--precision", precision, "--force", "--json"]
     started = time.perf_counter()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.stages [BUNDLE] [--size WxH] [--steps N] [--repeats N] [--json OUT]
 
-The runtime's share is what a picture takes beyond the time spent inside onnxruntime's own
-`InferenceSession.run`, as a part of that time. Peak memory is the process's, at the end of the
-first picture. Each process measures one bundle: run it again for another.
+The runtime's share is the time of an image outside onnxruntime's `InferenceSession.run`, divided by
+the time inside it. Peak memory is that of the process at the end of the first image. Each process
+measures one bundle.
 """
 
 import argparse
@@ -42,11 +42,11 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
     memory = peak_megabytes()
     for session in pipe._stages._sessions.values():  # the benchmark looks inside on purpose
         session._session = TimedSession(session._session)
-    pictures = []
+    images = []
     for _ in range(repeats):
         TimedSession.total = 0.0
         timings = pipe.generate("a red apple", **arguments).timings
-        pictures.append(
+        images.append(
             {
                 "text_encoder": timings.stages["text_encoder"],
                 "step": statistics.median(timings.steps),
@@ -68,8 +68,8 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
         "load": load,
         "first_picture": first,
         "peak_mb": memory,
-        "pictures": pictures,
-        "median": {k: statistics.median(p[k] for p in pictures) for k in pictures[0]},
+        "pictures": images,
+        "median": {k: statistics.median(p[k] for p in images) for k in images[0]},
     }
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     print(
         f"{found['model']} on {found['provider']}, {width}x{height}, {found['steps']} steps of"
         f" {found['sampler']}, guidance {found['guidance_scale']:g};"
-        f" medians of {len(found['pictures'])} pictures after the first"
+        f" medians of {len(found['pictures'])} images after the first"
     )
     rows = [
         ("load", found["load"]),
@@ -95,7 +95,7 @@ def main() -> None:
         *((name.replace("_", " "), found["median"][name]) for name in list(found["median"])[:-1]),
     ]
     for name, seconds in rows:
-        print(f"{name:14}{seconds:9.4f} s")
+        print(f"{name.replace('picture', 'image'):14}{seconds:9.4f} s")
     print(f"{'overhead':14}{found['median']['overhead'] * 100:9.2f} % of the time in sessions")
     print(f"{'peak memory':14}{found['peak_mb']:9.0f} MB")
     write_json(arguments.json, found)

@@ -1,9 +1,9 @@
-"""How long edgediff takes to start: import, --help, and the built-in model's first picture.
+"""How long edgediff takes to start: import, --help, and the built-in model's first image.
 
     python -m benchmarks.startup [--repeats N] [--json OUT]
 
-Whole processes, timed from outside, interleaved with `python -c pass`, whose time is the
-interpreter's own and is part of every figure. Medians in seconds.
+Whole processes are timed from outside, interleaved with `python -c pass`. The time of the latter is
+the interpreter's own and is part of every figure. Medians in seconds.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from benchmarks.measure import add_json, interleave, write_json
 
 def commands(folder: Path) -> dict[str, list[str]]:
     python = sys.executable
-    picture = str(folder / "apple.png")
+    image = str(folder / "apple.png")
     return {
         "python -c pass": [python, "-c", "pass"],
         "import edgediff": [python, "-c", "import edgediff"],
         "edgediff --help": [python, "-m", "edgediff", "--help"],
-        "first picture": [python, "-m", "edgediff", "generate", "a red apple", "-o", picture],
+        "first picture": [python, "-m", "edgediff", "generate", "a red apple", "-o", image],
     }
 
 
 def measure(repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, after one run of each that is not counted."""
+    """Seconds of each run, after one warm-up run of each."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             name: functools.partial(subprocess.run, command, check=True, capture_output=True)
@@ -46,7 +46,8 @@ def main() -> None:
     seconds = measure(arguments.repeats)
     print(f"{'':18}{'median':>9}{'min':>9}{'max':>9}")
     for name, runs in seconds.items():
-        print(f"{name:18}{statistics.median(runs):8.3f}s{min(runs):8.3f}s{max(runs):8.3f}s")
+        shown = name.replace("picture", "image")
+        print(f"{shown:18}{statistics.median(runs):8.3f}s{min(runs):8.3f}s{max(runs):8.3f}s")
     write_json(arguments.json, seconds)
 
 

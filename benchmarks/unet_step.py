@@ -3,8 +3,8 @@
     python -m benchmarks.unet_step [BUNDLE...] [--source DIR] [--reference BUNDLE] [--work DIR]
                                    [--size 512] [--repeats N] [--threads N] [--json OUT]
 
-Without BUNDLE, the int8 export of SOURCE, which without --source is a pipeline of Stable Diffusion
-1.5's shape. Error is that of the very output that was timed, against the reference's.
+Without BUNDLE, it measures the int8 export of SOURCE, by default a pipeline of Stable Diffusion
+1.5's shape. The error is that of the measured run's output against the reference.
 """
 
 from benchmarks import against_optimum

@@ -4,7 +4,7 @@ exports.
     python -m benchmarks.vae_decode [BUNDLE...] [--source DIR] [--reference BUNDLE] [--work DIR]
                                     [--size 512] [--repeats N] [--threads N] [--json OUT]
 
-Otherwise as benchmarks.unet_step.
+Arguments as in benchmarks.unet_step.
 """
 
 from benchmarks import against_optimum

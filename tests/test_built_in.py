@@ -90,6 +90,6 @@ def test_a_classifier_sees_what_was_asked_for() -> None:
     with edgediff.load(provider="cpu") as pipe:
         by_name = emoji.score(judge, named, emoji.draw(pipe, named))
         by_style = emoji.score(judge, styled, emoji.draw(pipe, styled))
-    assert by_name["pictures"] == by_style["pictures"] == 40
+    assert by_name["images"] == by_style["images"] == 40
     assert by_name["concept"] >= LEAST_CONCEPT
     assert by_style["style"] >= LEAST_STYLE

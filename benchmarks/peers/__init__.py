@@ -1,12 +1,12 @@
-"""The same picture, made by what a user would pick instead of edgediff.
+"""The same image from edgediff and from its alternatives, the peers.
 
 catalogue     the peers: environment, worker, model
 requirements/ the packages of each environment, pinned
-environments  a virtual environment of each
-conversion    the model in the form that each loads
-converters/   what runs in a peer's environment to make it
-workers/      what runs there to draw, a few dozen lines each
-rounds        all of them in turns, each time in a new process
+environments  a virtual environment for each peer
+conversion    the model in each peer's format
+converters/   scripts that run in a peer's environment and convert the model
+workers/      scripts that run there and generate images, a few dozen lines each
+rounds        all peers in turns, each time in a new process
 results       the JSON file
-table         what is printed of it
+table         the printed table
 """

@@ -1,20 +1,19 @@
-"""Draw the same picture with edgediff and with what a user would pick instead.
+"""Generate the same image with edgediff and with its peers.
 
     python -m benchmarks.peers [run|install|convert] [--work DIR] [--peer NAME]... [--json OUT]
                                [--size 512] [--steps 4] [--rounds 6] [--warm 1] [--clear 3]
                                [--shape sd15] [--resume]
 
-`run`, the default, does it all: a virtual environment for each peer (`install` does that alone),
-the model in the form that each loads (`convert`), and the pictures. It takes 30 GB of disk, and
-hours the first time. Where torch's default build for a system is one for GPUs, put a CPU build into
-pip's way first. A peer that cannot be installed, converted or run is left out by name, with the
-reason.
+`install` makes a virtual environment for each peer, `convert` also converts the model, and `run`,
+the default, also generates the images. It takes 30 GB of disk, and hours the first time. If torch's
+default build for your system is one for GPUs, configure pip to find a CPU build first. A peer that
+cannot be installed, converted or run is left out by name, with the reason.
 
-Every peer gets the same prompt, size and steps, without guidance, by the Euler method, and starts
-in turns in a process of its own, once a round; what it reads is in the system's cache. Those that
-are clearly slower than the fastest draw in the first round alone. Cold: from the start of the
-process to the PNG. Ratios are of each round to the fastest peer that is not edgediff. PSNR is of
-the picture to that of diffusers in float32, where the two start from the same noise and tokens.
+Every peer gets the same prompt, size and number of Euler steps, without guidance. In each round
+every peer starts once, in a new process, with its files in the system's cache. Peers that are
+clearly slower than the fastest run in the first round only. Cold: from the start of the process to
+the PNG. Ratios compare with the fastest peer other than edgediff, round by round. PSNR compares
+with diffusers in float32, if both start from the same noise and tokens.
 """
 
 import argparse
@@ -82,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def ready(name: str, peer: Peer, place: Place, settings: Settings) -> Entrant:
-    """Install the peer and convert its model, where that is yet to do. Raises PeerError."""
+    """Install the peer and convert its model, unless done before. Raises PeerError."""
     if peer.needs:
         flags = machine.describe().cpu_flags
-        if flags and not set(peer.needs) & set(flags):  # none: the system does not tell
+        if flags and not set(peer.needs) & set(flags):  # empty: unknown
             raise PeerError(peer.lacks)
     folder = place.environment(peer.environment)
     environments.install(folder, peer.environment)
-    if "provider" in peer.options:  # before an export that nothing here could run
+    if "provider" in peer.options:  # before an export that could not run here
         environments.check_provider(folder, peer.options["provider"])
     model = peer.model(place)
     inputs: dict[str, Any] = {
@@ -124,7 +123,7 @@ def ready(name: str, peer: Peer, place: Place, settings: Settings) -> Entrant:
 
 
 def show(found: Result) -> None:
-    """Print the table, what was left out, and edgediff's best against the bars."""
+    """Print the table, the peers that were left out, and edgediff's best against the targets."""
     s, m = found.settings, found.machine
     print(f"{m.cpu}, {m.cores} cores ({' '.join(m.cpu_flags)})")
     print(
@@ -138,15 +137,15 @@ def show(found: Result) -> None:
 
 
 def _earlier(path: Path | None, settings: Settings) -> Result | None:
-    """The result that is to go on, None where there is none yet."""
+    """The result to continue, or None."""
     if path is None or not path.exists():
         return None
     found = read(path)
     if replace(found.settings, rounds=settings.rounds, clear=settings.clear) != settings:
-        sys.exit(f"{path}: holds a run of other settings: give another file, or leave --resume out")
+        sys.exit(f"{path}: holds a run with other settings: give another file, or omit --resume")
     here = machine.describe()
     if (found.machine.cpu, found.machine.cores) != (here.cpu, here.cores):
-        sys.exit(f"{path}: holds a run of another machine, {found.machine.cpu}: give another file")
+        sys.exit(f"{path}: holds a run on another machine, {found.machine.cpu}: give another file")
     return found
 
 
@@ -166,30 +165,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         choices=tuple(PEERS),
         metavar="NAME",
-        help=f"these only, of: {', '.join(PEERS)}",
+        help=f"only these; repeatable: {', '.join(PEERS)}",
     )
     parser.add_argument("--shape", default="sd15", help="of benchmarks.sd15_shape (%(default)s)")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=6, help="six bound a median with 95 %%")
-    parser.add_argument("--warm", type=int, default=1, help="warm pictures a round")
+    parser.add_argument("--rounds", type=int, default=6, help="six give a 95 %% interval")
+    parser.add_argument("--warm", type=int, default=1, help="warm images per round")
     parser.add_argument(
         "--clear",
         type=float,
         default=3.0,
-        help="those slower than so many times the fastest peer draw in the first round alone",
+        help="peers slower than this many times the fastest run in the first round only",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with what --json holds, up to --rounds; after a change of edgediff, start anew",
+        help="continue the run in --json, up to --rounds; start over after a change of edgediff",
     )
     add_json(parser)
     given = parser.parse_args(arguments)
     if min(given.rounds, given.warm, given.steps, given.size) < 1:
-        parser.error("rounds, warm, steps and size: expected 1 or more of each")
+        parser.error("--rounds, --warm, --steps and --size must be 1 or more")
     if not given.clear >= 1:
-        parser.error("clear: expected 1 or more")
+        parser.error("--clear must be 1 or more")
     return given
 
 

@@ -11,12 +11,12 @@ from benchmarks.peers.conversion import Place
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """What draws the picture. `environment`: of requirements/; `worker`: of workers/.
+    """A way to run the model. `environment`: in requirements/; `worker`: in workers/.
 
-    model: makes what the worker loads, where it is missing. options: told to the worker. compiles:
-    it keeps compiled models, in a folder that is full before anything is timed. differs: why its
-    picture is another one, and is not held against that of diffusers. needs: flags of a processor,
-    one of which it cannot do without; `lacks` says what a picture is like there."""
+    model: makes the model that the worker loads, unless it exists. options: passed to the worker.
+    compiles: it caches compiled models; the cache is filled before anything is timed. differs: the
+    reason that its image differs and is not compared with diffusers'. needs: CPU flags, of which it
+    requires one; `lacks` says why."""
 
     environment: str
     worker: str
@@ -28,7 +28,7 @@ class Peer:
     lacks: str = ""
 
 
-_NOISE = "it draws other noise from a seed"
+_NOISE = "its noise for a seed is different"
 _TOKENS = "it has CLIP's own vocabulary built in, not the model's"
 
 PEERS: dict[str, Peer] = {
@@ -107,6 +107,6 @@ PEERS: dict[str, Peer] = {
 }
 
 OURS = "edgediff"
-"""What the names of edgediff's own begin with."""
+"""The prefix of edgediff's own names."""
 LEAN = "stable-diffusion.cpp"
-"""The peer that edgediff's installed size is not held against: one C++ library."""
+"""A single C++ library: edgediff's installed size is not compared with it."""

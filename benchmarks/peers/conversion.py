@@ -1,7 +1,7 @@
-"""The model in the form that each peer loads, made where it is missing and kept in the work folder.
+"""The model in each peer's format, made once and kept in the work folder.
 
-All of it comes from one diffusers folder with random weights, by the peer's own tools. To make one
-again, delete its folder. Those that other benchmarks make too have the same names there.
+Every format comes from one diffusers folder with random weights, by the peer's own tools. To make
+one again, delete its folder. Models that other benchmarks use too have the same names there.
 """
 
 import sys
@@ -14,20 +14,20 @@ from benchmarks.peers.environments import HERE, install, python, run
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The work folder, and the shape (of sd15_shape's SHAPES) that everything in it has."""
+    """The work folder, and the shape of its models (one of sd15_shape's SHAPES)."""
 
     work: Path
     shape: str = "sd15"
 
     def environment(self, name: str) -> Path:
-        """The folder of an environment, which `install` makes."""
+        """The folder of an environment; `install` makes it."""
         return self.work / "environments" / name
 
     def model(self, name: str) -> Path:
         return self.work / f"{self.shape}-{name}"
 
     def cache(self, name: str) -> Path:
-        """Where a peer keeps what it compiled."""
+        """The folder for a peer's compiled models."""
         return self.work / "cache" / f"{self.shape}-{name}"
 
 
@@ -97,13 +97,13 @@ def gguf_f16(place: Place) -> Path:
 
 
 def gguf_q8_0(place: Place) -> Path:
-    """Of float16, in which convolutions stay: their rows are too short for this format's blocks."""
+    """From float16, which convolutions keep: their rows are too short for this format's blocks."""
     half = gguf_f16(place) / "model.gguf"
     return _convert(place, "stable-diffusion-cpp", "to_gguf", half, "q8_0")
 
 
 def _convert(place: Place, environment: str, converter: str, model: Path, kind: str) -> Path:
-    """Run a converter in its environment; `kind` names the result, and GGUF's type."""
+    """Run a converter in its environment. `kind`: the name of the result, and GGUF's type."""
 
     def convert(out: Path) -> None:
         folder = place.environment(environment)

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, made of `requirements/NAME.txt`, and what is in it."""
+"""A virtual environment for each peer, from `requirements/NAME.txt`, and its contents."""
 
 import importlib.metadata
 import os
@@ -13,27 +13,27 @@ from benchmarks.models import ROOT
 
 HERE = Path(__file__).parent
 _OURS = "edgediff"
-"""Environments whose name begins so get this checkout as well."""
+"""Environments with this prefix get this checkout as well."""
 _OF_VENV = ("pip", "setuptools", "wheel")
-"""What a virtual environment has before anything is installed."""
+"""Packages of an empty virtual environment."""
 _MISSING = "missing:"
-"""What tells this line from others, such as warnings."""
+"""The prefix of this line; other lines may be warnings."""
 _LIMITS = ("OMP_", "OPENBLAS_", "MKL_", "PYTHON")
 
 
 class PeerError(Exception):
-    """A peer cannot be had on this machine; the text says why."""
+    """A peer cannot run on this machine; the text gives the reason."""
 
 
 def variables() -> dict[str, str]:
-    """Of this process, without those that change which modules or how many threads a peer uses."""
+    """This process's variables, without those that change a peer's modules or threads."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_LIMITS)}
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 def run(*command: object, ours: bool = False) -> str:
-    """Run a command so that it imports nothing of this checkout, unless it is `ours`; returns what
-    it wrote. Raises PeerError with the last line of that."""
+    """Run a command and return its output. Unless it is `ours`, it imports nothing of this
+    checkout. Raises PeerError with the last line of the output."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
@@ -46,7 +46,7 @@ def run(*command: object, ours: bool = False) -> str:
             check=False,
         )
     except OSError as e:
-        raise PeerError(f"{words[0]}: does not start ({e.strerror})") from e
+        raise PeerError(f"{words[0]}: cannot be started ({e.strerror})") from e
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         said = f": {lines[-1][:300]}" if lines else ""
@@ -60,14 +60,14 @@ def python(folder: Path) -> Path:
 
 
 def installed(folder: Path, name: str) -> bool:
-    """Whether the environment is there, of the requirements as they are now."""
+    """Whether the environment exists and has the current requirements."""
     stamp = folder / "requirements"
     return stamp.exists() and stamp.read_text() == requirements(name)
 
 
 def install(folder: Path, name: str) -> None:
-    """Make the environment `name` in `folder` unless it is there; edgediff is installed anew, as
-    this checkout may have changed. Raises PeerError."""
+    """Make the environment `name` in `folder` unless it exists; edgediff is always installed again,
+    because this checkout may have changed. Raises PeerError."""
     pip = (python(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     if not installed(folder, name):
         print(f"installing {folder}", file=sys.stderr)
@@ -81,7 +81,7 @@ def install(folder: Path, name: str) -> None:
 
 
 def check_provider(folder: Path, name: str) -> None:
-    """Raise PeerError, saying why, unless the environment's edgediff can use the provider here."""
+    """Raise PeerError with the reason unless the environment's edgediff can use the provider."""
     code = f"from edgediff.session import why_missing; print('{_MISSING}', why_missing({name!r}))"
     said = run(python(folder), "-c", code).splitlines()
     missing = next(line.removeprefix(_MISSING) for line in said if line.startswith(_MISSING))
@@ -90,7 +90,7 @@ def check_provider(folder: Path, name: str) -> None:
 
 
 def requirements(name: str) -> str:
-    """The lines of `requirements/NAME.txt`, those that it includes in their place."""
+    """The lines of `requirements/NAME.txt`, with includes expanded."""
     lines = []
     for line in (HERE / "requirements" / f"{name}.txt").read_text().splitlines():
         included = line.removeprefix("-r ").removesuffix(".txt")
@@ -99,15 +99,15 @@ def requirements(name: str) -> str:
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """Of the packages in the environment, by name."""
+    """Package → version."""
     found = importlib.metadata.distributions(path=[str(_site_packages(folder))])
     named = {d.name: d.version for d in found if d.name not in _OF_VENV}
     return dict(sorted(named.items(), key=lambda item: item[0].lower()))
 
 
 def installed_bytes(folder: Path) -> int:
-    """What its packages take on disk: without Python itself, pip and setuptools, and without .pyc
-    files, of which there are as many as modules have run."""
+    """Size of its packages on disk, without Python itself, pip, setuptools, and .pyc files, whose
+    number depends on the modules that have run."""
     return sum(
         f.stat().st_size
         for entry in _site_packages(folder).iterdir()

@@ -1,6 +1,6 @@
 """The JSON file of a run: this module is its only schema.
 
-Written anew after every round, so that what stands is valid whenever the run ends.
+It is written after every round, so that it is valid whenever the run ends.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every peer was asked for. Sampler: Euler, without guidance. shape: of the model.
+    """The settings of every peer. Sampler: Euler, without guidance. shape: of the model.
 
-    rounds: in each, every peer draws one cold picture and then `warm` more in that process. clear:
-    those that take more than so many times the fastest peer's time draw once alone."""
+    rounds: in each, every peer generates one cold image and then `warm` more in that process.
+    clear: peers that take more than this many times the fastest peer's time run once only."""
 
     shape: str
     prompt: str
@@ -33,8 +33,8 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """Seconds from the start of a process to its first picture as PNG, and parts of that. round:
-    in which it was drawn, from 1."""
+    """Seconds from the start of a process to its first image as PNG, and parts of that. round:
+    its number, from 1."""
 
     round: int
     first_picture: float
@@ -44,7 +44,7 @@ class Cold:
 
 @dataclass(frozen=True, kw_only=True)
 class Warm:
-    """Seconds of a later picture; None or empty what the peer does not show. round: as in Cold."""
+    """Seconds of a later image; None or empty: not reported by the peer. round: as in Cold."""
 
     round: int
     total: float
@@ -55,9 +55,8 @@ class Warm:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A peer. `reason`: why it was left out. psnr_db: of its picture against that of diffusers in
-    float32; None where they are equal, which `equal` says, or either is missing, or other noise or
-    tokens make it another picture."""
+    """A peer. `reason`: why it was left out. psnr_db: its image against that of diffusers in
+    float32; None if they are equal (`equal`), if one is missing, or if noise or tokens differ."""
 
     name: str
     status: Literal["pending", "measured", "left out"] = "pending"
@@ -86,7 +85,7 @@ class Result:
 
 
 def read(path: Path) -> Result:
-    """Read what `edgediff.bench.results.write` wrote. Raises InputError, naming place and value."""
+    """Read a file of `edgediff.bench.results.write`. Raises InputError with place and value."""
     result: Result = read_as(
         Result, path, version=FORMAT_VERSION, maker="`python -m benchmarks.peers`"
     )

@@ -1,5 +1,5 @@
-"""All peers in turns, A B A B …: in each round every one starts, draws a cold picture and then warm
-ones, and ends, so that none holds memory or cores while another draws."""
+"""All peers in turns, A B A B …: in each round every peer starts, generates a cold image and then
+warm ones, and ends, so that no peer uses memory or cores while another one runs."""
 
 import base64
 import io
@@ -27,11 +27,11 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A peer that is ready to draw. command: its worker. inputs: what the worker is told.
+    """A peer that is ready to run. command: its worker. inputs: the worker's configuration.
 
     reads: files and folders that are read before each start, so that they are in the system's
-    cache for all alike. compiles: draws once before the first round, to fill its own cache.
-    differs: its picture is another one, and is not held against the reference."""
+    cache. compiles: it runs once before the first round, to fill its own cache. differs: its image
+    is not comparable with the reference."""
 
     known: Measured
     command: Sequence[str]
@@ -43,11 +43,11 @@ class Entrant:
 
 @dataclass
 class Rounds:
-    """A run that is under way. answer: seconds to wait for a line before a worker counts as hung.
+    """A run in progress. answer: seconds to wait for a line before a worker counts as hung.
 
-    reference: name of the peer whose picture the others' are held against. before: an earlier run
-    of the same settings and machine, which goes on. What it knows of a peer counts while that is
-    the same, or is not asked for now; one that it does not know gets a round at least."""
+    reference: name of the peer whose image the others are compared with. before: an earlier run
+    with the same settings and machine, to continue. Its results for a peer are kept if the peer is
+    unchanged or not requested now; a new peer gets at least one round."""
 
     entrants: Sequence[Entrant]
     settings: Settings
@@ -58,10 +58,10 @@ class Rounds:
     left_out: Sequence[Measured] = ()
     before: Result | None = None
     answer: float = 1800.0
-    pictures: dict[str, Pixels] = field(default_factory=dict)
+    images: dict[str, Pixels] = field(default_factory=dict)
 
     def run(self) -> Result:
-        """Measure all. A peer that fails is left out from then on, and its reason is kept."""
+        """Measure all. A peer that fails is left out from then on, with its reason."""
         self._utc = datetime.now(UTC).isoformat(timespec="seconds")
         self._found = {e.known.name: e.known for e in self.entrants}
         done = 0 if self.before is None else self._recall(self.before)
@@ -72,7 +72,7 @@ class Rounds:
             self._write(complete=False)
             for entrant in self.entrants:
                 if entrant.compiles:
-                    self._attempt(entrant, "fills its cache", number=0)
+                    self._attempt(entrant, "filling its cache", number=0)
             for n in range(done + 1, last + 1):
                 slow = self._clearly_slow()
                 for entrant in self.entrants:
@@ -83,7 +83,7 @@ class Rounds:
             return self._write(complete=True)
 
     def _recall(self, before: Result) -> int:
-        """Take over what an earlier run knows; returns the number of its rounds."""
+        """Take over the results of an earlier run; returns the number of its rounds."""
         self._utc = before.started
         out = {p.name for p in self.left_out}
         self._found |= {
@@ -94,8 +94,8 @@ class Rounds:
         return max((c.round for p in before.peers for c in p.cold), default=0)
 
     def _clearly_slow(self) -> set[str]:
-        """Of those measured so far, whom further rounds would tell nothing about. The fastest peer
-        is what edgediff is held against, so that all near it are worth a look."""
+        """Measured peers that need no further rounds. edgediff is compared with the fastest peer,
+        so all that are near it stay."""
         warm = {
             name: statistics.median(w.total for w in found.warm)
             for name, found in self._found.items()
@@ -106,7 +106,7 @@ class Rounds:
         return {name for name, took in warm.items() if took > self.settings.clear * fastest}
 
     def _attempt(self, entrant: Entrant, what: str, *, number: int) -> None:
-        """number: the round, or 0 where it is none."""
+        """number: the round, or 0 outside the rounds."""
         name = entrant.known.name
         if self._found[name].status == "left out":
             return
@@ -125,12 +125,12 @@ class Rounds:
         ) as worker:
             worker.wait("started")
             loaded = worker.wait("loaded")
-            picture = worker.ask("picture", "picture")
+            image = worker.ask("image", "image")
             shown = worker.ask("show", "shown")
             pixels = _decode(shown["png"])
             expected = (self.settings.height, self.settings.width, 3)
             if pixels.shape != expected:
-                raise WorkerError(f"drew {pixels.shape} pixels, expected {expected}")
+                raise WorkerError(f"generated {pixels.shape} pixels, expected {expected}")
             if not number:
                 return
             cold = Cold(
@@ -141,13 +141,13 @@ class Rounds:
             )
             warm = []
             for _ in range(self.settings.warm):
-                picture = worker.ask("picture", "picture")
-                warm.append(_warm(picture, number))
+                image = worker.ask("image", "image")
+                warm.append(_warm(image, number))
         name = entrant.known.name
         if not entrant.differs:
-            self.pictures[name] = pixels
+            self.images[name] = pixels
         found = self._found[name]
-        peaks = [p for p in (found.peak_bytes, picture["peak_bytes"]) if p is not None]
+        peaks = [p for p in (found.peak_bytes, image["peak_bytes"]) if p is not None]
         self._found[name] = replace(
             found,
             status="measured",
@@ -169,33 +169,34 @@ class Rounds:
         return result
 
     def _conditions(self) -> Conditions:
-        """Those of this run; of an earlier one, what other processes took if that was more."""
+        """The conditions of this run; if other processes took more in an earlier run, that
+        figure."""
         now = self._watch.conditions()
         if self.before is None or self.before.conditions.others is None:
             return now
         return replace(now, others=max(now.others or 0.0, self.before.conditions.others))
 
     def _compared(self, measured: Measured) -> Measured:
-        """With how far its picture is from the reference's."""
-        picture, reference = (self.pictures.get(n) for n in (measured.name, self.reference))
-        if picture is None or reference is None or measured.name == self.reference:
+        """With the PSNR of its image against the reference."""
+        image, reference = (self.images.get(n) for n in (measured.name, self.reference))
+        if image is None or reference is None or measured.name == self.reference:
             return measured
-        decibels = psnr(picture, reference)
+        decibels = psnr(image, reference)
         return replace(measured, psnr_db=decibels, equal=decibels is None)
 
 
 def _same(earlier: Measured, now: Measured) -> bool:
-    """Whether a peer is what it was: its packages' versions, and its model's size."""
+    """Whether a peer is unchanged: its packages' versions, and its model's size."""
     return (earlier.versions, earlier.model_bytes) == (now.versions, now.model_bytes)
 
 
-def _warm(picture: dict[str, Any], number: int) -> Warm:
+def _warm(image: dict[str, Any], number: int) -> Warm:
     return Warm(
         round=number,
-        total=picture["total"],
-        text_encoder=picture.get("text_encoder"),
-        steps=tuple(picture.get("steps", ())),
-        vae_decoder=picture.get("vae_decoder"),
+        total=image["total"],
+        text_encoder=image.get("text_encoder"),
+        steps=tuple(image.get("steps", ())),
+        vae_decoder=image.get("vae_decoder"),
     )
 
 

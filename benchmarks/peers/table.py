@@ -1,4 +1,4 @@
-"""What a run showed: a row for each peer, and edgediff's best against the best of the others."""
+"""The result of a run: one row per peer, and edgediff's best against the best of the others."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from benchmarks.measure import Check
-from benchmarks.peers.catalogue import LEAN, OURS
+from benchmarks.peers.catalogue import LEAN, OURS, PEERS
 from benchmarks.peers.results import Cold, Measured, Result, Warm
 from edgediff.bench.intervals import Interval, paired_ratio, unpaired_ratio
 
 HEADER = (
-    *("peer", "pictures", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
+    *("peer", "images", "cold", "warm", "warm ratio", "text encoder", "UNet step", "VAE decode"),
     *("peak memory", "model", "installed", "PSNR"),
 )
 NONE = "–"
-_Drawn = TypeVar("_Drawn", Cold, Warm)
+_Image = TypeVar("_Image", Cold, Warm)
 
 WARM_BAR = 0.85
 COLD_BAR = 0.5
 PEAK_BAR = 0.75
-"""Of the best peer's figure, what edgediff is to reach at the most."""
+"""edgediff's targets, at most, as a share of the best peer's value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Medians of a peer, in seconds and bytes; None what it does not show."""
+    """Medians of a peer, in seconds and bytes. None: the peer does not report it."""
 
     cold: float
     warm: float
@@ -38,7 +38,7 @@ class Figures:
 
 
 def figures(peer: Measured) -> Figures:
-    """Of a peer that was measured."""
+    """The figures of a measured peer."""
     return Figures(
         cold=statistics.median(c.first_picture for c in peer.cold),
         warm=statistics.median(w.total for w in peer.warm),
@@ -69,8 +69,24 @@ def ours(result: Result) -> list[Measured]:
 
 
 def fastest(peers: Sequence[Measured]) -> Measured:
-    """By the median of the warm pictures."""
+    """The peer with the smallest median of warm images."""
     return min(peers, key=lambda p: figures(p).warm)
+
+
+def fastest_variants(result: Result) -> list[Measured]:
+    """The fastest measured variant of each engine, in the order of the result."""
+    engines: dict[str, list[Measured]] = {}
+    for peer in measured(result):
+        engines.setdefault(_engine(peer.name), []).append(peer)
+    chosen = [fastest(variants) for variants in engines.values()]
+    return [peer for peer in measured(result) if peer in chosen]
+
+
+def _engine(name: str) -> str:
+    """The software that a peer runs: variants differ in precision only."""
+    if name.startswith(OURS):
+        return OURS
+    return PEERS[name].environment if name in PEERS else name
 
 
 def warm_ratio(a: Measured, b: Measured) -> Interval:
@@ -84,9 +100,9 @@ def cold_ratio(a: Measured, b: Measured) -> Interval:
 
 
 def _in_turns(
-    a: Sequence[_Drawn], b: Sequence[_Drawn], seconds: Callable[[_Drawn], float]
+    a: Sequence[_Image], b: Sequence[_Image], seconds: Callable[[_Image], float]
 ) -> Interval:
-    """a / b over the rounds in which both drew; of all pictures where there is none."""
+    """a / b over the rounds in which both ran; over all images if there is no such round."""
     pairs = [
         pair
         for n in sorted({x.round for x in a} & {y.round for y in b})
@@ -102,8 +118,8 @@ def _in_turns(
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
-    """HEADER's columns for each peer that was measured. The ratio is to the fastest of the others,
-    or to the fastest where there is no other."""
+    """HEADER's columns for each measured peer. The ratio is to the fastest peer but edgediff,
+    or to the fastest of all if there is no other."""
     against = fastest(others(result) or measured(result)) if measured(result) else None
     return [_row(p, against) for p in measured(result) if against is not None]
 
@@ -128,21 +144,21 @@ def _row(peer: Measured, against: Measured) -> tuple[str, ...]:
 
 
 def left_out(result: Result) -> list[str]:
-    """NAME: why."""
+    """NAME: the reason."""
     return [f"{p.name}: {p.reason}" for p in result.peers if p.status == "left out"]
 
 
 def checks(result: Result) -> list[Check]:
-    """edgediff's fastest against the fastest peer, warm and cold; against the lowest peak; and
-    against the smallest install, without LEAN's."""
+    """edgediff's fastest variant against the fastest peer, warm and cold; against the lowest peak
+    memory; and against the smallest installation, not counting LEAN's."""
     if not ours(result) or not others(result):
         return []
     best = fastest(ours(result))
     peer = fastest(others(result))
     cold = min(others(result), key=lambda p: figures(p).cold)
     found = [
-        _ratio(f"{best.name}: warm, of {peer.name}'s", warm_ratio(best, peer), WARM_BAR),
-        _ratio(f"{best.name}: cold, of {cold.name}'s", cold_ratio(best, cold), COLD_BAR),
+        _ratio(f"warm image, {best.name} / {peer.name}", warm_ratio(best, peer), WARM_BAR),
+        _ratio(f"cold image, {best.name} / {cold.name}", cold_ratio(best, cold), COLD_BAR),
     ]
     found += _least(best, others(result), "peak memory", PEAK_BAR, lambda p: p.peak_bytes)
     larger = [p for p in others(result) if not p.name.startswith(LEAN)]
@@ -152,7 +168,8 @@ def checks(result: Result) -> list[Check]:
 
 def _ratio(what: str, found: Interval, bar: float) -> Check:
     bounds = (
-        f" ({found.low:.2f} to {found.high:.2f} with {found.confidence:.0%}, {found.count} pairs)"
+        f" ({found.low:.2f} to {found.high:.2f} with {found.confidence:.0%} confidence,"
+        f" {found.count} pairs)"
     )
     return Check(what=what + bounds * (found.count > 1), value=found.median, bar=bar)
 
@@ -164,17 +181,17 @@ def _least(
     bar: float,
     key: Callable[[Measured], int | None],
 ) -> list[Check]:
-    """`best` against the peer with the least of `key`."""
+    """`best` against the peer with the smallest `key`."""
     known = [(value, p.name) for p in peers if (value := key(p)) is not None]
     value = key(best)
     if not known or value is None:
         return []
     least, name = min(known)
-    return [Check(what=f"{best.name}: {what}, of {name}'s", value=value / least, bar=bar)]
+    return [Check(what=f"{what}, {best.name} / {name}", value=value / least, bar=bar)]
 
 
 def seconds(value: float | None) -> str:
-    """As a table shows it: 12.3 s, 0.45 s, 67 ms."""
+    """For a table: 12.3 s, 0.45 s, 67 ms."""
     if value is None:
         return NONE
     if value < 0.1:
@@ -183,7 +200,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: int | None) -> str:
-    """As a table shows it: 1.23 GB, 456 MB."""
+    """For a table: 1.23 GB, 456 MB."""
     if value is None:
         return NONE
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Ran(NamedTuple):
-    """What a benchmark printed, and the JSON that it wrote."""
+    """A benchmark's stdout, and the JSON that it wrote."""
 
     stdout: str
     found: Any

@@ -1,4 +1,4 @@
-"""Each benchmark runs on a small model, prints its table and writes what it measured."""
+"""Each benchmark runs on a small model, prints its table and writes its measurements."""
 
 import os
 from collections.abc import Callable
@@ -59,8 +59,8 @@ def test_quality_of_a_bundle_against_itself(benchmark: Benchmark, tiny_bundle: P
         "quality", "--float", tiny_bundle, "--int8", tiny_bundle, "--pairs", 2
     )
     model = found["model"]
-    assert [p["psnr_db"] for p in model["pictures"]] == [None, None]
-    assert len({p["seed"] for p in model["pictures"]}) == 2
+    assert [p["psnr_db"] for p in model["images"]] == [None, None]
+    assert len({p["seed"] for p in model["images"]}) == 2
     stages = {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert model["stages"].keys() == stages
     assert all(check["met"] for check in found["checks"])
@@ -94,22 +94,22 @@ def test_prompts_are_none_that_the_export_looks_at() -> None:
     ("size", "read"),
     [((300, 260), (296, 256)), ((1600, 1024), (512, 512)), ((512, 900), (512,) * 2)],
 )
-def test_pictures_are_cropped_to_whole_latents(
+def test_images_are_cropped_to_whole_latents(
     tmp_path: Path, size: tuple[int, int], read: tuple[int, int]
 ) -> None:
     path = tmp_path / "grey.png"
     Image.new("L", size, 128).save(path)
-    pixels = quality.read_picture(path)
+    pixels = quality.read_image(path)
     assert pixels.shape == (read[1], read[0], 3)
     assert np.all(pixels == 128)
 
 
-def test_small_pictures_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for side in (128, 256):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    assert [p.name for p in quality.find_pictures(tmp_path)] == ["256.png"]
-    assert "1 pictures are few" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert [p.name for p in quality.find_images(tmp_path)] == ["256.png"]
+    assert "1 images are few" in capsys.readouterr().err
 
 
 def test_what_a_benchmark_needs_is_made_once_and_in_one_piece(tmp_path: Path) -> None:
@@ -170,20 +170,20 @@ def test_unet_step_and_vae_decode_against_optimum(
 
 @pytest.mark.slow
 def test_quality_of_taesds_decoder(benchmark: Benchmark, tiny_bundle: Path, tmp_path: Path) -> None:
-    original, pictures = tmp_path / "original", tmp_path / "pictures"
+    original, images = tmp_path / "original", tmp_path / "images"
     weights = write_taesd(original)
-    pictures.mkdir()
+    images.mkdir()
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (256, 264, 3), np.uint8)).save(pictures / "noise.png")
+    Image.fromarray(rng.integers(0, 256, (256, 264, 3), np.uint8)).save(images / "noise.png")
     _, found = benchmark(
         "quality",
         *("--float", tiny_bundle, "--int8", tiny_bundle, "--pairs", 1),
-        *("--taesd", original, "--pictures", pictures, "--work", tmp_path),
+        *("--taesd", original, "--images", images, "--work", tmp_path),
     )
-    (picture,) = found["taesd"]["pictures"]
-    assert picture["size"] == [264, 256]
-    assert picture["psnr_db"] > 20
-    assert picture["tiled_db"] is None or picture["tiled_db"] > 30  # None: equal
+    (image,) = found["taesd"]["images"]
+    assert image["size"] == [264, 256]
+    assert image["psnr_db"] > 20
+    assert image["tiled_db"] is None or image["tiled_db"] > 30  # None: equal
     assert found["taesd"]["precision"] == "int8"
 
     from diffusers import AutoencoderTiny
@@ -215,4 +215,4 @@ def write_taesd(folder: Path) -> dict[str, Any]:
 def test_quality_of_the_built_in_model(benchmark: Benchmark, tmp_path: Path) -> None:
     _, found = benchmark("quality", "--pairs", 2, "--work", tmp_path)
     assert found["model"]["size"] == [128, 128]
-    assert all(20 < p["psnr_db"] < 80 for p in found["model"]["pictures"])
+    assert all(20 < p["psnr_db"] < 80 for p in found["model"]["images"])

@@ -1,4 +1,4 @@
-"""The judge's figures, on pictures whose answers are known."""
+"""The judge's scores, on images with known answers."""
 
 import json
 from pathlib import Path
@@ -46,17 +46,17 @@ def test_scores_count_concepts_and_styles() -> None:
     class Always:
         concepts = ({"names": ["cat"]}, {"names": ["dog"]})
 
-        def __call__(self, pictures: np.ndarray) -> tuple[np.ndarray, ...]:
-            return np.zeros(len(pictures), int), np.ones(len(pictures), int), pictures
+        def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+            return np.zeros(len(images), int), np.ones(len(images), int), images
 
     requests = [
         emoji.Request(prompt="a cat", seed=0, concept=0, style=1),
         emoji.Request(prompt="a dog", seed=0, concept=1, style=0),
     ]
-    pictures = np.zeros((2, 128, 128, 3), np.uint8)
-    found = emoji.score(Always(), requests, pictures)  # type: ignore[arg-type]
-    assert found == {"pictures": 2, "concept": 0.5, "style": 0.5}
-    assert emoji.confusions(Always(), requests, pictures) == [["a dog", "cat"]]  # type: ignore[arg-type]
+    images = np.zeros((2, 128, 128, 3), np.uint8)
+    found = emoji.score(Always(), requests, images)  # type: ignore[arg-type]
+    assert found == {"images": 2, "concept": 0.5, "style": 0.5}
+    assert emoji.confusions(Always(), requests, images) == [["a dog", "cat"]]  # type: ignore[arg-type]
 
 
 def test_copies_are_found(judge: emoji.Judge) -> None:
@@ -82,6 +82,6 @@ def test_the_whole_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                                      "--float", "emoji", "--out", str(tmp_path)])  # fmt: skip
     emoji.main()
     found = json.loads((tmp_path / "emoji.json").read_text())
-    assert found["by name"]["pictures"] == 2
+    assert found["by name"]["images"] == 2
     assert found["int8"]["minimum_db"] == float("inf")
     assert {p.name for p in tmp_path.iterdir()} == {"emoji.json", "sheet.png", "steps.png"}

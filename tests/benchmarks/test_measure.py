@@ -1,4 +1,4 @@
-"""benchmarks.measure: the order of runs, checks against a bar, what is printed."""
+"""benchmarks.measure: the order of runs, checks against a target, printed tables."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def test_runs_are_interleaved_and_the_first_round_is_not_counted() -> None:
     ("value", "at_least", "met"),
     [(0.3, False, True), (0.33, False, True), (0.34, False, False), (0.3, True, False)],
 )
-def test_a_figure_meets_its_bar(value: float, at_least: bool, met: bool) -> None:
+def test_a_value_meets_its_target(value: float, at_least: bool, met: bool) -> None:
     check = Check(what="time", value=value, bar=0.33, at_least=at_least)
     assert check.met is met
     assert check.record()["met"] is met
@@ -42,7 +42,7 @@ def test_an_infinite_psnr_is_null_in_json(tmp_path: Path) -> None:
     }
 
 
-def test_checks_show_figure_bar_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checks_show_value_target_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     measure.print_checks(
         [
             Check(what="time", value=0.5, bar=0.33),
@@ -50,7 +50,7 @@ def test_checks_show_figure_bar_and_verdict(capsys: pytest.CaptureFixture[str]) 
         ]
     )
     _, header, time, psnr = capsys.readouterr().out.splitlines()
-    assert header.split() == ["measured", "figure", "bar", "verdict"]
+    assert header.split() == ["measured", "value", "target", "verdict"]
     assert time.split() == ["time", "0.5", "≤", "0.33", "missed"]
     assert psnr.split() == ["PSNR", "41.2", "dB", "≥", "40", "dB", "met"]
 

@@ -1,4 +1,4 @@
-"""The README's performance section says what benchmarks/results/ holds, and nothing else."""
+"""The performance sections say what benchmarks/results/ contains, and nothing else."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def peer(name: str, seconds: float) -> Measured:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Results of a machine: the peers', and those of the built-in model."""
+    """One machine's results: the peers and the built-in model."""
     result = Result(
         started="2026-01-01T00:00:00+00:00",
         complete=True,
@@ -64,6 +64,7 @@ def folder(tmp_path: Path) -> Path:
             peer("slow", 20.0),
             peer("fast", 8.0),
             peer("edgediff int8", 4.0),
+            peer("edgediff float32", 6.0),
             Measured(name="absent", status="left out", reason="no wheel"),
         ),
     )
@@ -85,14 +86,17 @@ def folder(tmp_path: Path) -> Path:
     return where
 
 
-def readme(section: str) -> str:
+def document(section: str) -> str:
     return f"# edgediff\n\n{performance.BEGIN}\n{section}{performance.END}\n\n12.7 GB elsewhere\n"
 
 
-def test_the_section_is_what_the_script_makes() -> None:
-    text = performance.README.read_text(encoding="utf-8")
-    assert performance.section(text) == performance.page(record.RESULTS)
-    assert performance.unheld(text, record.RESULTS) == []
+@pytest.mark.parametrize("path", performance.SECTIONS, ids=lambda path: path.name)
+def test_each_section_is_what_the_script_makes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    made = performance.SECTIONS[path](record.RESULTS)
+    assert made
+    assert performance.section(text) == made
+    assert performance.unheld(text, made) == []
 
 
 def test_tables_say_what_was_measured(folder: Path) -> None:
@@ -100,30 +104,40 @@ def test_tables_say_what_was_measured(folder: Path) -> None:
     assert "| edgediff int8 | 6 | 13.0 s | 4.10 s | 0.51 | – | 1.00 s | – | 4.00 GB |" in page
     assert "| slow | 6 | 61.0 s | 20.1 s | 2.48 |" in page
     assert (
-        "edgediff int8: warm, of fast's (0.50 to 0.51 with 75%, 3 pairs): 0.51; at most 0.85 is"
-        in page
+        "* warm image, edgediff int8 / fast (0.50 to 0.51 with 75% confidence, 3 pairs): 0.51"
+        " (target ≤ 0.85): met\n" in page
     )
-    assert "* Left out: absent: no wheel." in page
+    assert "* absent: no wheel\n" in page
     assert "| one UNet step | 7 ms |" in page
-    assert "| first picture, from the start of the process | 0.83 s |" in page
+    assert "| first image, from the start of the process | 0.83 s |" in page
     assert "avx2, avx512_vnni" in page
+
+
+def test_the_summary_has_the_fastest_variant_of_each_engine(folder: Path) -> None:
+    summary = performance.summary(folder)
+    assert "| edgediff int8 | 4.10 s | 13.0 s | 4.00 GB | 1.23 GB | 400 MB | – |" in summary
+    assert "| edgediff float32 |" not in summary
+    assert "| slow | 20.1 s | 61.0 s |" in summary
+    assert "absent" not in summary
+    assert "makes a 128×128 image in 81 ms there, and its first image 0.83 s after" in summary
 
 
 def test_a_figure_that_no_result_holds_is_named(folder: Path) -> None:
     made = performance.page(folder)
-    assert performance.unheld(readme(made), folder) == []
-    assert performance.unheld(readme(made.replace("4.10 s", "3.10 s")), folder) == ["3.10 s"]
+    assert performance.unheld(document(made), made) == []
+    wrong = document(made.replace("4.10 s", "3.10 s"))
+    assert performance.unheld(wrong, made) == ["3.10 s"]
 
 
 def test_the_section_is_replaced_and_the_rest_stays(folder: Path) -> None:
     made = performance.page(folder)
-    assert performance.replaced(readme("out of date\n"), made) == readme(made)
+    assert performance.replaced(document("out of date\n"), made) == document(made)
     with pytest.raises(SystemExit, match="expected <!-- performance"):
         performance.section("# edgediff\n")
 
 
 def test_no_results_make_no_section(tmp_path: Path) -> None:
-    assert performance.page(tmp_path) == ""
+    assert performance.page(tmp_path) == performance.summary(tmp_path) == ""
 
 
 def test_files_are_named_by_machine() -> None:

@@ -1,7 +1,8 @@
-"""SOURCE OUT: OpenVINO's folder → the same with the UNet in full int8, by NNCF.
+"""SOURCE OUT: OpenVINO's folder → the same with the UNet's weights and activations in int8, by
+NNCF.
 
-Weights and activations, calibrated on inputs of a denoising run's statistics: unit-variance
-latents, as the Euler method scales them, and the text encoder's own states, at eight timesteps."""
+Calibration inputs have the statistics of a denoising run: unit-variance latents, as the Euler
+method scales them, and the text encoder's states, at eight timesteps."""
 
 import shutil
 import sys
@@ -13,7 +14,7 @@ import openvino as ov
 
 _TIMESTEPS = (999, 874, 749, 624, 499, 374, 249, 124)
 _SIDE = 32
-"""Of the latents; statistics of a UNet, which convolves, need no more."""
+"""Latent size; enough for the statistics of a convolutional network."""
 
 
 def main(source: str, out: str) -> None:
@@ -41,7 +42,7 @@ def main(source: str, out: str) -> None:
 
 
 def text_states(encoder: ov.CompiledModel) -> np.ndarray:
-    """Of a prompt of arbitrary words."""
+    """The states of a prompt of random tokens."""
     ids = np.random.default_rng(0).integers(500, size=(1, 77))
     return encoder({"input_ids": ids})[0]
 

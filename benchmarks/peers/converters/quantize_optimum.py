@@ -1,4 +1,4 @@
-"""SOURCE OUT: optimum's float32 graphs → int8 by onnxruntime's `quantize_dynamic`, its defaults."""
+"""SOURCE OUT: optimum's float32 graphs → int8, by onnxruntime's `quantize_dynamic` defaults."""
 
 import shutil
 import sys

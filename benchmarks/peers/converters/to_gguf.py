@@ -12,7 +12,7 @@ def main(source: str, out: str, kind: str) -> None:
     model = Path(out) / "model.gguf"
     StableDiffusion().convert(input_path=source, output_path=str(model), output_type=kind)
     if not model.exists():
-        sys.exit(f"{source}: stable-diffusion.cpp made no {kind} model of it")
+        sys.exit(f"{source}: stable-diffusion.cpp did not write a {kind} model")
 
 
 if __name__ == "__main__":

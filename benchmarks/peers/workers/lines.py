@@ -1,6 +1,6 @@
-"""What every worker shares: JSON, a line at a time, as `edgediff.bench.worker` speaks it.
+"""Shared by the workers: one JSON object per line, the protocol of `edgediff.bench.worker`.
 
-It imports nothing that a peer's environment may lack, and nothing before it has said `started`.
+It imports only the standard library, so that it works in every peer's environment.
 """
 
 import base64
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 Draw = Callable[[], tuple[Any, dict[str, Any]]]
-"""→ (the picture, a PIL image or what `to_pil` takes; seconds of `text_encoder`, `steps` and
-`vae_decoder`, or as many of these as the peer shows)."""
+"""→ (the image: a PIL image, or an argument for `to_pil`; seconds of `text_encoder`, `steps` and
+`vae_decoder`, those that the peer reports)."""
 
 
 def serve(
@@ -25,9 +25,9 @@ def serve(
     load: Callable[[dict[str, Any]], Draw],
     to_pil: Callable[[Any], Any] = lambda image: image,
 ) -> None:
-    """Import `modules`, load what the first line names, and draw whenever a line asks for it."""
+    """Import `modules`, load the first line's configuration, and generate an image on request."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a peer prints must not come between the lines
+    os.dup2(2, 1)  # a peer's own output must not mix with the protocol
     _tell(out, "started")
     config = json.loads(sys.stdin.readline())
     before = time.perf_counter()
@@ -41,22 +41,22 @@ def serve(
         imports=imported - before,
         load=time.perf_counter() - imported,
     )
-    picture: Any = None
+    image: Any = None
     for line in sys.stdin:
         if json.loads(line)["do"] == "show":
             buffer = io.BytesIO()
-            to_pil(picture).save(buffer, format="PNG")
+            to_pil(image).save(buffer, format="PNG")
             png = base64.b64encode(buffer.getvalue()).decode()
             _tell(out, "shown", png=png)
             continue
         began = time.perf_counter()
-        picture, stages = draw()
+        image, stages = draw()
         total = time.perf_counter() - began
-        _tell(out, "picture", total=total, peak_bytes=_peak_memory(), **stages)
+        _tell(out, "image", total=total, peak_bytes=_peak_memory(), **stages)
 
 
 class Stopwatch:
-    """Notes how long calls of the stages take, one list of seconds a stage."""
+    """Records the duration of stage calls: a list of seconds for each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -73,7 +73,7 @@ class Stopwatch:
         return timed
 
     def take(self) -> dict[str, Any]:
-        """What was noted since the last time, as `Draw` gives it."""
+        """The durations since the last call, in the form of `Draw`."""
         found, self.seconds = self.seconds, {}
         return {
             "text_encoder": sum(found["text_encoder"]),

@@ -1,4 +1,4 @@
-"""diffusers on torch, in the dtype that is asked for."""
+"""diffusers on torch, in the configured dtype."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ def load(config: dict[str, Any]) -> Draw:
 
 
 def drawing(pipe: Any, config: dict[str, Any]) -> Draw:
-    """How a pipeline with diffusers' interface draws; its stages are timed from outside."""
+    """Generate with a pipeline that has diffusers' interface; stages are timed from outside."""
     import torch
     from diffusers import EulerDiscreteScheduler
 
-    # Said, since exporters write what diffusers leaves out, and then it is PNDM's.
+    # Explicit, because exporters write the default of PNDM.
     pipe.scheduler = EulerDiscreteScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="linspace"
     )

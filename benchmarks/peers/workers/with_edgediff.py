@@ -1,4 +1,4 @@
-"""edgediff as an app runs it: `edgediff.load(BUNDLE)`, hashes compared."""
+"""edgediff as in an app: `edgediff.load(BUNDLE)`, with hashes compared."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI, its shapes fixed and its compiled models cached, as its guide advises."""
+"""OpenVINO GenAI with fixed shapes and cached models, as its guide advises."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def load(config: dict[str, Any]) -> Draw:
 
 
 def stages(metrics: Any) -> dict[str, Any]:
-    """What the pipeline says of its last call."""
+    """The pipeline's own metrics of the last call."""
     text = sum(metrics.get_text_encoder_infer_duration().values())
     return {
         "text_encoder": text * _MILLISECONDS,

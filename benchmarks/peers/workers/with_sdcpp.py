@@ -1,4 +1,4 @@
-"""stable-diffusion.cpp through its Python bindings, on all cores: by default it takes half."""
+"""stable-diffusion.cpp through its Python bindings, on all cores (its default is half)."""
 
 import os
 import re
@@ -49,12 +49,12 @@ def load(config: dict[str, Any]) -> Draw:
             "vae_decoder": logged(said, "decode_first_stage completed"),
         }
 
-    draw.keep = note  # type: ignore[attr-defined]  # C calls it: it must not be collected
+    draw.keep = note  # type: ignore[attr-defined]  # C calls it: keep a reference
     return draw
 
 
 def logged(said: list[str], what: str) -> float | None:
-    """The seconds that a log line gives for `what`."""
+    """The seconds for `what` in the log."""
     found = re.search(rf"{what}, taking ([\d.]+)s", "".join(said))
     return float(found[1]) if found else None
 

@@ -1,7 +1,7 @@
-"""A peer with timings that are made up: `fake_worker.py SECONDS LOG NAME [HOW [AFTER]]`.
+"""A peer with made-up timings: `fake_worker.py SECONDS LOG NAME [HOW [AFTER]]`.
 
-SECONDS: what it says a picture takes. LOG: where its starts are noted. HOW: what happens at its
-start number AFTER (counted in LOG) instead of a picture.
+SECONDS: the time it reports for an image. LOG: a file that records its starts. HOW: what it does at
+its start number AFTER (counted in LOG) instead of an image.
 """
 
 import base64
@@ -49,10 +49,10 @@ for line in sys.stdin:
         size = (config["width"], config["height"]) if how != "small" else (1, 1)
         tell("shown", png=png(*size, COLOURS[config["colour"]]))
     elif how == "coy":  # shows no stages, and not its memory
-        tell("picture", total=seconds, peak_bytes=None)
+        tell("image", total=seconds, peak_bytes=None)
     else:
         tell(
-            "picture",
+            "image",
             total=seconds,
             peak_bytes=1_000_000 * start,
             text_encoder=0.1 * seconds,

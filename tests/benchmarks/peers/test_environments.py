@@ -1,4 +1,4 @@
-"""What is in an environment, and what happens where one cannot be made."""
+"""The contents of an environment, and errors if one cannot be made."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def test_an_environment_counts_as_there_while_its_requirements_are_the_same(tmp_
 def test_a_command_that_fails_says_its_last_line() -> None:
     with pytest.raises(PeerError, match=r"ended with status 1: no wheel for this machine$"):
         environments.run(sys.executable, "-c", "import sys; sys.exit('no wheel for this machine')")
-    with pytest.raises(PeerError, match="does not start"):
+    with pytest.raises(PeerError, match="cannot be started"):
         environments.run("/no/such/pip")
 
 

@@ -30,7 +30,7 @@ SETTINGS = Settings(
 
 
 class Bench:
-    """Peers that are made up, and what became of them."""
+    """Made-up peers, and a log of their runs."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "starts"
@@ -87,7 +87,7 @@ def test_one_that_is_clearly_slower_draws_once(bench: Bench) -> None:
     )
     assert bench.starts == ["A", "B", "edgediff", "A", "edgediff"]
     rows = [dict(zip(table.HEADER, row, strict=True)) for row in table.rows(result)]
-    assert [r["pictures"] for r in rows] == ["4", "2", "4"]
+    assert [r["images"] for r in rows] == ["4", "2", "4"]
     assert [r["warm ratio"] for r in rows] == ["1", "3.10", "2.90"]
 
 
@@ -97,7 +97,7 @@ def test_edgediff_is_not_what_makes_others_slow(bench: Bench) -> None:
 
 
 def test_an_earlier_run_goes_on(bench: Bench) -> None:
-    """Round by round, as one run would; a peer that is another now starts anew."""
+    """Round by round, as one run would; a peer that has changed starts over."""
     first = bench.run(bench.peer("A", 1.0), bench.peer("B", 3.0), reference="A")
     changed = bench.peer("B", 2.0)
     changed = replace(changed, known=replace(changed.known, versions={"fake": "2"}))
@@ -123,11 +123,11 @@ def test_an_earlier_run_of_other_settings_is_refused(bench: Bench) -> None:
     bench.run(bench.peer("A", 1.0))
     assert _earlier(bench.out, replace(SETTINGS, rounds=9, clear=2.0)) is not None
     assert _earlier(bench.out.with_name("none"), SETTINGS) is None
-    with pytest.raises(SystemExit, match="holds a run of other settings"):
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
         _earlier(bench.out, replace(SETTINGS, steps=8))
     found = results.read(bench.out)
     write(bench.out, replace(found, machine=replace(found.machine, cpu="Abacus")))
-    with pytest.raises(SystemExit, match="of another machine, Abacus"):
+    with pytest.raises(SystemExit, match="on another machine, Abacus"):
         _earlier(bench.out, SETTINGS)
 
 
@@ -142,7 +142,7 @@ def test_one_that_fails_is_left_out_by_name(bench: Bench) -> None:
 
 def test_one_that_draws_another_size_is_left_out(bench: Bench) -> None:
     result = bench.run(bench.peer("A", 1.0, "small"))
-    assert "drew (1, 1, 3) pixels, expected (2, 4, 3)" in result.peers[0].reason
+    assert "generated (1, 1, 3) pixels, expected (2, 4, 3)" in result.peers[0].reason
     assert table.rows(result) == []
     assert table.checks(result) == []
 
@@ -153,7 +153,7 @@ def test_one_that_is_not_installed_stays_in_the_result(bench: Bench) -> None:
     assert table.left_out(result) == ["C: pip ended with status 1: no wheel"]
 
 
-def test_pictures_are_held_against_the_reference(bench: Bench) -> None:
+def test_images_are_compared_with_the_reference(bench: Bench) -> None:
     result = bench.run(
         bench.peer("A", 1.0),
         bench.peer("B", 1.0),
@@ -182,15 +182,31 @@ def test_the_table_has_ratios_to_the_fastest_of_the_others(bench: Bench) -> None
     assert (fast["UNet step"], fast["peak memory"]) == ("–", "–")
     assert (ours["model"], ours["installed"]) == ("0 MB", "0 MB")
     checks = table.checks(result)
-    assert "(0.50 to 0.50 with 50%, 2 pairs)" in checks[0].what
-    assert [c.what.split(": ")[1].split(" (")[0] for c in checks] == [
-        "warm, of fast's",
-        f"cold, of {min(result.peers[:2], key=lambda p: table.figures(p).cold).name}'s",
-        "peak memory, of torch's",
-        "installed size, of fast's",
+    assert "(0.50 to 0.50 with 50% confidence, 2 pairs)" in checks[0].what
+    quickest_start = min(result.peers[:2], key=lambda p: table.figures(p).cold).name
+    assert [c.what.split(" (")[0] for c in checks] == [
+        "warm image, edgediff int8 / fast",
+        f"cold image, edgediff int8 / {quickest_start}",
+        "peak memory, edgediff int8 / torch",
+        "installed size, edgediff int8 / fast",
     ]
     assert checks[0].value == 0.5
     assert checks[0].met
+
+
+def test_the_fastest_variant_of_each_engine(bench: Bench) -> None:
+    result = bench.run(
+        bench.peer("stable-diffusion.cpp f16", 4.0),
+        bench.peer("stable-diffusion.cpp q8_0", 3.0),
+        bench.peer("edgediff int8", 1.0),
+        bench.peer("edgediff float32", 2.0),
+        bench.peer("another", 9.0),
+    )
+    assert [p.name for p in table.fastest_variants(result)] == [
+        "stable-diffusion.cpp q8_0",
+        "edgediff int8",
+        "another",
+    ]
 
 
 def test_a_result_of_another_version_is_refused(bench: Bench) -> None:

@@ -46,10 +46,10 @@ def test_edgediff_draws_in_steps(tiny_bundle: Path) -> None:
         worker.wait("started")
         assert worker.wait("loaded")["load"] > 0
         for _ in range(2):
-            picture = worker.ask("picture", "picture")
-            assert len(picture["steps"]) == 2
-            assert picture["total"] >= picture["text_encoder"] + picture["vae_decoder"]
-            assert picture["peak_bytes"] > 1e6
+            image = worker.ask("image", "image")
+            assert len(image["steps"]) == 2
+            assert image["total"] >= image["text_encoder"] + image["vae_decoder"]
+            assert image["peak_bytes"] > 1e6
         shown = worker.ask("show", "shown")
     assert Image.open(io.BytesIO(base64.b64decode(shown["png"]))).size == (64, 32)
 
@@ -60,8 +60,8 @@ def test_what_a_peer_prints_does_not_come_between_the_lines(tmp_path: Path) -> N
     with Worker((sys.executable, str(script)), {**CONFIG, "model": "M"}, answer=60.0) as worker:
         worker.wait("started")
         worker.wait("loaded")
-        picture = worker.ask("picture", "picture")
-        assert len(picture["steps"]) == 1
+        image = worker.ask("image", "image")
+        assert len(image["steps"]) == 1
         assert worker.ask("show", "shown")["png"]
 
 
