@@ -29,8 +29,8 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
     """The run's result. Ctrl-C cancels it inside a step: the run has a thread of its own, since
     Python handles no signal while onnxruntime computes."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        result = pool.submit(run.result, on_step)
         try:
+            result = pool.submit(run.result, on_step)
             while not concurrent.futures.wait([result], timeout=_POLL).done:
                 pass
         except KeyboardInterrupt:
