@@ -1,13 +1,16 @@
 """The command line as a person and as a program see it."""
 
+import concurrent.futures
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from edgediff import Pipeline, cli
+from edgediff.cli import running
 from edgediff.cli.flags import SECTIONS
 
 COMMAND = [sys.executable, "-m", "edgediff"]
@@ -473,3 +477,25 @@ def test_what_loading_found_is_told_once(
     assert done.exit_code == 0, done.output
     assert done.stderr.count(f"Note: {note}\n") == 1
     assert note not in done.stdout
+
+
+def test_ctrl_c_while_the_run_starts_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = threading.Event()
+    submit = concurrent.futures.ThreadPoolExecutor.submit
+
+    class Endless:
+        """A run that goes on until it is cancelled."""
+
+        cancel = staticmethod(cancelled.set)
+
+        def result(self, _: object) -> bool:
+            return cancelled.wait(timeout=20)
+
+    def interrupted(*args: Any) -> None:
+        submit(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        running.finish(Endless())  # type: ignore[arg-type]
+    assert cancelled.is_set()
