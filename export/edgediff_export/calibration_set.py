@@ -1,4 +1,4 @@
-"""What each stage is calibrated on: fixtures, and what it sees while pictures are made."""
+"""The examples that each stage is calibrated on: fixtures, and its inputs while images are made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,22 +8,22 @@ import numpy as np
 from edgediff.bundle import Defaults, GraphSpec, LatentSpec
 from edgediff.control import NETWORK, Control
 from edgediff_export.fidelity.cases import Array, Case, Named
-from edgediff_export.fidelity.images import Picture
+from edgediff_export.fidelity.images import DrawnImage
 from edgediff_export.fidelity.measure import run_graph
 from edgediff_export.trace.tracer import Traced
 
 _CALIBRATION_STEPS = 16
-"""Denoising steps of the float pictures that calibration looks at."""
+"""Denoising steps of the float images that calibration looks at."""
 _CONTROL_STEPS = 4
-"""The same of each picture, for a control network, whose results are many."""
+"""The same of each image, for a control network, which has many outputs."""
 
 
 def examples(
-    traced: Mapping[str, Traced], references: Sequence[Picture], floats: Path
+    traced: Mapping[str, Traced], references: Sequence[DrawnImage], floats: Path
 ) -> dict[str, list[Case]]:
-    """What to calibrate each stage on: the fixtures, and what came by in the pictures.
+    """The examples of each stage: the fixtures, and its inputs while the images were made.
 
-    What a stage does to made-up inputs says little of what it does to a picture's."""
+    Made-up inputs say little about real ones."""
     seen = {stage: [case for p in references for case in p.seen.get(stage, ())] for stage in traced}
     every = max(1, len(seen["unet"]) // _CALIBRATION_STEPS)
     seen["unet"] = seen["unet"][::every]
@@ -39,12 +39,12 @@ def examples(
     return {stage: [*t.cases, *seen[stage]] for stage, t in traced.items()}
 
 
-def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
-    """What a control network that is shown a picture's own edges sees while the picture is made."""
-    every = max(1, len(picture.seen["unet"]) // _CONTROL_STEPS)
-    edges = Control(picture.pixels, process="edges").pixels(*picture.pixels.shape[1::-1])
+def _under_its_edges(image: DrawnImage, network: GraphSpec) -> dict[str, Named]:
+    """The inputs of a control network that is shown an image's own edges while it is made."""
+    every = max(1, len(image.seen["unet"]) // _CONTROL_STEPS)
+    edges = Control(image.pixels, process="edges").pixels(*image.pixels.shape[1::-1])
     found: dict[str, Named] = {}
-    for case in picture.seen["unet"][::every]:
+    for case in image.seen["unet"][::every]:
         inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
         sample = network.input("sample")
         channels = None if sample is None else sample.shape[1]  # of an inpainting UNet's, the first
@@ -53,13 +53,13 @@ def _under_its_edges(picture: Picture, network: GraphSpec) -> dict[str, Named]:
             "controlnet_cond": np.repeat(edges, len(inputs["sample"]), axis=0),
             "conditioning_scale": np.array(1.0, np.float32),
         }
-        found[f"{picture.decoding.name}-{case.name}"] = inputs
+        found[f"{image.decoding.name}-{case.name}"] = inputs
     return found
 
 
-def _pixels(picture: Picture) -> Array:
-    """A finished picture as an encoder takes it: (1, 3, h, w) float32 in [-1, 1]."""
-    pixels = picture.pixels.astype(np.float32).transpose(2, 0, 1)[None]
+def _pixels(image: DrawnImage) -> Array:
+    """A finished image as an encoder takes it: (1, 3, h, w) float32 in [-1, 1]."""
+    pixels = image.pixels.astype(np.float32).transpose(2, 0, 1)[None]
     scaled: Array = pixels / np.float32(127.5) - np.float32(1)
     return scaled
 

@@ -48,8 +48,8 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what was not done
-    as asked, and why."""
+    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what could
+    not be done as asked, and why."""
 
     root: Path
     manifest: Manifest
@@ -57,7 +57,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def size(self, stage: str) -> int:
-        """Bytes of a stage's graph, and of its weights where no stage before has the same."""
+        """Bytes of a stage's graph, and of its weights unless an earlier stage has the same."""
         return sum(self.manifest.files[f].size for f in self.manifest.own_files(stage))
 
 
@@ -82,7 +82,7 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         report("images of the float model")
         manifest = write_bundle(floats, _describe(options, opened, tokenizers, traced))
         shots = choose_shots(manifest, traced["unet"].parameters)
-        references = images.take_pictures(floats, shots)
+        references = images.draw_images(floats, shots)
         model = FloatModel(
             folder=floats,
             manifest=manifest,
@@ -104,14 +104,14 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
             quantization=conversion.quantization(written),
             fidelity=Fidelity(stages={name: w.fidelity for name, w in written.items()}),
         )
-        pictures = references
+        drawn = references
         if options.precision != "fp32":
             report(f"images in {options.precision}")
             write_bundle(bundle, manifest)
-            pictures = images.take_pictures(bundle, shots)
+            drawn = images.draw_images(bundle, shots)
         cases = {name: stage.cases for name, stage in traced.items()}
         images.write_fixtures(bundle / FIXTURES, cases, shots, references)
-        compared = images.compare(shots, pictures, references)
+        compared = images.compare(shots, drawn, references)
         manifest = write_bundle(
             bundle,
             replace(

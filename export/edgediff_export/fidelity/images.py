@@ -1,4 +1,4 @@
-"""Whole pictures that a bundle makes, against those of the float model."""
+"""Whole images that a bundle makes, against those of the float model."""
 
 import functools
 import gc
@@ -20,20 +20,20 @@ _MUCH = 8e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A finished picture: pixels (h, w, 3), and the evaluations of stages that gave them, those of
-    the decoder apart."""
+class DrawnImage:
+    """A finished image: pixels (h, w, 3), and the evaluations of stages that it took; the decoder's
+    are apart."""
 
     pixels: npt.NDArray[np.uint8]
     decoding: Case
     seen: Mapping[str, Sequence[Case]]
 
 
-def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
-    """The pictures that a bundle makes on the CPU."""
+def draw_images(bundle: Path, shots: Sequence[Shot]) -> list[DrawnImage]:
+    """The images that a bundle makes on the CPU."""
     import edgediff
 
-    pictures = []
+    drawn = []
     limit = _memory_limit(bundle)
     with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
         for s in shots:
@@ -43,20 +43,20 @@ def take_pictures(bundle: Path, shots: Sequence[Shot]) -> list[Picture]:
             outputs = pipe.run_stage("vae_decoder", inputs)
             pixels = np.asarray(to_pictures(outputs["sample"])[0])
             decoding = Case(name=f"picture{s.name}", inputs=inputs, outputs=outputs)
-            pictures.append(Picture(pixels=pixels, decoding=decoding, seen=seen))
+            drawn.append(DrawnImage(pixels=pixels, decoding=decoding, seen=seen))
     gc.collect()
-    return pictures
+    return drawn
 
 
 def _memory_limit(bundle: Path) -> int | None:
-    """Bytes for one stage at a time, where all together are more than a usual machine has."""
+    """Bytes for one stage at a time, if all together are more than a usual machine has."""
     stages = estimate(Bundle.open(bundle).manifest).values()
     together = sum(stage.weights for stage in stages)
     return max(stage.peak for stage in stages) if together > _MUCH else None
 
 
 def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
-    """`run_stage` that also keeps what goes in and comes out."""
+    """`run_stage` that also records inputs and outputs."""
 
     def run(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
         outputs = run_stage(stage, inputs)
@@ -69,10 +69,10 @@ def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
 
 def compare(
     shots: Sequence[Shot],
-    pictures: Sequence[Picture],
-    references: Sequence[Picture],
+    drawn: Sequence[DrawnImage],
+    references: Sequence[DrawnImage],
 ) -> tuple[PictureFidelity, ...]:
-    """PSNR of each picture against the float model's."""
+    """PSNR of each image against the float model's."""
     return tuple(
         PictureFidelity(
             name=s.name,
@@ -85,7 +85,7 @@ def compare(
             height=s.height,
             psnr_db=psnr(q.pixels, f.pixels),
         )
-        for s, q, f in zip(shots, pictures, references, strict=True)
+        for s, q, f in zip(shots, drawn, references, strict=True)
     )
 
 
@@ -93,7 +93,7 @@ def write_fixtures(
     path: Path,
     stages: Mapping[str, Sequence[Case]],
     shots: Sequence[Shot],
-    references: Sequence[Picture],
+    references: Sequence[DrawnImage],
 ) -> None:
     """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `picture/<name>` and, where it
     was made of others, `init/<name>` and `mask/<name>`."""

@@ -1,4 +1,4 @@
-"""The pictures that an export compares."""
+"""The images that an export compares."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -39,15 +39,14 @@ TRIAL_PROMPTS = (
 """Calibration prompts first, then those for the measurement afterwards."""
 CALIBRATION = 4
 _SMALL_UNET = 100e6
-"""Parameters; pictures of smaller models are compared at full size."""
+"""Parameters; images of smaller models are compared at full size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One picture to compare: what `Pipeline.generate` is called with.
+    """One image to compare, by the options that it is generated with.
 
-    init, mask: a picture (h, w, 3) and what to paint anew of it (h, w), uint8, for UNets that
-    inpaint."""
+    init, mask: an image (h, w, 3) and its parts to repaint (h, w), uint8, if the UNet inpaints."""
 
     name: str
     prompt: str
@@ -62,7 +61,7 @@ class Shot:
 
 
 def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
-    """Four pictures as the model makes them, or one small, short one where that takes minutes."""
+    """Four images as the model makes them, or a small one in few steps if they take minutes."""
     defaults, unit = manifest.defaults, manifest.latent.downscale
     small = parameters < _SMALL_UNET
     width, height = (
@@ -91,8 +90,8 @@ def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
 
 
 def trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:
-    """The pictures that a search compares, and those that it does not see: fewer of a model that
-    takes minutes."""
+    """The images that a search compares, and those that it does not see; fewer if each would take
+    minutes."""
     used, others = (CALIBRATION, 8) if parameters < _SMALL_UNET else (1, 2)
     shots = [
         replace(shot, name=str(k), prompt=prompt, seed=100 + k)
@@ -119,8 +118,7 @@ def trajectory(
 
 
 def painting(width: int, height: int) -> tuple[Array, Array]:
-    """A picture (h, w, 3) of even areas, and what to paint anew of it (h, w): its left half. Both
-    uint8."""
+    """An image (h, w, 3) of even areas, and a mask (h, w) of its left half. Both uint8."""
     side = max(width, height)
     even = even_areas(np.random.default_rng(5), (1, 3, side, side))[0, :, :height, :width]
     init = np.clip(even.transpose(1, 2, 0) * 64 + 128, 0, 255).astype(np.uint8)

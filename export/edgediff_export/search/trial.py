@@ -11,7 +11,7 @@ from edgediff.bundle import MANIFEST, Manifest, PlanSearch
 from edgediff.image import psnr
 from edgediff_export.bundle_folder import write_bundle
 from edgediff_export.fidelity import images
-from edgediff_export.fidelity.images import Picture
+from edgediff_export.fidelity.images import DrawnImage
 from edgediff_export.fidelity.shots import Shot
 from edgediff_export.graph.write import write_graph
 from edgediff_export.search.budget import Budget, Formats, Measured, Search, stored_bytes
@@ -21,10 +21,10 @@ from edgediff_export.targets.cpu.prepare import Prepared
 
 @dataclass(kw_only=True)
 class Trial:
-    """A pipeline in formats that are tried on pictures.
+    """A pipeline in formats that are tried on images.
 
-    floats: the float bundle. prepared: its stages. calibration, unseen: what to compare on.
-    scratch: a folder to write in."""
+    floats: the float bundle. prepared: its stages. calibration, unseen: the images to compare.
+    scratch: an existing folder to write in."""
 
     floats: Path
     manifest: Manifest
@@ -32,13 +32,13 @@ class Trial:
     calibration: list[Shot]
     unseen: list[Shot]
     scratch: Path
-    _references: dict[bool, list[Picture]] = field(default_factory=dict)
+    _references: dict[bool, list[DrawnImage]] = field(default_factory=dict)
     _besides_layers: int | None = None
 
     def find_formats(
         self, wanted: Budget, report: Callable[[str], None]
     ) -> tuple[Formats, PlanSearch]:
-        """The formats that keep a budget, and what was measured. Raises ExportError."""
+        """The formats that keep a budget, and their measurements. Raises ExportError."""
         search = Search(
             layers={stage: p.layers for stage, p in self.prepared.items()},
             cost={},
@@ -67,11 +67,11 @@ class Trial:
     def _measure(self, formats: Formats, unseen: bool) -> Measured:
         shots = self.unseen if unseen else self.calibration
         if unseen not in self._references:
-            self._references[unseen] = images.take_pictures(self.floats, shots)
+            self._references[unseen] = images.draw_images(self.floats, shots)
         with self._folder() as folder:
             self._write(folder, formats)
-            pictures = images.take_pictures(folder, shots)
-        pairs = zip(pictures, self._references[unseen], strict=True)
+            drawn = images.draw_images(folder, shots)
+        pairs = zip(drawn, self._references[unseen], strict=True)
         return Measured.of([psnr(p.pixels, r.pixels) for p, r in pairs])
 
     def _write(self, folder: Path, formats: Formats) -> None:

@@ -1,4 +1,4 @@
-"""The inputs on which stages are compared: small ones that look like the real thing."""
+"""The inputs on which stages are compared: small ones that resemble real ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from edgediff.prompt import Tokenizer
 from edgediff_export.fidelity.cases import Case, Named
 from edgediff_export.fidelity.shots import PROMPTS, even_areas
 
-# Latents a side: enough for every layer to do what it does, and no more.
+# Latents a side: just enough to exercise every layer.
 _UNET_SIDE = 32
 _VAE_SIDE = 8
 _TIMESTEPS = (981.0, 261.5)
@@ -40,7 +40,7 @@ def unet_inputs(
 ) -> dict[str, Named]:
     """Noise (1, c, h, w) near both ends of the schedule, under the first prompts.
 
-    text: of each text encoder, a case for each prompt. size: (width, height) of a picture."""
+    text: of each text encoder, a case for each prompt. size: (width, height) of an image."""
     rng = np.random.default_rng(0)
     side = min(sample_side(config), _UNET_SIDE)
     cond_dim = config.get("time_cond_proj_dim")
@@ -64,7 +64,7 @@ def unet_inputs(
 
 
 def vae_decoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]:
-    """Latents of a real picture's scale: unit variance, over the scaling factor."""
+    """Latents of a real image's scale: unit variance, over the scaling factor."""
     rng = np.random.default_rng(1)
     side = min(sample_size, _VAE_SIDE)
     shape = (1, latent.channels, side, side)
@@ -76,7 +76,7 @@ def vae_decoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
 
 
 def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]:
-    """Pictures (1, 3, h, w) in [-1, 1]: noise all over, and even areas with a little of it."""
+    """Images (1, 3, h, w) in [-1, 1]: noise all over, and even areas with a little of it."""
     rng = np.random.default_rng(2)
     side = min(sample_size, _VAE_SIDE) * latent.downscale
     shape = (1, 3, side, side)
@@ -86,7 +86,7 @@ def vae_encoder_inputs(latent: LatentSpec, sample_size: int) -> dict[str, Named]
 
 
 def network_inputs(unet: Sequence[Case], latent: LatentSpec) -> dict[str, Named]:
-    """The UNet's fixtures, cropped to _CONTROL_SIDE, with a picture of noise and one of lines."""
+    """The UNet's fixtures, cropped to _CONTROL_SIDE, with an image of noise and one of lines."""
     rng = np.random.default_rng(3)
     cases: dict[str, Named] = {}
     for k, case in enumerate(unet):
@@ -123,6 +123,6 @@ def _cut(sample: Any) -> Any:
 
 
 def sample_side(unet_config: Mapping[str, Any]) -> int:
-    """A UNet's own latent size, the shorter side where there are two."""
+    """A UNet's own latent size, the shorter side if there are two."""
     size = unet_config.get("sample_size") or 64
     return min(size) if isinstance(size, list | tuple) else int(size)

@@ -1,5 +1,5 @@
-"""What the stages of a pipeline are: which component each is made of, what it takes and gives, and
-how torch evaluates it."""
+"""The stages of a pipeline: the component that each is made of, its inputs and outputs, and how
+torch evaluates it."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +17,10 @@ Axes = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One graph of a bundle. component: what `Source.load` is asked for.
+    """One graph of a bundle. component: the name that `Source.load` takes.
 
     inputs, outputs: see Axes; `height` and `width` count latents. Further inputs, which only some
-    models have, are free in their batch alone.
+    models have, are free only in their batch.
     evaluate: (module, inputs by name, torch tensors) → the outputs, in order."""
 
     name: str
@@ -59,7 +59,7 @@ def stages_of(source: Source, *, with_encoder: bool = False) -> list[Stage]:
 
 
 def forward(module: Any, inputs: Mapping[str, Any]) -> Any:
-    """What a module's class says that it computes, `Stage.bind` or not."""
+    """The forward pass of a module's class, whether `Stage.bind` replaced it or not."""
     return type(module).forward(module, **inputs)
 
 
@@ -135,7 +135,7 @@ VAE_DECODER = Stage(
 
 
 def _vae_encoder(source: Source) -> Stage:
-    """Pictures (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
+    """Images (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
     of the variance of AutoencoderKL's (Kingma and Welling 2013, arXiv:1312.6114), one after the
     other along the channels; both before scaling."""
     tiny = source.vae["_class_name"] == "AutoencoderTiny"
