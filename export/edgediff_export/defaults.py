@@ -3,7 +3,7 @@
 import math
 
 from edgediff.bundle import Defaults, LatentSpec
-from edgediff.errors import InputError
+from edgediff.errors import InputError, Name
 from edgediff.plan import make_plan
 from edgediff.request import check_size
 from edgediff.schedule import DiscreteSchedule
@@ -53,7 +53,7 @@ def choose_defaults(
     guidance = options.guidance_scale
     guidance = suggested.guidance_scale if guidance is None else guidance
     if not math.isfinite(guidance):
-        raise InputError(f"guidance is {guidance}: give a finite number")
+        raise InputError(Name("guidance_scale"), f" is {guidance}: give a finite number")
     sampler = options.sampler or suggested.sampler
     if options.steps is not None:
         steps = options.steps
