@@ -13,6 +13,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 SECTIONS = (
+    "Precision",
+    "Model",
+    "Defaults",
     "Prompt",
     "Image",
     "Image to image",
@@ -21,7 +24,7 @@ SECTIONS = (
     "Where it runs",
     "Output",
 )
-"""Headings of `edgediff generate --help`, in their order. A new heading is a new line here."""
+"""Headings of --help, in their order. A new heading is a new line here."""
 
 
 _MAX_COLUMN = 28

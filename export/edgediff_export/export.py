@@ -47,8 +47,8 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what was not done
-    as asked, and why."""
+    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what could
+    not be done as asked, and why."""
 
     root: Path
     manifest: Manifest
@@ -56,7 +56,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def size(self, stage: str) -> int:
-        """Bytes of a stage's graph, and of its weights where no stage before has the same."""
+        """Bytes of a stage's graph, and of its weights unless an earlier stage has the same."""
         return sum(self.manifest.files[f].size for f in self.manifest.own_files(stage))
 
 

@@ -1,4 +1,4 @@
-"""What an export is asked for."""
+"""The options of an export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,8 @@ from edgediff_export.targets.table import CONVERTERS, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to export. None leaves it to the pipeline. size: (width, height) in pixels."""
+    """The options of one export. None leaves a choice to the pipeline. size: (width, height) in
+    pixels."""
 
     source: str
     out: Path

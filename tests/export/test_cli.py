@@ -39,7 +39,8 @@ def test_an_export_is_quiet_and_reports(
     assert [line.split()[0] for line in lines[:5]] == [
         "stage", "text_encoder", "unet", "vae_decoder", "bundle",
     ]  # fmt: skip
-    assert sum(" dB to the float model: " in line for line in lines) == 4
+    assert "images compared with the float model's, 64x64, 1 step of pndm:" in lines
+    assert sum(" dB  seed " in line for line in lines) == 4
     assert lines[-1] == str(tmp_path / "out")
     # Progress alone: seconds, then what is being done; no warning of any library underneath.
     progress = [line.split(" s  ") for line in done.stderr.splitlines()]
@@ -172,11 +173,11 @@ def test_quality_that_int8_does_not_reach(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "60x64"], "size 60x64: both sides must be multiples of 8"),
-        (["--size", "0x0"], "size 0x0"),
-        (["--steps", "0"], "steps is 0"),
-        (["--sampler", "magic"], "sampler is 'magic': choose one of"),
-        (["--guidance", "nan"], "guidance is nan"),
+        (["--size", "60x64"], "--size 60x64: both sides must be multiples of 8"),
+        (["--size", "0x0"], "--size 0x0"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--sampler", "magic"], "--sampler is 'magic': choose one of"),
+        (["--guidance", "nan"], "--guidance is nan"),
     ],
 )
 def test_options_that_do_not_fit_the_pipeline(

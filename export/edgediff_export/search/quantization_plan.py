@@ -1,4 +1,4 @@
-"""The quantization plan of another export: which layer became what, read from its bundle.json."""
+"""The quantization plan of another export: the format of each layer, read from its bundle.json."""
 
 import typing
 from collections.abc import Collection, Mapping

@@ -23,8 +23,8 @@ from edgediff_export.targets.cpu.prepare import Prepared
 class Trial:
     """A pipeline in formats that are tried on images.
 
-    floats: the float bundle. prepared: its stages. calibration, unseen: what to compare on.
-    scratch: a folder to write in."""
+    floats: the float bundle. prepared: its stages. calibration, unseen: the images to compare.
+    scratch: an existing folder to write in."""
 
     floats: Path
     manifest: Manifest
@@ -38,7 +38,7 @@ class Trial:
     def find_formats(
         self, wanted: Budget, report: Callable[[str], None]
     ) -> tuple[Formats, PlanSearch]:
-        """The formats that keep a budget, and what was measured. Raises ExportError."""
+        """The formats that keep a budget, and their measurements. Raises ExportError."""
         search = Search(
             layers={stage: p.layers for stage, p in self.prepared.items()},
             cost={},

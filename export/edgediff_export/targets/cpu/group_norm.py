@@ -25,7 +25,7 @@ DOMAIN = "edgediff.lowering"
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """What is still to be done to a value: · scale + shift, each (c) or (b, 1, c)."""
+    """A step that a value still needs: · scale + shift, each (c) or (b, 1, c)."""
 
     scale: ir.Value
     shift: ir.Value
@@ -100,13 +100,13 @@ def write_group_norm(
     """GroupNorm of x (b, …, c) with channels last, out of operators that are fast on a CPU.
 
     Sums over tokens are products with a row of ones: ReduceMean along any but the last axis is slow
-    there. What normalization does to a channel is then x·a + b, with a and b (b, 1, c) from those
-    sums. affine: x is not the value itself but has yet to be multiplied and shifted per channel;
-    that costs nothing here."""
+    there. Normalization of a channel is then x·a + b, with a and b (b, 1, c) from those sums.
+
+    affine: a scale and a shift by channel that x still needs; they cost nothing here."""
     weight, bias = node.inputs[1], node.inputs[2]
     values = constant_of(weight)
     if values is None:
-        raise ValueError(f"{node.name}: the norm's weight is no constant")
+        raise ValueError(f"{node.name}: the norm's weight is not a constant")
     channels, groups = values.size, node.attributes.get_int("groups", 1)
     tokens = builder.op("Reshape", [x, builder.constant([0, -1, channels], np.int64)])
     one = builder.constant([1], np.int64)
