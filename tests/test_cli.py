@@ -1,6 +1,5 @@
 """The command line as a person and as a program see it."""
 
-import concurrent.futures
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -481,7 +479,7 @@ def test_what_loading_found_is_told_once(
 
 def test_ctrl_c_while_the_run_starts_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled = threading.Event()
-    submit = concurrent.futures.ThreadPoolExecutor.submit
+    start = threading.Thread.start
 
     class Endless:
         """A run that goes on until it is cancelled."""
@@ -491,11 +489,12 @@ def test_ctrl_c_while_the_run_starts_cancels_it(monkeypatch: pytest.MonkeyPatch)
         def result(self, _: object) -> bool:
             return cancelled.wait(timeout=20)
 
-    def interrupted(*args: Any) -> None:
-        submit(*args)
-        raise KeyboardInterrupt
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", interrupted)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         running.finish(Endless())  # type: ignore[arg-type]
     assert cancelled.is_set()
