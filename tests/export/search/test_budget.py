@@ -15,7 +15,7 @@ from edgediff.errors import ExportError
 
 COUNT = 64
 REST = 1000
-"""Bytes of all that is no layer."""
+"""Bytes of everything that is not a layer."""
 
 
 def layer(name: str, *shape: int) -> Layer:
@@ -30,7 +30,7 @@ def layer(name: str, *shape: int) -> Layer:
 class World:
     """Stages whose error adds up layer by layer: cost for int8, a part of it for int8 weights.
 
-    unseen: by how many dB other pictures are worse. tried: (layers out of int8, unseen)."""
+    unseen: by how many dB other images are worse. tried: (layers out of int8, unseen)."""
 
     cost: Mapping[str, float]
     weights: float = 0.01
@@ -131,7 +131,7 @@ def test_cost_decides_across_stages(world: Any) -> None:
     assert out_of_int8(plans) == ["w7", "w40", "conv"]
 
 
-def test_unseen_pictures_have_the_last_word(world: Any) -> None:
+def test_unseen_images_have_the_last_word(world: Any) -> None:
     w = world(unseen=6.0)
     plans, calibration, unseen = w.search(min_psnr=36.0)
     assert unseen.median == pytest.approx(calibration.median - 6)
@@ -163,13 +163,13 @@ def test_an_impossible_quality(world: Any) -> None:
     reached = w.psnr(everything) - 1
     assert f"--min-psnr 90: the best that int8 reached is {reached:.1f} dB" in str(e.value)
     assert "--precision fp32" in str(e.value)
-    assert "--max-size" not in str(e.value)  # it was not what held it back
+    assert "--max-size" not in str(e.value)  # it did not limit the search
     assert "nothing was written" in str(e.value)
     assert "\n" not in str(e.value)
 
 
 def test_what_was_reached_is_less_than_what_was_asked(world: Any) -> None:
-    """Where the search passes on one set of pictures and fails on the other, and back."""
+    """The search passes on one set of images and fails on the other, and back."""
     w = world()
     medians = {False: 41.0, True: 38.0}
 
@@ -213,7 +213,7 @@ def test_an_impossible_size(world: Any) -> None:
     )
     assert "nothing was written" in str(e.value)
     assert w.tried == []
-    # What it says can be given.
+    # The size that it names is possible.
     w.search(max_size=int(megabytes * 1e6))
 
 
@@ -238,12 +238,12 @@ def test_no_quality_beyond_a_size(world: Any) -> None:
     assert len(plans) == len(set(plans))
 
 
-def test_equal_pictures_are_good_enough_for_anything() -> None:
+def test_equal_images_are_good_enough_for_anything() -> None:
     assert Measured.of([None, 40.0, None]) == Measured(median=math.inf, lowest=40.0)
     assert Measured.of([30.0, 40.0]) == Measured(median=35.0, lowest=30.0)
 
 
-def test_what_was_tried_is_told(world: Any) -> None:
+def test_each_try_is_reported(world: Any) -> None:
     w = world()
     w.search(min_psnr=36.0)
     assert w.said[0].startswith("int8: 27.0 dB on calibration images")

@@ -1,4 +1,4 @@
-"""float16: what is converted, what is kept, and that casts sit only where the two meet."""
+"""float16: nodes that are converted or kept, and casts only between the two."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The VAE's encoder, for pictures as input: equal to diffusers', in each precision."""
+"""The VAE's encoder, for images as input: equal to diffusers', in each precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ def with_encoder(
     return run
 
 
-def picture(rows: int, columns: int) -> Any:
+def image(rows: int, columns: int) -> Any:
     """(1, 3, rows, columns) float32 in [-1, 1]."""
     rng = np.random.default_rng(0)
     return rng.uniform(-1, 1, (1, 3, rows, columns)).astype(np.float32)
@@ -64,9 +64,9 @@ def test_moments_are_those_of_diffusers(size: tuple[int, int], with_encoder: Any
     ]
     vae = diffusers.AutoencoderKL.from_pretrained(sd1.diffusers / "vae")
     with torch.inference_mode():
-        expected = vae.encode(torch.from_numpy(picture(*size))).latent_dist.parameters.numpy()
+        expected = vae.encode(torch.from_numpy(image(*size))).latent_dist.parameters.numpy()
     with edgediff.load(made.root, provider="cpu") as pipe:
-        found = pipe.run_stage("vae_encoder", {"sample": picture(*size)})["latent_parameters"]
+        found = pipe.run_stage("vae_encoder", {"sample": image(*size)})["latent_parameters"]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -79,9 +79,9 @@ def test_a_tiny_encoder_gives_latents(
     assert (output.name, output.shape) == ("latents", ("batch", 4, "height", "width"))
     vae = diffusers.AutoencoderTiny.from_pretrained(small_pipeline("tiny-vae") / "vae")
     with torch.inference_mode():
-        expected = vae.encode(torch.from_numpy(picture(64, 48))).latents.numpy()
+        expected = vae.encode(torch.from_numpy(image(64, 48))).latents.numpy()
     with edgediff.load(made.root, provider="cpu") as pipe:
-        found = pipe.run_stage("vae_encoder", {"sample": picture(64, 48)})["latents"]
+        found = pipe.run_stage("vae_encoder", {"sample": image(64, 48)})["latents"]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

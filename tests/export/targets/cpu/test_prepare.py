@@ -31,7 +31,7 @@ COUNT = 80
 
 @pytest.fixture
 def chain(new_net: Any, tmp_path: Path) -> Callable[[Mapping[int, float]], Prepared]:
-    """Layer number → its error, a good one where it is not named: a stage of equal layers."""
+    """Layer number → its error, by default a small one: a stage of equal layers."""
 
     def make(errors: Mapping[int, float]) -> Prepared:
         net = new_net()
@@ -153,7 +153,7 @@ def prepared_stage(path: Path, cases: list[Case], **how: Any) -> Prepared:
 
 
 def run_written(model: ir.Model, folder: Path, case: Case) -> list[Any]:
-    """A graph some of whose weights are still on disk, where it was read from."""
+    """A graph some of whose weights are still on disk, in the file that it was read from."""
     write_graph(model, folder / "written.onnx")
     running = ort.InferenceSession(folder / "written.onnx", providers=["CPUExecutionProvider"])
     return running.run(None, dict(case.inputs))
@@ -226,7 +226,7 @@ def test_decoders_are_known_by_their_input(
 
 
 def test_a_profile_chooses_the_kernels(net: Any, tmp_path: Path, example: Any, ops: Any) -> None:
-    """Matrix tiles take small pictures gathered and large ones direct; auto has measured."""
+    """Matrix tiles take small images gathered and large ones direct; auto has measured."""
     path = tmp_path / "graph.onnx"
     ir.save(decoder(net), path)
     cases = [Case(name="", inputs=example(loaded(path)), outputs={})]
