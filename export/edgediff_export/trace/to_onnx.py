@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
-from edgediff_export.trace.cleanup import tidy
+from edgediff_export.trace.cleanup import clean_up
 from edgediff_export.trace.stage import Stage
 
 OPSET = 18
@@ -67,7 +67,7 @@ def trace(
         raise ExportError(f"{stage.name}: reads {unknown[0]}, which is neither input nor weight")
     known = {**{k: v.shape for k, v in example.items()}, **shapes}
     _name_dimensions(model.graph, stage, known)
-    tidy(model)
+    clean_up(model)
     # An output that turned out to be an intermediate value has the shape that was inferred of that.
     _name_dimensions(model.graph, stage, known)
     return model
