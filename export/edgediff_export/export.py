@@ -1,4 +1,4 @@
-"""The export, from source to bundle: the only place that knows the order of the stages."""
+"""The export, from source to bundle: the only module that knows the order of the steps."""
 
 import importlib.metadata
 import shutil

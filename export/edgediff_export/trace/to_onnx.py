@@ -28,7 +28,7 @@ def trace(
     work: Path,
 ) -> ir.Model:
     """A stage's torch module → its float32 graph, whose weights are the module's, read when asked
-    for; the module itself is of no use any more.
+    for; the module cannot be used afterwards.
 
     example: the stage's inputs by name, torch tensors; the shapes and dtypes that are not free.
     shapes: output → the dimensions that are not free.
@@ -68,7 +68,7 @@ def trace(
     known = {**{k: v.shape for k, v in example.items()}, **shapes}
     _name_dimensions(model.graph, stage, known)
     clean_up(model)
-    # An output that turned out to be an intermediate value has the shape that was inferred of that.
+    # An output that is also an intermediate value has that one's inferred shape now.
     _name_dimensions(model.graph, stage, known)
     return model
 
