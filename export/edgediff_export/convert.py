@@ -167,7 +167,7 @@ class Conversion:
         """Why a converted stage should stay float, or ""."""
         precision, floats = self.options.precision, self.model.folder
         if not error <= _LIMITS[precision]:
-            return f"in {precision} it is {error:.2g} of its output's norm from float"
+            return f"in {precision} its output is off by {error:.2g} of its norm"
         traced = self.model.traced[name].spec
         if precision == "int8" and _size(bundle, spec) >= _size(floats, traced):
             case = self.model.examples[name][0]
@@ -185,8 +185,8 @@ class Conversion:
         precision = self.options.precision
         if spec.precision != "fp32" and not error <= _LIMITS[precision]:
             raise ExportError(
-                f"{CONTROLLED_UNET}: in {precision} it is {error:.2g} of its output's norm"
-                " from float: export it in another precision; nothing was written"
+                f"{CONTROLLED_UNET}: in {precision} its output is off by {error:.2g} of its norm:"
+                " export it in another precision; nothing was written"
             )
         fidelity = self._judge(error, max_abs_error, spec)
         return Written(spec=spec, fidelity=fidelity, formats={})

@@ -75,8 +75,10 @@ def check_options(options: Options) -> None:
         if given
     ]
     if asked and (target, precision) != ("cpu", "int8"):
-        raise InputError(f"{asked[0]}: only goes with --precision int8 --target cpu")
+        raise InputError(f"{asked[0]} needs --precision int8 --target cpu")
     if options.plan is not None and options.budget.asked:
-        raise InputError("--plan: says itself what each layer becomes; leave the budget out")
+        raise InputError(
+            "--plan fixes the format of each layer: leave --min-psnr and --max-size out"
+        )
     if options.plan is not None and options.profile != "auto":
-        raise InputError("--plan: brings the kernels of its own profile; leave --profile out")
+        raise InputError("--plan brings the kernels of its own profile: leave --profile out")

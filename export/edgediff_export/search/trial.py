@@ -77,11 +77,11 @@ class Trial:
     def _write(self, folder: Path, formats: Formats) -> None:
         graphs = {}
         for stage, prepared in self.prepared.items():
-            lowered = prepared.write(formats[stage])
+            converted = prepared.write(formats[stage])
             spec = self.manifest.graphs[stage]
-            data = write_graph(lowered.model, folder / spec.file)
+            data = write_graph(converted.model, folder / spec.file)
             graphs[stage] = replace(
-                spec, data=data, precision="int8", session_config=lowered.session_config
+                spec, data=data, precision="int8", session_config=converted.session_config
             )
         for tokenizer in self.manifest.tokenizers.values():
             shutil.copy(self.floats / tokenizer.file, folder / tokenizer.file)

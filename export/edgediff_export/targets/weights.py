@@ -1,7 +1,7 @@
 """Int8 weights, for all int8 forms of a graph: which layers have them, and how they are stored.
 
 Weights become signed bytes with one scale for each output channel, symmetric about zero
-(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). `lower` writes graphs for ONNX Runtime's CPU
+(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). `cpu` writes graphs for ONNX Runtime's CPU
 provider, `qdq` for providers that fuse pairs of QuantizeLinear and DequantizeLinear.
 """
 

@@ -6,7 +6,7 @@ from onnx_ir.passes import common
 from edgediff_export.graph.folding import fold_constants
 
 
-def tidy(model: ir.Model) -> ir.Model:
+def clean_up(model: ir.Model) -> ir.Model:
     """Constants become initializers, computed ones as well; identities and unused nodes go. Changes
     `model` in place and returns it; weights are not touched."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
-from edgediff_export.trace.cleanup import tidy
+from edgediff_export.trace.cleanup import clean_up
 from edgediff_export.trace.stage import Stage
 
 OPSET = 18
@@ -28,7 +28,7 @@ def trace(
     work: Path,
 ) -> ir.Model:
     """A stage's torch module → its float32 graph, whose weights are the module's, read when asked
-    for; the module itself is of no use any more.
+    for; the module cannot be used afterwards.
 
     example: the stage's inputs by name, torch tensors; the shapes and dtypes that are not free.
     shapes: output → the dimensions that are not free.
@@ -67,8 +67,8 @@ def trace(
         raise ExportError(f"{stage.name}: reads {unknown[0]}, which is neither input nor weight")
     known = {**{k: v.shape for k, v in example.items()}, **shapes}
     _name_dimensions(model.graph, stage, known)
-    tidy(model)
-    # An output that turned out to be an intermediate value has the shape that was inferred of that.
+    clean_up(model)
+    # An output that is also an intermediate value has that one's inferred shape now.
     _name_dimensions(model.graph, stage, known)
     return model
 

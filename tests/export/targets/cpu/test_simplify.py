@@ -69,7 +69,7 @@ def test_a_neutral_operation_that_is_an_output_stays(net: Any, assert_unchanged:
 
 
 def timestep_embedding(net: Any, n: int = 4, axis: int = -1) -> tuple[ir.Value, ir.Value]:
-    """As diffusers has it where flip_sin_to_cos: (angles, [sin, cos])."""
+    """As in diffusers with flip_sin_to_cos: (angles, [sin, cos])."""
     angles = net.op("Mul", net.input("t", ("b", 1)), np.linspace(0.1, 1, n)[None])
     both = net.op("Concat", net.op("Sin", angles), net.op("Cos", angles), axis=axis)
     return angles, both
@@ -90,7 +90,7 @@ def test_sine_and_cosine_are_joined_in_the_end_order(
     ("sizes", "axis", "first", "last"),
     [
         ((4, 12), 1, ([4], [8], [1]), ([0], [4], [1])),  # a part of the second
-        ((4, 4), 1, ([3], [8], [1]), ([0], [3], [1])),  # not where they were joined
+        ((4, 4), 1, ([3], [8], [1]), ([0], [3], [1])),  # not at their joint
         ((4, 4), 1, ([4], [8], [1]), ([1], [4], [1])),
         ((4, 4), 1, ([4], [8], [1], [2]), ([0], [4], [1])),  # every second
         ((4, 4), 0, ([4], [99], [0]), ([0], [4], [0])),  # along another axis
