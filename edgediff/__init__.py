@@ -9,6 +9,8 @@ result.images[0].show()
 
 from typing import TYPE_CHECKING, Any
 
+from edgediff._version import __version__
+
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome, prepare_jobs, read_jobs, run_jobs
     from edgediff.errors import (
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from edgediff.sampling.samplers import Step
     from edgediff.text.tokenizer import PromptReport
     from edgediff.verification import verify
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "BundleError": "errors",

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from edgediff import __version__
+from edgediff._version import __version__
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.schema import describe
 from edgediff.errors import Cancelled, EdgediffError, InputError, first_line

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from edgediff import __version__
+from edgediff._version import __version__
 from edgediff.images.contact_sheet import contact_sheet
 from edgediff.images.png import check_output, save_png
 from edgediff.request.a1111 import parameters

@@ -67,7 +67,7 @@ def test_a_line_with_control(tiny_bundle: Path, tmp_path: Path) -> None:
         "canny": edgediff.Control(str(tmp_path / "m.png"), scale=0.5, process="edges"),
         "depth": edgediff.Control(str(tmp_path / "d.png")),
     }
-    with pytest.raises(InputError, match=r"p\.jsonl, line 1: `control` 'canny': tiny has none"):
+    with pytest.raises(InputError, match=r"p\.jsonl, line 1: control 'canny': tiny has none"):
         prepare_jobs(jobs, Bundle.open(tiny_bundle))
 
 
@@ -205,7 +205,7 @@ def test_a_line_that_is_no_text_does_not_spoil_the_others(tmp_path: Path) -> Non
         ({"size": "64x64"}, "size is '64x64'"),
         ({"sampler": []}, "sampler is list"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval is [0.5, 0.5]: give"),
+        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval [0.5, 0.5]: give"),
     ],
 )
 def test_what_does_not_fit_the_bundle_is_found_before_anything_is_made(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from edgediff import Pipeline, cli
+from edgediff.cli import running
 from edgediff.cli.flags import SECTIONS
 
 COMMAND = [sys.executable, "-m", "edgediff"]
@@ -274,7 +276,7 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--sampler", "magic"], 2, "choose one of euler, "),
         (["--sampler", "lcm", "--spacing", "karras"], 2, "sampler lcm takes none"),
         (["--guidance-interval", "0.5"], 2, "give START-END, such as 0.2-0.8"),
-        (["--guidance-interval", "0.5-0.2"], 2, "--guidance-interval is 0.5-0.2"),
+        (["--guidance-interval", "0.5-0.2"], 2, "--guidance-interval 0.5-0.2"),
         (["--variation-seed", "1"], 2, "give --variation-strength too"),
         (["--provider", "gpu"], 2, "expected auto or one of cpu, cuda, tensorrt"),
         (["--provider", "cuda"], 1, 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
@@ -473,3 +475,26 @@ def test_what_loading_found_is_told_once(
     assert done.exit_code == 0, done.output
     assert done.stderr.count(f"Note: {note}\n") == 1
     assert note not in done.stdout
+
+
+def test_ctrl_c_while_the_run_starts_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = threading.Event()
+    start = threading.Thread.start
+
+    class Endless:
+        """A run that goes on until it is cancelled."""
+
+        cancel = staticmethod(cancelled.set)
+
+        def result(self, _: object) -> bool:
+            return cancelled.wait(timeout=20)
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        running.finish(Endless())  # type: ignore[arg-type]
+    assert cancelled.is_set()

@@ -97,8 +97,8 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
         "p.jsonl, line 3: steps is 0: euler takes a whole number from 1 to 1000",
         "p.jsonl, line 4: --spacing is 'karras': sampler lcm takes none: use ",
         "p.jsonl, line 5: its image would be sheet.png, which is the sheet of --grid",
-        "p.jsonl, line 6: guidance_interval is [0.5, 0.2]: give where guidance starts and where it"
-        " ends, as rising fractions of the steps, such as [0.0, 0.8]",
+        "p.jsonl, line 6: guidance_interval [0.5, 0.2]: give where guidance starts and where it"
+        " ends, as rising fractions of the steps, such as guidance_interval [0.0, 0.8]",
     ]
 
     def at_the_start_and_the_end(stderr: str, summary: str, made: int) -> None:

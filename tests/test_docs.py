@@ -105,6 +105,24 @@ def test_every_test_that_is_named_exists() -> None:
         assert f"def {name}(" in path.read_text(encoding="utf-8"), (name, path)
 
 
+def test_the_architecture_names_files_that_exist_and_draws_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    runtime, export = ROOT / "edgediff", ROOT / "export" / "edgediff_export"
+    prompt, _, rest = text.partition("## A weight")
+    weight, _, drawing = rest.partition("## Folders")
+    for root, part in ((runtime, prompt), (export, weight)):
+        named = re.findall(r"`([\w/]+\.py)`", part)
+        assert len(named) >= 10
+        for name in named:
+            assert (root / name).is_file(), name
+    for root in (runtime, export):
+        drawn = {*re.findall(r"([\w]+)/", drawing)}
+        for folder in {path.parent for path in root.rglob("*.py")} - {root}:
+            assert folder.name in drawn, folder
+    for name in re.findall(r"\b\w+\.py", drawing):
+        assert (runtime / name).is_file() or (export / name).is_file(), name
+
+
 def test_the_bundle_format_has_every_field() -> None:
     text = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
     named = {*re.findall(r"`(\w+)`", text)}

@@ -208,7 +208,7 @@ def test_what_became_of_its_size_is_told(
 ) -> None:
     image = photograph(*given)
     result = pipe.generate("a fox", seed=0, steps=2, size=size, init_image=image)
-    assert result.notes == (() if note is None else (f"init_image: {note}",))
+    assert result.notes == (() if note is None else (f"`init_image`: {note}",))
     width, height = result.images[0].size
     assert note is None or f"to {width}x{height}" in note
 
@@ -222,25 +222,25 @@ SEE_THROUGH = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init_image": 7}, "init_image is int"),
-        ({"init_image": photograph(), "strength": 0}, "strength is 0"),
-        ({"init_image": photograph(), "strength": -0.5}, "strength is -0.5"),
-        ({"init_image": photograph(), "strength": 1.01}, "strength is 1.01"),
-        ({"init_image": photograph(), "strength": 0.2}, "strength is 0.2.* 4 steps"),
-        ({"init_image": photograph(), "strength": float("nan")}, "strength is nan"),
-        ({"init_image": photograph(), "strength": "1"}, "strength is '1': expected a number"),
-        ({"init_image": photograph(), "strength": True}, "strength is True"),
-        ({"strength": 0.5}, "strength is 0.5, but there is no init_image"),
-        ({"mask": left_half()}, "mask is given, but init_image is not"),
+        ({"init_image": 7}, "`init_image` is int"),
+        ({"init_image": photograph(), "strength": 0}, "`strength` is 0"),
+        ({"init_image": photograph(), "strength": -0.5}, "`strength` is -0.5"),
+        ({"init_image": photograph(), "strength": 1.01}, "`strength` is 1.01"),
+        ({"init_image": photograph(), "strength": 0.2}, "`strength` is 0.2.* 4 steps"),
+        ({"init_image": photograph(), "strength": float("nan")}, "`strength` is nan"),
+        ({"init_image": photograph(), "strength": "1"}, "`strength` is '1': expected a number"),
+        ({"init_image": photograph(), "strength": True}, "`strength` is True"),
+        ({"strength": 0.5}, "`strength` is 0.5, but there is no `init_image`"),
+        ({"mask": left_half()}, "`mask` is given, but `init_image` is not"),
         ({"init_image": photograph(), "mask": left_half(64, 56)}, "is 64x56, .* 64x64"),
         ({"init_image": photograph(), "mask": GREY * 0}, "nothing in it is white"),
         ({"init_image": photograph(), "mask": GREY}, "nothing in it is white"),
         ({"init_image": photograph(), "mask": SMALL_WHITE}, "too fine for latents of 8 pixels"),
         ({"init_image": photograph(), "mask": SEE_THROUGH}, "has transparent parts"),
         ({"init_image": photograph(), "mask": "none.png"}, "none.png: cannot be read"),
-        ({"init_image": photograph(), "keep_unmasked": True}, "there is no mask"),
-        ({"keep_unmasked": "yes"}, "keep_unmasked is 'yes': expected True or False"),
-        ({"init_image": photograph(), "mask": left_half(), "hires": 2}, "hires with mask"),
+        ({"init_image": photograph(), "keep_unmasked": True}, "there is no `mask`"),
+        ({"keep_unmasked": "yes"}, "`keep_unmasked` is 'yes': expected True or False"),
+        ({"init_image": photograph(), "mask": left_half(), "hires": 2}, "`hires` with `mask`"),
         ({"init_image": photograph(9000, 1)}, "9000x1 pixels, and at most 4096 a side"),
     ],
 )

@@ -65,9 +65,9 @@ def _job(
     if provider != "auto":
         check_provider_name(provider)
     if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: expected a whole number from 1 up")
+        raise InputError(f"`threads` is {threads}: expected a whole number from 1 up")
     if batch < 1:
-        raise InputError(f"batch is {batch}: expected a whole number from 1 up")
+        raise InputError(f"`batch` is {batch}: expected a whole number from 1 up")
     settings = resolve(bundle, PROMPT, {"size": size, "steps": steps}).settings
     wanted = (settings.steps, settings.width, settings.height)
     fixture = _fixture(bundle, wanted)

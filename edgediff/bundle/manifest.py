@@ -21,15 +21,15 @@ from edgediff.sampling.sigmas import Spacing
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
 PROMPT = "{prompt}"
-"""In a tokenizer's template, where the prompt goes."""
+"""The place of the prompt in a tokenizer's template."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 DType = Literal["float32", "float16", "int64", "int32", "bool"]
 Role = Literal[
     "text_encoder", "denoiser", "controlled_denoiser", "controlnet", "decoder", "encoder"
 ]
-"""What a graph is for. A controlled denoiser takes the outputs of control networks as further
-inputs; a decoder turns latents into what is drawn, an encoder the other way round."""
+"""The purpose of a graph. A controlled denoiser takes the outputs of control networks as further
+inputs; a decoder turns latents into an image, an encoder an image into latents."""
 EVERY_STEP: tuple[Role, ...] = ("denoiser", "controlled_denoiser", "controlnet")
 """The roles of graphs that run in each denoising step; others run once for an image."""
 _EXACTLY_ONE: tuple[Role, ...] = ("denoiser", "decoder")

@@ -1,8 +1,9 @@
 """The names of the inputs and outputs by which the runtime knows a bundle's graphs.
 
-They are diffusers' and the same for every family: an export gives its graphs these names, whatever
-the model calls them, and binds into the graph all else that a family packs (patches, position ids).
-A graph has those of them that it needs. Arrays are float32 unless said otherwise; b is the batch.
+They are diffusers' names, and the same for every family: an export gives its graphs these names
+whatever the model calls its inputs, and puts into the graph everything else that the family needs
+(patches, position ids). A graph has only the inputs that it needs. Arrays are float32 unless said
+otherwise; b is the batch.
 """
 
 from edgediff.sampling.denoiser import GUIDANCE_EMBEDDING as GUIDANCE_EMBEDDING

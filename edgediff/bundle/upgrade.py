@@ -1,6 +1,6 @@
 """Earlier versions of bundle.json → the present one, from plain values to plain values.
 
-What does not fit is left as it is: parsing says what is wrong with it."""
+Values that do not fit are left as they are: the parser refuses them."""
 
 from collections.abc import Callable
 from typing import Any

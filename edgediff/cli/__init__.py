@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from edgediff import __version__
+from edgediff._version import __version__
 from edgediff.cli.bench import bench
 from edgediff.cli.generate import generate
 from edgediff.cli.inspect import info, providers, verify

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgediff.cli.flags import json_flag, parse_size
+from edgediff.cli.flags import SpellingCommand, json_flag, parse_size
 from edgediff.cli.report import megabytes, print_notes, steps_of, table
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _parse_sizes(
     return tuple(s for s in (parse_size(context, flag, value) for value in values) if s is not None)
 
 
-@bench.command()
+@bench.command(cls=SpellingCommand)
 @click.argument("bundles", nargs=-1)
 @click.option(
     "--provider", "providers", multiple=True, help="As for `edgediff generate`.  [default: auto]"

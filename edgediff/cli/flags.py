@@ -13,6 +13,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 SECTIONS = (
+    "Precision",
+    "Model",
+    "Defaults",
     "Prompt",
     "Image",
     "Image to image",
@@ -21,7 +24,7 @@ SECTIONS = (
     "Where it runs",
     "Output",
 )
-"""Headings of `edgediff generate --help`, in order. A new heading is a new line here."""
+"""Headings of --help, in order. A new heading is a new line here."""
 
 
 _MAX_COLUMN = 28
@@ -81,7 +84,8 @@ class SpellingCommand(click.Command):
         for parameter in self.params:
             if isinstance(parameter, Flag) and parameter.stands_for == (option, value):
                 return max(parameter.opts, key=len)
-        named = next((p for p in self.params if p.name == option), None)
+        flag = "--" + option.replace("_", "-")
+        named = next((p for p in self.params if p.name == option or flag in p.opts), None)
         if named is None:
             return None
         if not isinstance(named, click.Option):

@@ -3,7 +3,9 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,17 +93,56 @@ class Output(_Flags):
 
 
 def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Result":
-    """The run's result. Ctrl-C cancels the run within a step: the run has its own thread because
-    Python does not handle signals while onnxruntime computes."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        result = pool.submit(run.result, on_step)
-        try:
-            while not concurrent.futures.wait([result], timeout=_POLL).done:
-                pass
-        except KeyboardInterrupt:
-            run.cancel()
-            raise
-        return result.result()
+    """The run's result. Ctrl-C cancels the run within a step; a second Ctrl-C abandons it.
+
+    The run has its own thread because Python does not handle signals while onnxruntime computes.
+    The handler cancels instead of raising: it could raise at any point, even before the thread is
+    known that the exception should end."""
+    pressed = threading.Event()
+
+    def cancel(*_: object) -> None:
+        run.cancel()
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+    # A daemon thread: an abandoned operator must not keep the process alive.
+    worker = threading.Thread(target=_complete, args=(future, run, on_step), daemon=True)
+    with _handling(cancel):
+        worker.start()
+        while worker.is_alive():
+            worker.join(_POLL)
+    if pressed.is_set():
+        raise KeyboardInterrupt
+    return future.result()
+
+
+def _complete(
+    future: "concurrent.futures.Future[Result]",
+    run: "Run",
+    on_step: "Callable[[Step], None] | None",
+) -> None:
+    try:
+        future.set_result(run.result(on_step))
+    except BaseException as e:
+        future.set_exception(e)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[..., None]) -> Iterator[None]:
+    """Let Ctrl-C call `handler` in this context, unless the process ignores it, as a background job
+    of a shell does."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT)
+    if not in_main_thread or previous == signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

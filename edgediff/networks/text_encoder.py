@@ -113,8 +113,8 @@ class TextConditioner:
     def _alike(
         self, prompts: Sequence[Mapping[str, EncodedPrompt]]
     ) -> list[dict[str, EncodedPrompt]]:
-        """Prompts that run together, in as many chunks of as many tokens each. The encoders of a
-        group have as many chunks as each other."""
+        """Prompts for one batch: for each encoder in the same number of chunks, all of the same
+        length. The encoders of a group have the same number of chunks."""
         made: list[dict[str, EncodedPrompt]] = [{} for _ in prompts]
         groups = [*self._manifest.conditioning.states]
         groups += [(pooled,) for pooled in self._manifest.conditioning.pooled]
@@ -164,7 +164,7 @@ class TextConditioner:
     def _run_encoder(
         self, encoder: str, encoded: EncodedPrompt, run_stage: RunStage
     ) -> list[dict[str, NDArray[Any]]]:
-        """What a text encoder gives for each chunk, in a batch of one; equal chunks run once."""
+        """A text encoder's outputs for each chunk, in a batch of one; equal chunks run once."""
         graph = self._manifest.graphs[encoder]
         ids_spec, mask_spec = graph.require_input(INPUT_IDS), graph.input(ATTENTION_MASK)
         done: dict[bytes, dict[str, NDArray[Any]]] = {}

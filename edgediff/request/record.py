@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from PIL.PngImagePlugin import PngImageFile
 
-from edgediff import __version__
+from edgediff._version import __version__
 from edgediff.errors import InputError, first_line
 from edgediff.images.source import IN_MEMORY
 from edgediff.request.a1111 import parse_parameters

@@ -28,14 +28,14 @@ def folder_in_one_piece(out: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty folder beside `out` to work in; its subfolder `bundle` becomes `out` at the
     end.
 
-    Whatever happens in between, killing the process included, `out` is either what it was or the
-    finished bundle. What a killed export left behind is removed by the next one.
+    Whatever happens in between, even if the process is killed, `out` is either unchanged or the
+    finished bundle. The next export removes the remains of one that was killed.
 
-    Raises ExportError where `out` exists (unless `force`), cannot be written, or the disk is
+    Raises ExportError if `out` exists (unless `force`), if it cannot be written, or if the disk is
     full."""
     out = out.parent.resolve() / out.name  # a link at `out` is replaced, not followed
     if not out.name:
-        raise ExportError(f"{out}: is no place for a bundle: give the path of a new folder")
+        raise ExportError(f"{out}: is not a place for a bundle: give the path of a new folder")
     work = out.with_name(f".{out.name}.partial")
     old = out.with_name(f".{out.name}.replaced")
     try:

@@ -1,4 +1,4 @@
-"""What each stage is calibrated on: fixtures, and what it sees while images are made."""
+"""The examples that each stage is calibrated on: fixtures, and its inputs while images are made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +18,15 @@ from edgediff_export.trace.tracer import Traced
 _CALIBRATION_STEPS = 16
 """Denoising steps of the float images that calibration looks at."""
 _CONTROL_STEPS = 4
-"""The same of each image, for a control network, whose results are many."""
+"""The same of each image, for a control network, which has many outputs."""
 
 
 def examples(
     traced: Mapping[str, Traced], references: Sequence[DrawnImage], floats: Path
 ) -> dict[str, list[Case]]:
-    """What to calibrate each stage on: the fixtures, and what came by in the images.
+    """The examples of each stage: the fixtures, and its inputs while the images were made.
 
-    What a stage does to made-up inputs says little of what it does to an image's."""
+    Made-up inputs say little about real ones."""
     seen = {stage: [case for p in references for case in p.seen.get(stage, ())] for stage in traced}
     every = max(1, len(seen[UNET]) // _CALIBRATION_STEPS)
     seen[UNET] = seen[UNET][::every]
@@ -43,7 +43,7 @@ def examples(
 
 
 def _under_its_edges(image: DrawnImage, network: GraphSpec) -> dict[str, Named]:
-    """What a control network that is shown an image's own edges sees while the image is made."""
+    """The inputs of a control network that is shown an image's own edges while it is made."""
     every = max(1, len(image.seen[UNET]) // _CONTROL_STEPS)
     edges = Control(image.pixels, process="edges").pixels(*image.pixels.shape[1::-1])
     found: dict[str, Named] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from edgediff.bundle.manifest import Precision
-from edgediff.cli.flags import parse_size
+from edgediff.cli.flags import SectionedCommand, flag, flags, parse_size
 from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 
@@ -29,104 +29,147 @@ def _finite(_context: click.Context, _flag: click.Parameter, value: float | None
     return value
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_FLAGS = (
+    flag(
+        "Precision",
+        "--precision",
+        type=click.Choice(get_args(Precision)),
+        default="fp32",
+        show_default=True,
+        help="int8 for CPUs and OpenVINO, fp16 for GPUs.",
+    ),
+    flag(
+        "Precision",
+        "--target",
+        type=click.Choice(["cpu", "openvino", "gpu"]),
+        help="The device to export for.  [default: gpu for fp16, else cpu]",
+    ),
+    flag(
+        "Precision",
+        "--profile",
+        type=click.Choice(["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]),
+        default="auto",
+        show_default=True,
+        help="The CPU to export for; auto measures on this one. x86-avx2, for CPUs without VNNI,"
+        " is faster there and keeps weights to 7 bits.",
+    ),
+    flag(
+        "Precision",
+        "--min-psnr",
+        type=_POSITIVE,
+        callback=_finite,
+        metavar="DB",
+        help="Keep layers out of int8 until the median image is this close to the float model's.",
+    ),
+    flag(
+        "Precision",
+        "--max-size",
+        type=_POSITIVE,
+        callback=_finite,
+        metavar="MB",
+        help="Store layers in int4 until the bundle, without control networks, is this small.",
+    ),
+    flag(
+        "Precision",
+        "--plan",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Quantize each layer as another export did: its bundle.json.",
+    ),
+    flag(
+        "Precision",
+        "--average-attention",
+        is_flag=True,
+        help="Average keys and values 2x2 at the highest resolution: faster, but images differ.",
+    ),
+    flag(
+        "Model",
+        "--vae",
+        type=click.Path(path_type=Path),
+        help="Another VAE, such as a tiny one: a folder.",
+    ),
+    flag(
+        "Model",
+        "--unet",
+        type=click.Path(path_type=Path),
+        help="Another UNet: a folder, or a .safetensors file of its weights.",
+    ),
+    flag(
+        "Model",
+        "--with-encoder",
+        is_flag=True,
+        help="Add the VAE's encoder, which image to image needs.",
+    ),
+    flag(
+        "Model",
+        *("--lora", "loras"),
+        metavar="FILE[:SCALE]",
+        multiple=True,
+        help="A LoRA to merge, such as style.safetensors:0.8; repeatable. The file does not say"
+        " how to sample: with an LCM-LoRA give --sampler lcm --steps 4 --guidance 1.",
+    ),
+    flag(
+        "Model",
+        *("--embedding", "embeddings"),
+        metavar="FILE[:TOKEN]",
+        multiple=True,
+        help="A textual inversion to merge, and its word in prompts; repeatable."
+        "  [default: the file's own word, or its name]",
+    ),
+    flag(
+        "Model",
+        *("--controlnet", "controlnets"),
+        metavar="[NAME=]SOURCE",
+        multiple=True,
+        help="A control network (ControlNet) for this UNet: a folder or a hub id; repeatable. Use"
+        " it by its name: generate --control NAME=IMAGE.  [NAME: SOURCE's last part]",
+    ),
+    flag(
+        "Defaults",
+        "--size",
+        metavar="WxH",
+        callback=parse_size,
+        help="Image size in pixels.  [default: the UNet's own]",
+    ),
+    flag("Defaults", "--steps", type=int, help="Denoising steps.  [default: as the model needs]"),
+    flag(
+        "Defaults",
+        *("--guidance", "guidance_scale"),
+        type=float,
+        help="Classifier-free guidance.  [default: as the model needs]",
+    ),
+    flag("Defaults", "--sampler", help="Sampler.  [default: the closest to the pipeline's]"),
+    flag(
+        "Defaults",
+        "--timestep-spacing",
+        type=click.Choice(get_args(TimestepSpacing)),
+        help="As the weights were distilled.  [default: the pipeline's, or by the UNet's name]",
+    ),
+    flag(
+        "Defaults",
+        "--prediction-type",
+        type=click.Choice(get_args(PredictionType)),
+        help="The UNet's output.  [default: the pipeline's, or by the UNet's name]",
+    ),
+    flag("Output", "--name", help="The model's name.  [default: SOURCE's last part]"),
+    flag("Output", *("--license", "license_"), metavar="TEXT", help="Licence of the weights."),
+    flag(
+        "Output",
+        "--attribution",
+        metavar="TEXT",
+        multiple=True,
+        help="A credit to record in the bundle; repeatable.",
+    ),
+    flag("Output", "--force", is_flag=True, help="Replace OUT if it is a bundle."),
+    flag("Output", "--json", "as_json", is_flag=True, help="Print the report as JSON."),
+)
+
+
+@click.command(cls=SectionedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--precision", type=click.Choice(get_args(Precision)), default="fp32", show_default=True
-)
-@click.option(
-    "--target",
-    type=click.Choice(["cpu", "openvino", "gpu"]),
-    help="What it will run on.  [default: gpu for fp16, else cpu]",
-)
-@click.option(
-    "--profile",
-    type=click.Choice(["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]),
-    default="auto",
-    show_default=True,
-    help="The CPU that it is for; auto measures on this one. x86-avx2, faster where there is no"
-    " VNNI, keeps weights to 7 bits.",
-)
-@click.option(
-    "--min-psnr",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=_finite,
-    metavar="DB",
-    help="Keep layers out of int8 until the median image is this near to float.",
-)
-@click.option(
-    "--max-size",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=_finite,
-    metavar="MB",
-    help="Store layers in int4 until graphs and weights, without control networks, are no larger.",
-)
-@click.option(
-    "--plan",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Reuse the plan of another export: its bundle.json.",
-)
-@click.option(
-    "--average-attention",
-    is_flag=True,
-    help="Average keys and values 2x2 at the highest resolution: faster, other images.",
-)
-@click.option(
-    "--size", metavar="WxH", callback=parse_size, help="Default size.  [default: the UNet's own]"
-)
-@click.option(
-    "--vae", type=click.Path(path_type=Path), help="A folder with another VAE, such as a tiny one."
-)
-@click.option(
-    "--unet",
-    type=click.Path(path_type=Path),
-    help="Another UNet: a folder, or a .safetensors file of its weights alone.",
-)
-@click.option("--with-encoder", is_flag=True, help="Also the VAE's encoder, for images as input.")
-@click.option("--name", help="The model's name.  [default: SOURCE's last part]")
-@click.option("--steps", type=int, help="Default number of steps.")
-@click.option("--guidance", type=float, help="Default guidance scale.")
-@click.option("--sampler", help="Default sampler.  [default: the nearest to the pipeline's]")
-@click.option(
-    "--timestep-spacing",
-    type=click.Choice(get_args(TimestepSpacing)),
-    help="As the weights were distilled.  [default: the pipeline's, or as the UNet's name says]",
-)
-@click.option(
-    "--prediction-type",
-    type=click.Choice(get_args(PredictionType)),
-    help="What the UNet predicts.  [default: the pipeline's, or as the UNet's name says]",
-)
-@click.option("--license", "license_", metavar="TEXT", help="Licence of the weights.")
-@click.option("--attribution", metavar="TEXT", multiple=True, help="Whom to credit; repeatable.")
-@click.option(
-    "--lora",
-    "loras",
-    metavar="FILE[:SCALE]",
-    multiple=True,
-    help="A LoRA to merge, such as style.safetensors:0.8; repeatable. How to sample is not in the"
-    " file: with an LCM-LoRA give --sampler lcm --steps 4 --guidance 1.",
-)
-@click.option(
-    "--embedding",
-    "embeddings",
-    metavar="FILE[:TOKEN]",
-    multiple=True,
-    help="A textual inversion to merge, and the word for it in prompts; repeatable."
-    "  [default: the file's own word, or its name]",
-)
-@click.option(
-    "--controlnet",
-    "controlnets",
-    metavar="[NAME=]SOURCE",
-    multiple=True,
-    help="A control network (ControlNet) for this UNet: a folder or a hub id; repeatable. Images"
-    " name it: generate --control NAME=IMAGE.  [NAME: SOURCE's last part]",
-)
-@click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@flags(_FLAGS)
 def export(
     source: str,
     out: Path,
@@ -143,7 +186,7 @@ def export(
     with_encoder: bool,
     name: str | None,
     steps: int | None,
-    guidance: float | None,
+    guidance_scale: float | None,
     sampler: str | None,
     timestep_spacing: TimestepSpacing | None,
     prediction_type: PredictionType | None,
@@ -157,8 +200,8 @@ def export(
 ) -> None:
     """Turn a Stable Diffusion pipeline into a bundle: the folder OUT.
 
-    SOURCE is a diffusers folder, a .safetensors file or a hub id. Each stage is checked against
-    torch, and whole images against the float model's; what that showed is the report.
+    SOURCE is a diffusers folder, a .safetensors file or a hub id. Each stage is compared with
+    torch, and whole images with the float model's; the report shows the differences.
     """
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
@@ -189,7 +232,7 @@ def export(
             with_encoder=with_encoder,
             name=name,
             steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=guidance_scale,
             sampler=sampler,
             timestep_spacing=timestep_spacing,
             prediction_type=prediction_type,
@@ -223,30 +266,44 @@ def _describe(exported: "Exported") -> str:
     )
     lines = [table(rows), *(f"merged {line}" for line in merged(manifest.provenance))]
     if manifest.quantization.precision != "fp32":
-        for image in manifest.fidelity.images:
-            lines.append(
-                f"{decibels(image.psnr_db)} to the float model: {image.prompt!r},"
-                f" seed {image.seed}, {image.steps} steps of {image.sampler},"
-                f" {image.width}x{image.height}"
-            )
-        lines += _search(manifest)
-    lines += exported.notes
+        lines += _images(manifest)
+        lines += _quantization(manifest)
+    lines += [f"note: {note}" for note in exported.notes]
     lines.append(str(exported.root))
     return "\n".join(lines)
 
 
-def _search(manifest: "Manifest") -> list[str]:
-    """What a search for a plan found."""
-    formats = Counter(f for plan in manifest.quantization.tensors.values() for f in plan.values())
+def _images(manifest: "Manifest") -> list[str]:
+    """How close the images are to the float model's."""
+    images = manifest.fidelity.images
+    if not images:
+        return []
+    first = images[0]
+    plural = "" if first.steps == 1 else "s"
+    heading = (
+        f"images compared with the float model's, {first.width}x{first.height},"
+        f" {first.steps} step{plural} of {first.sampler}:"
+    )
+    rows = [
+        (f"  {decibels(image.psnr_db)}", f"seed {image.seed}", repr(image.prompt))
+        for image in images
+    ]
+    return [heading, table(rows)]
+
+
+def _quantization(manifest: "Manifest") -> list[str]:
+    """The formats of weights, and how a search for them went."""
+    quantization = manifest.quantization
+    formats = Counter(f for its in quantization.tensors.values() for f in its.values())
     lines = [f"weights: {count_formats(formats)}"]
-    if manifest.quantization.reduced_range:
+    if quantization.reduced_range:
         lines.append("weights of int8 products have 7 bits, for x86 without VNNI")
-    if manifest.quantization.averaged_attention:
+    if quantization.averaged_attention:
         lines.append("keys and values are averaged 2x2 at the highest resolution")
-    search = manifest.quantization.search
+    search = quantization.search
     if search is not None:
         lines.append(
-            f"budget: {decibels(search.calibration_psnr_db)} on calibration images,"
+            f"search: {decibels(search.calibration_psnr_db)} on calibration images,"
             f" {decibels(search.unseen_psnr_db)} on {search.unseen_images} others"
             f" (lowest {decibels(search.unseen_lowest_db)})"
         )

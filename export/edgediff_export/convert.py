@@ -1,4 +1,4 @@
-"""Float32 stages into the precision asked for, each judged by what it costs."""
+"""Float32 stages into the precision asked for, each judged by its error."""
 
 import gc
 import shutil
@@ -103,9 +103,9 @@ class Conversion:
     def write(self, bundle: Path, report: Callable[[str], None]) -> dict[str, Written]:
         """Every stage, converted, into a folder.
 
-        A stage for which that is useless, or that is smaller but wrong, stays float, and its note
-        says so. Raises ExportError if the UNet under control is wrong though the UNet is not:
-        there is no other."""
+        A stage stays float, with a note, if its result is wrong or gains nothing. Raises
+        ExportError if the UNet under control is wrong though the UNet is right: there are no other
+        weights for it."""
         written: dict[str, Written] = {}
         for name in self.model.traced:
             report(f"{name}: {self.options.precision}")
@@ -164,10 +164,10 @@ class Conversion:
         return result.write(self.formats.get(name)) if isinstance(result, Prepared) else result
 
     def _objection(self, name: str, spec: GraphSpec, error: float, bundle: Path) -> str:
-        """Why a converted stage had better stay float, or ""."""
+        """Why a converted stage should stay float, or ""."""
         precision, floats = self.options.precision, self.model.folder
         if not error <= _LIMITS[precision]:
-            return f"in {precision} it is {error:.2g} of its output's norm from float"
+            return f"in {precision} its output is off by {error:.2g} of its norm"
         traced = self.model.traced[name].spec
         if precision == "int8" and _size(bundle, spec) >= _size(floats, traced):
             case = self.model.examples[name][0]
@@ -185,8 +185,8 @@ class Conversion:
         precision = self.options.precision
         if spec.precision != "fp32" and not error <= _LIMITS[precision]:
             raise ExportError(
-                f"{CONTROLLED_UNET}: in {precision} it is {error:.2g} of its output's norm"
-                " from float: export it in another precision; nothing was written"
+                f"{CONTROLLED_UNET}: in {precision} its output is off by {error:.2g} of its norm:"
+                " export it in another precision; nothing was written"
             )
         fidelity = self._judge(error, max_abs_error, spec)
         return Written(spec=spec, fidelity=fidelity, formats={})

@@ -1,4 +1,4 @@
-"""What a bundle says of a pipeline beside its graphs: latent space, and what to sample with."""
+"""The latent space of a pipeline, and how it is sampled by default."""
 
 import math
 
@@ -36,14 +36,14 @@ def conditioning(source: Source) -> ConditioningSpec:
 
 
 def named(options: Options, source: Source) -> str:
-    """What may say how the model is to be sampled: its names, the user's and its own."""
+    """The names of the model, the user's and its own, which may say how it is to be sampled."""
     return f"{options.name or ''} {source.name}"
 
 
 def choose_defaults(
     options: Options, source: Source, schedule: DiscreteSchedule, latent: LatentSpec
 ) -> Defaults:
-    """What the user asked for, or else what the pipeline suggests. Raises InputError."""
+    """The user's choices, or else those that the pipeline suggests. Raises InputError."""
     suggested: Sampling = choose_sampling(
         source.scheduler,
         name=named(options, source),
@@ -61,7 +61,7 @@ def choose_defaults(
     guidance = options.guidance_scale
     guidance = suggested.guidance_scale if guidance is None else guidance
     if not math.isfinite(guidance):
-        raise InputError(f"guidance is {guidance}: give a finite number")
+        raise InputError(f"`guidance_scale` is {guidance}: give a finite number")
     sampler = options.sampler or suggested.sampler
     if options.steps is not None:
         steps = options.steps
@@ -70,7 +70,7 @@ def choose_defaults(
     else:
         steps = 4 if sampler in ("lcm", "tcd") else 20
     spacing = suggested.spacing if sampler == suggested.sampler else None
-    # InputError where they do not go together.
+    # Raises InputError if they do not go together.
     make_plan(schedule, sampler, steps, spacing=spacing)
     return Defaults(
         sampler=sampler,

@@ -1,4 +1,4 @@
-"""The export, from source to bundle: the only place that knows the order of the stages."""
+"""The export, from source to bundle: the only module that knows the order of the steps."""
 
 import importlib.metadata
 import shutil
@@ -47,8 +47,8 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what was not done
-    as asked, and why."""
+    """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what could
+    not be done as asked, and why."""
 
     root: Path
     manifest: Manifest
@@ -56,7 +56,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def size(self, stage: str) -> int:
-        """Bytes of a stage's graph, and of its weights where no stage before has the same."""
+        """Bytes of a stage's graph, and of its weights unless an earlier stage has the same."""
         return sum(self.manifest.files[f].size for f in self.manifest.own_files(stage))
 
 
@@ -103,22 +103,17 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
             quantization=conversion.quantization(written),
             fidelity=Fidelity(stages={name: w.fidelity for name, w in written.items()}),
         )
-        drawn = references
-        if options.precision != "fp32":
+        if options.precision == "fp32":
+            drawn = references
+        else:
             report(f"images in {options.precision}")
             write_bundle(bundle, manifest)
             drawn = images.draw_images(bundle, shots)
+        compared = images.compare(shots, drawn, references)
+        fidelity = replace(manifest.fidelity, images=compared)
         cases = {name: stage.cases for name, stage in traced.items()}
         images.write_fixtures(bundle / FIXTURES, cases, shots, references)
-        compared = images.compare(shots, drawn, references)
-        manifest = write_bundle(
-            bundle,
-            replace(
-                manifest,
-                fixtures=FIXTURES,
-                fidelity=replace(manifest.fidelity, images=compared),
-            ),
-        )
+        manifest = write_bundle(bundle, replace(manifest, fixtures=FIXTURES, fidelity=fidelity))
         float_sizes = model.sizes()
         report(f"writing {options.out}")
     unmatched = tuple(matched.note for matched in opened.source.loras if matched.note)

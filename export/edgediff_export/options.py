@@ -1,4 +1,4 @@
-"""What an export is asked for."""
+"""The options of an export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,8 @@ from edgediff_export.targets.table import CONVERTERS, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to export. None leaves it to the pipeline. size: (width, height) in pixels."""
+    """The options of one export. None leaves a choice to the pipeline. size: (width, height) in
+    pixels."""
 
     source: str
     out: Path
@@ -74,8 +75,10 @@ def check_options(options: Options) -> None:
         if given
     ]
     if asked and (target, precision) != ("cpu", "int8"):
-        raise InputError(f"{asked[0]}: only goes with --precision int8 --target cpu")
+        raise InputError(f"{asked[0]} needs --precision int8 --target cpu")
     if options.plan is not None and options.budget.asked:
-        raise InputError("--plan: says itself what each layer becomes; leave the budget out")
+        raise InputError(
+            "--plan fixes the format of each layer: leave --min-psnr and --max-size out"
+        )
     if options.plan is not None and options.profile != "auto":
-        raise InputError("--plan: brings the kernels of its own profile; leave --profile out")
+        raise InputError("--plan brings the kernels of its own profile: leave --profile out")

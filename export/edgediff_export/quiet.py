@@ -11,7 +11,7 @@ _LOGGERS = ("optimum", "transformers", "diffusers", "torch.onnx", "onnx_ir", "hu
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, torch, diffusers, transformers and optimum say nothing below an error."""
+    """Within it, torch, diffusers, transformers and optimum log nothing below an error."""
     # transformers and diffusers reset their loggers when first imported; these they obey.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")

@@ -21,15 +21,15 @@ KEPT = {
     [
         ("cpu", {"cache": CACHE, "threads": 2}, {}),
         ("cuda", {"cache": CACHE, "precision": "fp16"}, {}),
-        ("cuda", {"records": True}, {"enable_cuda_graph": "1"}),
+        ("cuda", {"captures": True}, {"enable_cuda_graph": "1"}),
         ("tensorrt", {}, {}),
         ("tensorrt", {"precision": "fp16"}, {"trt_fp16_enable": "1"}),
         ("tensorrt", {"precision": "int8"}, {}),
-        ("tensorrt", {"records": True}, {"trt_cuda_graph_enable": "1"}),
+        ("tensorrt", {"captures": True}, {"trt_cuda_graph_enable": "1"}),
         ("tensorrt", {"cache": CACHE, "timing": TIMING}, KEPT),
         (
             "tensorrt",
-            {"precision": "fp16", "cache": CACHE, "timing": TIMING, "records": True},
+            {"precision": "fp16", "cache": CACHE, "timing": TIMING, "captures": True},
             {**KEPT, "trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"},
         ),
         ("coreml", {}, {}),

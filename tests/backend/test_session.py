@@ -143,7 +143,7 @@ def test_a_provider_that_takes_no_node_is_an_error(
 
 
 def test_the_cpu_takes_no_options() -> None:
-    with pytest.raises(InputError, match="provider_options speed: the provider cpu takes none"):
+    with pytest.raises(InputError, match="`provider_options` speed: the provider cpu takes none"):
         SessionOptions(provider_options={"speed": "high"})
 
 

@@ -123,10 +123,10 @@ def test_a_provider_that_is_not_there_is_a_failed_run_beside_one_that_is(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--provider", "gpu"], "provider is 'gpu'"),
+        (["--provider", "gpu"], "--provider is 'gpu'"),
         (["--threads", "0"], "threads is 0"),
         (["--batch", "0"], "batch is 0"),
-        (["--steps", "0"], "steps is 0"),
+        (["--steps", "0"], "--steps is 0"),
         (["--size", "100x100"], "multiples of"),
         (["--size", "big"], "give width x height"),
         (["--runs", "0"], "runs 0 to 0"),

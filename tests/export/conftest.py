@@ -23,7 +23,7 @@ from edgediff.backend.session import has_int8_dot
 Arrays = Mapping[str, npt.NDArray[Any]]
 Dims = tuple[int | str, ...]
 FREE = {"b": 2, "h": 8, "w": 6, "s": 5, "t": 7}
-"""What free dimensions are where a test does not say."""
+"""The sizes of free dimensions unless a test gives others."""
 
 
 class Net:
@@ -63,7 +63,7 @@ class Net:
         return self.constant(values, np.int64 if whole else np.float32)
 
     def model(self, *outputs: ir.Value) -> ir.Model:
-        """What computes `outputs`, with every shape that can be inferred."""
+        """The model that computes `outputs`, with every shape that can be inferred."""
         graph = ir.Graph(
             self.inputs,
             outputs,
@@ -193,7 +193,7 @@ def assert_unchanged(
     inputs: Arrays | None = None,
     **sizes: int,
 ) -> None:
-    """`change` alters `model` in place, and what it computes not at all."""
+    """`change` alters `model` in place, but not its results."""
     inputs = example(model, **sizes) if inputs is None else inputs
     signature = [(v.name, v.dtype, v.shape) for v in (*model.graph.inputs, *model.graph.outputs)]
     expected = run(model, inputs)
@@ -258,7 +258,7 @@ def apply(layer: Layer, x: npt.NDArray[Any], weight: npt.NDArray[Any]) -> npt.ND
 def error_bound(
     layer: Layer, x: npt.NDArray[Any], seen: Range | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What an int8 layer should give, and how far off each element may be.
+    """The expected output of an int8 layer, and how far off each element may be.
 
     Rounding x and w to steps of x_scale and w_scale makes each product x·w wrong by at most
     x_scale/2·|w| + w_scale/2·|x| + x_scale·w_scale/4. `seen` is None for the gather kernel; the

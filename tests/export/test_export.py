@@ -1,4 +1,4 @@
-"""Whole exports: each kind of pipeline, each precision, and that the bundle is what it says."""
+"""Whole exports: each kind of pipeline, each precision, and that the bundle is as it says."""
 
 import functools
 import itertools
@@ -97,8 +97,8 @@ def test_a_batch_is_what_each_would_be_alone(lowered: Callable[[Precision], Expo
     with edgediff.load(lowered("int8").root, provider="cpu") as pipe:
         together = pipe.generate("a cat", seed=[3, 0], **how).images
         for seed, image in zip((3, 0), together, strict=True):
-            (alone,) = pipe.generate("a cat", seed=seed, **how).images
-            np.testing.assert_array_equal(np.asarray(image), np.asarray(alone))
+            (single,) = pipe.generate("a cat", seed=seed, **how).images
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(single))
 
 
 def test_averaged_attention_is_off_unless_asked_for(
@@ -188,8 +188,8 @@ def test_a_refused_stage_is_refused_again(
 def for_openvino(
     small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
-    """In int8 for OpenVINO, with a text encoder that comes out wrong, and a decoder that is no
-    smaller and no faster."""
+    """In int8 for OpenVINO, with a text encoder that comes out wrong, and a decoder that is
+    neither smaller nor faster."""
 
     def converter(stage: FloatStage) -> Converted:
         if stage.source.stem == "unet":
@@ -236,7 +236,7 @@ def test_a_bundle_for_openvino_runs_on_the_cpu_too(for_openvino: Exported) -> No
 @pytest.mark.slow
 def test_a_refused_stage_stays_float_and_says_so(for_openvino: Exported) -> None:
     assert for_openvino.notes == (
-        "text_encoder stays in float32: in int8 it is 2 of its output's norm from float",
+        "text_encoder stays in float32: in int8 its output is off by 2 of its norm",
         "vae_decoder stays in float32: in int8 it is neither smaller nor faster",
     )
     manifest = for_openvino.manifest

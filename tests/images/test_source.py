@@ -198,7 +198,7 @@ def test_enormous_files_are_refused_before_they_are_decoded(tmp_path: Path, side
 
 def test_pixels_in_memory_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_module, "MAX_PIXELS", 30)
-    with pytest.raises(InputError, match="`init_image`: is 7x5 pixels"):
+    with pytest.raises(InputError, match="init_image: is 7x5 pixels"):
         open_image(gradient(), "init_image")
 
 

@@ -27,8 +27,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from edgediff.flow import FLOW_SAMPLERS
 from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.flow import FLOW_SAMPLERS
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import make_plan
 from edgediff.sampling.samplers import STOCHASTIC, initial_latents, sample

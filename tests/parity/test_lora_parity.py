@@ -386,8 +386,8 @@ def test_the_report_and_info_say_what_was_merged(
     assert [line for line in lines if line.startswith("merged")] == [f"merged {m}" for m in merged]
     count = len({key.split(".")[0] for key in load_file(lora.path)})
     assert (
-        f"more.safetensors: {count} of its {count + 1} layers were merged; the pipeline lacks the"
-        " others, such as lora_unet_nothing"
+        f"note: more.safetensors: {count} of its {count + 1} layers were merged; the pipeline lacks"
+        " the others, such as lora_unet_nothing"
     ) in lines
     shown = CliRunner().invoke(info, [str(tmp_path / "out")]).output
     assert [s.partition("  ")[2].strip() for s in shown.splitlines() if s.startswith("merged")] == (

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgediff.flow import FLOW_SAMPLERS, FLOW_SPACED
 
 from edgediff.bundle.manifest import Manifest, parse_manifest
 from edgediff.errors import BundleError, InputError
 from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.flow import FLOW_SAMPLERS, FLOW_SPACED
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import Plan, make_plan
 from edgediff.sampling.samplers import SAMPLERS, initial_latents, sample
@@ -115,7 +115,7 @@ def test_a_dynamic_shift_needs_the_size() -> None:
 def test_other_samplers_are_refused(sampler: str) -> None:
     with pytest.raises(InputError) as e:
         make_plan(FlowSchedule(), sampler, 4)
-    assert f"sampler is {sampler!r}" in str(e.value)
+    assert f"`sampler` is {sampler!r}" in str(e.value)
     assert all(name in str(e.value) for name in FLOW_SAMPLERS)
 
 

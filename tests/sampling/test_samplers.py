@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgediff.flow import FLOW_SAMPLERS
 
 from edgediff.arrays import Array
 from edgediff.errors import InputError
 from edgediff.sampling.denoiser import Conditioning, Denoiser
+from edgediff.sampling.flow import FLOW_SAMPLERS
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import TorchGenerator
 from edgediff.sampling.plan import Plan, make_plan

@@ -25,8 +25,8 @@ _MUCH = 8e9
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnImage:
-    """A finished image: pixels (h, w, 3), and the evaluations of stages that gave them, those of
-    the decoder apart."""
+    """A finished image: pixels (h, w, 3), and the evaluations of stages that it took; the decoder's
+    are apart."""
 
     pixels: npt.NDArray[np.uint8]
     decoding: Case
@@ -37,7 +37,7 @@ def draw_images(bundle: Path, shots: Sequence[Shot]) -> list[DrawnImage]:
     """The images that a bundle makes on the CPU."""
     import edgediff
 
-    images = []
+    drawn = []
     limit = _memory_limit(bundle)
     with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
         for s in shots:
@@ -47,20 +47,20 @@ def draw_images(bundle: Path, shots: Sequence[Shot]) -> list[DrawnImage]:
             outputs = pipe.run_stage(pipe.bundle.manifest.decoder.name, inputs)
             pixels = np.asarray(to_images(outputs[SAMPLE])[0])
             decoding = Case(name=f"image{s.name}", inputs=inputs, outputs=outputs)
-            images.append(DrawnImage(pixels=pixels, decoding=decoding, seen=seen))
+            drawn.append(DrawnImage(pixels=pixels, decoding=decoding, seen=seen))
     gc.collect()
-    return images
+    return drawn
 
 
 def _memory_limit(bundle: Path) -> int | None:
-    """Bytes for one stage at a time, where all together are more than a usual machine has."""
+    """Bytes for one stage at a time, if all together are more than a usual machine has."""
     stages = estimate(Bundle.open(bundle).manifest).values()
     together = sum(stage.weights for stage in stages)
     return max(stage.peak for stage in stages) if together > _MUCH else None
 
 
 def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
-    """`run_stage` that also keeps what goes in and comes out."""
+    """`run_stage` that also records inputs and outputs."""
 
     def run(stage: str, inputs: dict[str, Array]) -> dict[str, Array]:
         outputs = run_stage(stage, inputs)
@@ -73,7 +73,7 @@ def _recorder(run_stage: RunStage, seen: dict[str, list[Case]]) -> RunStage:
 
 def compare(
     shots: Sequence[Shot],
-    images: Sequence[DrawnImage],
+    drawn: Sequence[DrawnImage],
     references: Sequence[DrawnImage],
 ) -> tuple[ImageFidelity, ...]:
     """PSNR of each image against the float model's."""
@@ -89,7 +89,7 @@ def compare(
             height=s.height,
             psnr_db=psnr(q.pixels, f.pixels),
         )
-        for s, q, f in zip(shots, images, references, strict=True)
+        for s, q, f in zip(shots, drawn, references, strict=True)
     )
 
 

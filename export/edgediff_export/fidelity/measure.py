@@ -14,20 +14,20 @@ from edgediff_export.fidelity.cases import Case, Named
 
 FLOAT_LIMIT = 1e-3
 """The largest ‖onnx − torch‖ / ‖torch‖ of a float32 graph; beyond it the trace is wrong."""
-# ‖q − f‖ / ‖f‖ that a device may have even where the export had less: kernels round differently.
+# ‖q − f‖ / ‖f‖ that a device may have even if the export had less: kernels round differently.
 _TOLERANCE_FLOOR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 3e-2}
-# What bfloat16 adds: 8 bits of mantissa, through some fifty layers.
+# The error that bfloat16 adds: 8 bits of mantissa, through some fifty layers.
 _BFLOAT16 = 5e-2
 
 
 def run_graph(path: Path, spec: GraphSpec, inputs: Mapping[str, Named]) -> list[Case]:
-    """What a graph on disk makes of inputs, each a case of its own."""
+    """A graph on disk evaluated on inputs, each a case of its own."""
     session = Session(path, spec, SessionOptions(provider="cpu"))
     return [Case(name=k, inputs=v, outputs=session.run(**v)) for k, v in inputs.items()]
 
 
 def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, float]:
-    """A graph against torch: the worst ‖q − f‖ / ‖f‖ and |q − f| over the cases, inf where
+    """A graph against torch: the worst ‖q − f‖ / ‖f‖ and |q − f| over the cases, inf if
     anything is not finite."""
     session = Session(path, spec, SessionOptions(provider="cpu"))
     error, max_abs_error = 0.0, 0.0
@@ -56,8 +56,10 @@ def seconds(path: Path, spec: GraphSpec, case: Case, *, repeats: int = 5) -> flo
 def judge(
     error: float, max_abs_error: float, precision: Precision, *, bfloat16: bool = False
 ) -> StageFidelity:
-    """The tolerance of `edgediff verify`: twice what the export measured, or what any device's
-    rounding may cost at this precision. bfloat16: the device may compute in it."""
+    """The tolerance of `edgediff verify`: twice the error that the export measured, or the
+    one that any device's rounding may cause at this precision.
+
+    bfloat16: whether the device may compute in it."""
     floor = _TOLERANCE_FLOOR[precision] + (_BFLOAT16 if bfloat16 else 0.0)
     tolerance = max(floor, 2 * error)
     return StageFidelity(error=error, max_abs_error=max_abs_error, tolerance=tolerance)

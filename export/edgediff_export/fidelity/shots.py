@@ -44,10 +44,9 @@ _SMALL_UNET = 100e6
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One image to compare: what `Pipeline.generate` is called with.
+    """One image to compare, by the options that it is generated with.
 
-    init, mask: an image (h, w, 3) and what to paint anew of it (h, w), uint8, for UNets that
-    inpaint."""
+    init, mask: an image (h, w, 3) and its parts to repaint (h, w), uint8, if the UNet inpaints."""
 
     name: str
     prompt: str
@@ -62,7 +61,7 @@ class Shot:
 
 
 def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
-    """Four images as the model makes them, or one small, short one where that takes minutes."""
+    """Four images as the model makes them, or a small one in few steps if they take minutes."""
     defaults, unit = manifest.defaults, manifest.latent.downscale
     small = parameters < _SMALL_UNET
     width, height = (
@@ -91,8 +90,8 @@ def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
 
 
 def trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:
-    """The images that a search compares, and those that it does not see: fewer of a model that
-    takes minutes."""
+    """The images that a search compares, and those that it does not see; fewer if each would take
+    minutes."""
     used, others = (CALIBRATION, 8) if parameters < _SMALL_UNET else (1, 2)
     shots = [
         replace(shot, name=str(k), prompt=prompt, seed=100 + k)
@@ -119,8 +118,7 @@ def trajectory(
 
 
 def painting(width: int, height: int) -> tuple[Array, Array]:
-    """An image (h, w, 3) of even areas, and what to paint anew of it (h, w): its left half. Both
-    uint8."""
+    """An image (h, w, 3) of even areas, and a mask (h, w) of its left half. Both uint8."""
     side = max(width, height)
     even = even_areas(np.random.default_rng(5), (1, 3, side, side))[0, :, :height, :width]
     init = np.clip(even.transpose(1, 2, 0) * 64 + 128, 0, 255).astype(np.uint8)

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Known = list[float | int | None]
-"""A small tensor flattened, None where an element depends on the inputs."""
+"""A small tensor flattened; elements that depend on the inputs are None."""
 
 
 class Builder:
     """Adds nodes before `node`, under its name.
 
-    The nodes of one lowered layer then share the path of the layer in the pipeline."""
+    The nodes that one layer becomes then share the layer's path in the pipeline."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self._graph, self._node = graph, node
@@ -80,7 +80,7 @@ def initializer(graph: ir.Graph, name: str, values: npt.NDArray[Any]) -> ir.Valu
 def replace(node: ir.Node, new: ir.Value, output: int = 0) -> None:
     """Let whatever reads an output of `node` read `new`; the node is left for `sweep`.
 
-    A graph's output gives its name to `new`, or to a copy where that has one to keep."""
+    A graph's output gives its name to `new`, or to a copy if `new` has one to keep."""
     old = node.outputs[output]
     if new.type is None:
         new.type = old.type
@@ -126,13 +126,13 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that computes `value` where it is an `op_type`."""
+    """The node that computes `value` if it is an `op_type`, else None."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type else None
 
 
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that reads `value` where it is an `op_type` and nothing else does."""
+    """The only node that reads `value` if it is an `op_type`, else None."""
     users = {use.node for use in value.uses()}
     if len(users) != 1 or value.is_graph_output():
         return None
@@ -176,7 +176,7 @@ def keeps_batch(reshape: ir.Node) -> bool:
 
 
 def elements(value: ir.Value | None) -> Known | None:
-    """The elements of a small tensor that is computed from shapes and constants alone."""
+    """The elements of a small tensor that is computed only from shapes and constants, else None."""
     if value is None:
         return None
     constant = constant_of(value)

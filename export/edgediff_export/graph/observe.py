@@ -1,4 +1,4 @@
-"""What goes on inside a float32 graph: its intermediate values on the fixtures."""
+"""The intermediate values of a float32 graph, on examples."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ def extremes(
     source: Path, names: Sequence[str], examples: Sequence[Inputs]
 ) -> dict[str, tuple[float, float]]:
     """Name → the smallest and the largest over the examples, of float32 inputs and values that
-    nodes compute. Not finite where one of the values is not."""
+    nodes compute. Not finite if one of the values is not."""
     if not names:  # which onnxruntime would take for all
         return {}
     model = ir.load(source)
@@ -53,7 +53,7 @@ def extremes(
         for op in ("ReduceMin", "ReduceMax"):
             node = ir.node(op, [known[name]], {"keepdims": 0}, name=f"{name}/{op}")
             outputs.append(add_output(graph, node))
-            # Where the value is at hand: at the end, all of them would still be there.
+            # Right after the value: at the end, all values would still be in memory.
             producer = known[name].producer()
             graph.remove(node)
             if producer is None:
@@ -105,7 +105,7 @@ def session(
         ir.save(model, path)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # As the file has it, which puts what observes a value beside it.
+        # In the file's order, in which each value is reduced as soon as it is computed.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         for key, entry in (config or {}).items():
             options.add_session_config_entry(key, entry)

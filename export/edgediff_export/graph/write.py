@@ -9,7 +9,7 @@ from edgediff.bundle.manifest import DType, GraphSpec, Precision, Role, TensorSp
 from edgediff.errors import ExportError
 
 INLINE_LIMIT = 1024
-"""Bytes; smaller tensors stay in the graph, where ONNX Runtime's shape inference reads them."""
+"""Bytes; smaller tensors stay in the graph, for ONNX Runtime's shape inference to read."""
 _DTYPES: dict[ir.DataType, DType] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
@@ -63,7 +63,9 @@ def tensor_specs(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
     specs = []
     for value in values:
         if value.name is None or value.shape is None or value.dtype not in _DTYPES:
-            raise ExportError(f"{value.name}: an input or output of type {value.type} is no use")
+            raise ExportError(
+                f"{value.name}: an input or output of type {value.type} is not supported"
+            )
         shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
         specs.append(TensorSpec(name=value.name, dtype=_DTYPES[value.dtype], shape=shape))
     return tuple(specs)
@@ -84,7 +86,7 @@ def graph_spec(
 
 
 def shorten(graph: ir.Graph) -> None:
-    """Drop what any reader infers, the types and shapes of intermediate values, and give these
+    """Drop the types and shapes of intermediate values, which any reader infers, and give these
     values short names; nodes and weights keep theirs. It halves the graph's file."""
     values = [v for node in graph for v in node.outputs if not v.is_graph_output()]
     for value in values:  # in two passes, so that a new name never meets an old one

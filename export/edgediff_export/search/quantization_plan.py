@@ -1,4 +1,4 @@
-"""The quantization plan of another export: which layer became what, read from its bundle.json."""
+"""The quantization plan of another export: the format of each layer, read from its bundle.json."""
 
 import typing
 from collections.abc import Collection, Mapping
@@ -30,7 +30,7 @@ class QuantizationPlan:
         """Raise InputError unless the plan was made for the model called `name`."""
         if name != self.model:
             raise InputError(
-                f"{self.path}: the plan of another model, {self.model!r}, and this is {name!r}:"
+                f"{self.path}: is the plan of another model, {self.model!r}, and this is {name!r}:"
                 f" give the plan of this one, or --name {self.model} if they are the same"
             )
 
@@ -68,7 +68,7 @@ class QuantizationPlan:
         if unknown or missing:
             why = f"it names {unknown[0]}" if unknown else f"it leaves out {missing[0]}"
             raise InputError(
-                f"{self.path}: the plan of another model, {self.model!r} ({stage}: {why}):"
+                f"{self.path}: is the plan of another model, {self.model!r} ({stage}: {why}):"
                 " give the plan of this one, or --min-psnr to search for one"
             )
         formats = {k: self._format(stage, k, v) for k, v in planned.items() if k in layers}
@@ -96,7 +96,9 @@ def read_plan(path: Path) -> QuantizationPlan:
         manifest = parse_manifest(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, BundleError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
-        raise InputError(f"{path}: holds no plan ({why}): give the bundle.json of an export") from e
+        raise InputError(
+            f"{path}: does not hold a plan ({why}): give the bundle.json of an export"
+        ) from e
     if manifest.quantization.precision != "int8" or manifest.target != "cpu":
         raise InputError(
             f"{path}: {manifest.name!r} is in {manifest.quantization.precision} for"

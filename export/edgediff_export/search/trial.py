@@ -23,8 +23,8 @@ from edgediff_export.targets.cpu.prepare import Prepared
 class Trial:
     """A pipeline in formats that are tried on images.
 
-    floats: the float bundle. prepared: its stages. calibration, unseen: what to compare on.
-    scratch: a folder to write in."""
+    floats: the float bundle. prepared: its stages. calibration, unseen: the images to compare.
+    scratch: an existing folder to write in."""
 
     floats: Path
     manifest: Manifest
@@ -38,7 +38,7 @@ class Trial:
     def find_formats(
         self, wanted: Budget, report: Callable[[str], None]
     ) -> tuple[Formats, PlanSearch]:
-        """The formats that keep a budget, and what was measured. Raises ExportError."""
+        """The formats that keep a budget, and their measurements. Raises ExportError."""
         search = Search(
             layers={stage: p.layers for stage, p in self.prepared.items()},
             cost={},
@@ -77,11 +77,11 @@ class Trial:
     def _write(self, folder: Path, formats: Formats) -> None:
         graphs = {}
         for stage, prepared in self.prepared.items():
-            lowered = prepared.write(formats[stage])
+            converted = prepared.write(formats[stage])
             spec = self.manifest.graphs[stage]
-            data = write_graph(lowered.model, folder / spec.file)
+            data = write_graph(converted.model, folder / spec.file)
             graphs[stage] = replace(
-                spec, data=data, precision="int8", session_config=lowered.session_config
+                spec, data=data, precision="int8", session_config=converted.session_config
             )
         for tokenizer in self.manifest.tokenizers.values():
             shutil.copy(self.floats / tokenizer.file, folder / tokenizer.file)

@@ -1,4 +1,4 @@
-"""What a converter takes and what it gives."""
+"""The input and the output of a converter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

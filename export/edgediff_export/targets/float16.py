@@ -1,5 +1,5 @@
-"""A float32 graph → float16 (Micikevicius et al. 2017, arXiv:1710.03740), with float32 where
-float16 would overflow.
+"""A float32 graph → float16 (Micikevicius et al. 2017, arXiv:1710.03740), with float32 for
+nodes that would overflow.
 
 Inputs and outputs stay float32, so that stages of different precisions fit together.
 """
@@ -68,7 +68,7 @@ def _angles(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _convert(graph: ir.Graph, kept: set[ir.Node]) -> dict[str, str]:
-    """Turn every node but the kept ones to float16, with casts where the two meet."""
+    """Turn every node but the kept ones to float16, with casts between the two."""
     half: dict[ir.Value, ir.Value] = {}  # float32 value or weight → its float16 twin
     full: dict[ir.Value, ir.Value] = {}  # float16 value → its float32 twin
     formats: dict[str, str] = {}

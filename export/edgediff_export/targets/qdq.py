@@ -4,9 +4,8 @@ They look for QuantizeLinear → DequantizeLinear in front of a layer, with a sc
 beforehand, and for its weights behind DequantizeLinear; they turn the three into one int8 kernel
 (the static scheme of Jacob et al. 2017, arXiv:1712.05877, with one scale for each output channel,
 Krishnamoorthi 2018, arXiv:1806.08342). Activations become unsigned bytes, with the range that they
-have on the fixtures; a layer whose activations do not bear that keeps float ones. Where no such
-kernel is, the graph computes the same from its definition, as the CPU provider does for
-convolutions.
+have on the fixtures; a layer that loses too much by that keeps float ones. Without such a kernel,
+a provider computes the same step by step, as the CPU provider does for convolutions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +37,8 @@ ACTIVATION_LIMIT = 0.02
 Ranges = Mapping[str, tuple[float, float]]
 """Value → the smallest and the largest that it is on the fixtures."""
 
-# The CPU provider is what runs these bundles where the one they are made for does not. Without
-# VNNI it adds pairs of products in 16 bits, which overflow; this avoids it.
+# The CPU provider runs these bundles if the one that they are made for cannot. Without VNNI it
+# adds pairs of products in 16 bits, which overflow; this avoids it.
 SESSION_CONFIG = {PRECISE: "1"}
 
 
@@ -59,7 +58,7 @@ class Layer:
 
 
 def to_qdq(stage: FloatStage) -> Converted:
-    """A float32 stage with int8 weights, and int8 activations for the layers that bear them."""
+    """A float32 stage with int8 weights, and int8 activations for the layers that tolerate them."""
     source, cases = stage.source, stage.cases
     model = ir.load(source)
     graph = model.graph
@@ -107,8 +106,8 @@ def activation_ranges(source: Path, cases: Sequence[Case]) -> Ranges:
 
 
 def activation_errors(source: Path, cases: Sequence[Case], ranges: Ranges) -> dict[str, float]:
-    """Layer's weight → what quantizing its activations alone does to its output on the fixtures,
-    ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst.
+    """Layer's weight → the worst error of its output on the fixtures if only its activations are
+    quantized, ‖(Q(x) − x)·w‖ / ‖x·w‖.
 
     Computed inside the graph, since the activations of all layers together fill the memory."""
     model = ir.load(source)
@@ -154,8 +153,8 @@ def _layers(graph: ir.Graph) -> list[Layer]:
 
 
 def _joins_tokens(layer: Layer) -> bool:
-    """Whether a linear layer takes what a Concat joined. OpenVINO (2026.4) quantizes the parts each
-    for itself, with a zero point for each token, and then cannot compile the product."""
+    """Whether a linear layer takes the output of a Concat. OpenVINO (2026.4) quantizes each part by
+    itself, with a zero point for each token, and then cannot compile the product."""
     producer = layer.x.producer()
     return layer.node.op_type != "Conv" and producer is not None and producer.op_type == "Concat"
 

@@ -10,7 +10,8 @@ from edgediff_export.targets.float16 import to_float16
 from edgediff_export.targets.qdq import to_qdq
 
 Target = Literal["cpu", "openvino", "gpu"]
-"""What a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a GPU."""
+"""The device that a bundle is made for: ONNX Runtime's own CPU provider, OpenVINO's plug-in, or a
+GPU."""
 
 Converter = Callable[[FloatStage], Converted | Prepared]
 """Converts a stage. A `Prepared` leaves the format of each layer open until it is written."""

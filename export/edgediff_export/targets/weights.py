@@ -1,7 +1,7 @@
-"""What the int8 forms of a graph share: which layers there are, how weights are stored.
+"""Int8 weights, for all int8 forms of a graph: which layers have them, and how they are stored.
 
 Weights become signed bytes with one scale for each output channel, symmetric about zero
-(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). `lower` writes graphs for ONNX Runtime's CPU
+(Krishnamoorthi 2018, arXiv:1806.08342, section 3.1). `cpu` writes graphs for ONNX Runtime's CPU
 provider, `qdq` for providers that fuse pairs of QuantizeLinear and DequantizeLinear.
 """
 
@@ -36,7 +36,7 @@ def settle(graph: ir.Graph, formats: dict[str, str]) -> None:
 
 
 def weight_to_quantize(node: ir.Node) -> ir.Value | None:
-    """The weight of a linear layer, a convolution or an embedding, where it is worth it."""
+    """The weight of a linear layer, a convolution or an embedding if it is large, else None."""
     index = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}.get(node.op_type)
     weight = None if index is None else node.inputs[index]
     if not is_weight(weight) or _size(weight) < SMALL:
@@ -68,7 +68,7 @@ def activation_scale(low: float, high: float) -> tuple[float, int]:
 
 
 def output_axis(node: ir.Node) -> int | None:
-    """The axis of a weight's output channels where the node is a linear layer, MatMul or Gemm by a
+    """The axis of a weight's output channels if the node is a linear layer, MatMul or Gemm by a
     constant of rank 2; else None."""
     if node.op_type not in ("MatMul", "Gemm"):
         return None
@@ -93,7 +93,7 @@ def is_weight(value: ir.Value | None) -> TypeGuard[ir.Value]:
 def array(value: ir.Value) -> npt.NDArray[np.float32]:
     """A float32 weight's values."""
     if value.const_value is None:
-        raise ValueError(f"{value.name} is no constant")
+        raise ValueError(f"{value.name} is not a constant")
     values: npt.NDArray[np.float32] = np.asarray(value.const_value.numpy(), np.float32)
     return values
 
@@ -122,7 +122,7 @@ def dequantize_weight(graph: ir.Graph, node: ir.Node, index: int, *, axis: int) 
         [
             initializer(graph, f"{weight.name}.int8", q),
             initializer(graph, f"{weight.name}.scale", scale),
-            # Zeros, which is also what leaving it out means; but there ONNX Runtime puts a single
+            # Zeros, which are also the default; but ONNX Runtime replaces the default by a single
             # one when it makes signed bytes unsigned, and then refuses it beside many scales.
             initializer(graph, f"{weight.name}.zero", np.zeros(len(scale), np.int8)),
         ],

@@ -1,10 +1,10 @@
-"""A UNet that takes what control networks give (Zhang et al. 2023, arXiv:2302.05543, section 3.2):
-a second graph over the weights file of the first, which stays as it is.
+"""A UNet that takes the residuals of control networks (Zhang et al. 2023, arXiv:2302.05543,
+section 3.2): a second graph over the weights file of the first, which stays as it is.
 
 It is made of the finished graph, in whatever precision that is: a control network's residuals are
-added to the skip connections and to what the middle block gives, which all meet in the joins, the
-Concats of the decoding half. So the two differ in these additions alone, weights and calibration
-are the same, and without control nothing is paid."""
+added to the skip connections and to the middle block's output, which all meet in the joins, the
+Concats of the decoding half. So the two differ only in these additions, weights and calibration
+are the same, and without control it costs nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,9 +39,9 @@ def write_controlled(
 ) -> GraphSpec:
     """Write unet_controlled.onnx beside a UNet, over its weights, and describe it.
 
-    joins: of the float32 graph; a lowered one names what became of them after them.
+    joins: their names in the float32 graph; a converted graph keeps these as the start of its own.
     residuals: those of the skip connections from the first on, and the middle block's last.
-    Raises ExportError where the two do not go together."""
+    Raises ExportError if the two do not go together."""
     model = load_typed(folder / unet.file)
     graph = model.graph
     nodes = [node for node in graph if node.op_type == "Concat" and _origin(node) in joins]
@@ -65,7 +65,7 @@ def write_controlled(
 
 
 def _origin(node: ir.Node) -> str:
-    """The name of the node of the traced graph that a node came of: `lower` names what it writes
+    """The name of the traced node that a node was made of: passes name the nodes that they write
     `origin/Operator.3`."""
     name = node.name or ""
     head, _, last = name.rpartition("/")
@@ -79,7 +79,7 @@ def _input(spec: TensorSpec) -> ir.Value:
 
 
 def _add(graph: ir.Graph, node: ir.Node, index: int, residual: ir.Value) -> None:
-    """Let a join read the sum of what it reads and a residual, in its own layout and dtype."""
+    """Add a residual to an input of a join, in its own layout and dtype."""
     builder = Builder(graph, node)
     value = node.inputs[index]
     if value is None:

@@ -1,4 +1,4 @@
-"""The inputs on which stages are compared: small ones that look like the real thing."""
+"""The inputs on which stages are compared: small ones that resemble real ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from edgediff.text.tokenizer import Tokenizer
 from edgediff_export.fidelity.cases import Case, Named
 from edgediff_export.fidelity.shots import PROMPTS, even_areas
 
-# Latents a side: enough for every layer to do what it does, and no more.
+# Latents a side: just enough to exercise every layer.
 _UNET_SIDE = 32
 _VAE_SIDE = 8
 _TIMESTEPS = (981.0, 261.5)
@@ -135,6 +135,6 @@ def _cut(sample: Any) -> Any:
 
 
 def sample_side(unet_config: Mapping[str, Any]) -> int:
-    """A UNet's own latent size, the shorter side where there are two."""
+    """A UNet's own latent size, the shorter side if there are two."""
     size = unet_config.get("sample_size") or 64
     return min(size) if isinstance(size, list | tuple) else int(size)

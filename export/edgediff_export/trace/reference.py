@@ -1,4 +1,4 @@
-"""The float32 reference: what torch itself gives."""
+"""The float32 reference: torch's own outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from edgediff_export.trace.stage import Stage
 
 
 def run_torch(module: Any, stage: Stage, inputs: Mapping[str, Named]) -> list[Case]:
-    """The float32 reference outputs. Raises ExportError where they are not finite."""
+    """The float32 reference outputs. Raises ExportError if they are not finite."""
     import torch
 
     cases = []

@@ -1,5 +1,5 @@
-"""What the stages of a pipeline are: which component each is made of, what it takes and gives, and
-how torch evaluates it."""
+"""The stages of a pipeline: the component that each is made of, its inputs and outputs, and how
+torch evaluates it."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +31,10 @@ Axes = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One graph of a bundle, with its role there. component: what `Source.load` is asked for.
+    """One graph of a bundle, with its role there. component: the name that `Source.load` takes.
 
     inputs, outputs: see Axes; `height` and `width` count latents. Further inputs, which only some
-    models have, are free in their batch alone.
+    models have, are free only in their batch.
     evaluate: (module, inputs by name, torch tensors) → the outputs, in order."""
 
     name: str
@@ -74,7 +74,7 @@ def stages_of(source: Source, *, with_encoder: bool = False) -> list[Stage]:
 
 
 def forward(module: Any, inputs: Mapping[str, Any]) -> Any:
-    """What a module's class says that it computes, `Stage.bind` or not."""
+    """The forward pass of a module's class, whether `Stage.bind` replaced it or not."""
     return type(module).forward(module, **inputs)
 
 

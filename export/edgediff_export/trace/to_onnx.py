@@ -1,7 +1,7 @@
 """Torch modules to float32 graphs, one stage at a time, without a second copy of the weights.
 
-The exporter sees weights that hold one number each, at every place, and take no memory; the graph
-that it writes then gets the real ones, which are read where it is written.
+The exporter sees weights that repeat one number and take no memory; the graph that it writes then
+gets the real ones, which are read as it is written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
-from edgediff_export.trace.cleanup import tidy
+from edgediff_export.trace.cleanup import clean_up
 from edgediff_export.trace.stage import Stage
 
 OPSET = 18
@@ -28,13 +28,13 @@ def trace(
     work: Path,
 ) -> ir.Model:
     """A stage's torch module → its float32 graph, whose weights are the module's, read when asked
-    for; the module itself is of no use any more.
+    for; the module cannot be used afterwards.
 
     example: the stage's inputs by name, torch tensors; the shapes and dtypes that are not free.
-    shapes: output → what is known of its shape where it is not free either.
+    shapes: output → the dimensions that are not free.
     work: an existing folder, for a file that may go afterwards.
 
-    Raises ExportError where the module cannot be traced."""
+    Raises ExportError if the module cannot be traced."""
     weights = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     path = work / f"{stage.name}.onnx"
     with quiet():
@@ -67,8 +67,8 @@ def trace(
         raise ExportError(f"{stage.name}: reads {unknown[0]}, which is neither input nor weight")
     known = {**{k: v.shape for k, v in example.items()}, **shapes}
     _name_dimensions(model.graph, stage, known)
-    tidy(model)
-    # An output that turned out to be an intermediate value has the shape that was inferred of that.
+    clean_up(model)
+    # An output that is also an intermediate value has that one's inferred shape now.
     _name_dimensions(model.graph, stage, known)
     return model
 
@@ -111,7 +111,7 @@ _Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 def _fold_layout(graph: ir.Graph, value: ir.Value) -> None:
     """Transposed weights, and those with further dimensions of 1, become weights themselves, under
-    the name that the weight has where nothing else reads it."""
+    the name of the original unless something else reads that."""
     users = list(dict.fromkeys(use.node for use in value.uses()))
     twins: dict[str, ir.Value] = {}
     for node in users:
@@ -132,7 +132,7 @@ def _fold_layout(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _relayout(value: ir.Value, node: ir.Node) -> tuple[str, Sequence[int], _Change] | None:
-    """(name, shape, change) of a node that lays a weight out anew; None for another node."""
+    """(name, shape, change) of a node that changes a weight's layout; None for another node."""
     if node.inputs[0] is not value or value.shape is None:
         return None
     shape = [int(d) for d in value.shape.numpy()]
@@ -160,7 +160,7 @@ def _constant(value: ir.Value) -> list[int] | None:
 def _changed(value: ir.Value, name: str, shape: Sequence[int], change: _Change) -> ir.Value:
     of = value.const_value
     if of is None:
-        raise ValueError(f"{value.name} is no weight")
+        raise ValueError(f"{value.name} is not a weight")
 
     def read() -> ir.Tensor[Any]:
         return ir.Tensor(np.ascontiguousarray(change(of.numpy())), name=name)
@@ -172,8 +172,8 @@ def _changed(value: ir.Value, name: str, shape: Sequence[int], change: _Change) 
 
 
 def _name_dimensions(graph: ir.Graph, stage: Stage, known: Mapping[str, Sequence[int]]) -> None:
-    """Give inputs and outputs their shapes; the exporter names what it could not infer after its
-    own nodes."""
+    """Give inputs and outputs their shapes; dimensions that the exporter could not infer are named
+    after its own nodes."""
     for value in (*graph.inputs, *graph.outputs):
         name = value.name or ""
         value.shape = ir.Shape([stage.axes(name).get(i, d) for i, d in enumerate(known[name])])

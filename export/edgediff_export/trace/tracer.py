@@ -43,7 +43,7 @@ class Traced:
 class Tracer:
     """Traces the stages of one source into `floats`, in the order in which they run.
 
-    tokenizers: of each text encoder, in the order in which the UNet reads what they give."""
+    tokenizers: of each text encoder, in the order in which the UNet reads their outputs."""
 
     source: Source
     tokenizers: Mapping[str, Tokenizer]
@@ -57,7 +57,7 @@ class Tracer:
     def trace(self, stage: Stage, done: Mapping[str, Traced]) -> Traced:
         """Load a component, run the fixtures through it, trace it, let go of it, check the graph.
 
-        done: the stages before. Raises ExportError, also where graph and torch differ."""
+        done: the stages before. Raises ExportError, also if graph and torch differ."""
         inputs = self._inputs(stage, done)
         module = self._load(stage)
         parameters = sum(p.numel() for p in module.parameters())

@@ -1,4 +1,4 @@
-"""What an export may cost, and what is done where it costs too much."""
+"""The error that an export may have, and what follows from too large a one."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is known of a value before anything runs, and how nodes are exchanged."""
+"""Facts about a value that are known before anything runs, and exchanged nodes."""
 
 from collections.abc import Callable
 from typing import Any

@@ -15,7 +15,7 @@ from edgediff.errors import ExportError
 
 COUNT = 64
 REST = 1000
-"""Bytes of all that is no layer."""
+"""Bytes of everything that is not a layer."""
 
 
 def layer(name: str, *shape: int) -> Layer:
@@ -163,13 +163,13 @@ def test_an_impossible_quality(world: Any) -> None:
     reached = w.psnr(everything) - 1
     assert f"--min-psnr 90: the best that int8 reached is {reached:.1f} dB" in str(e.value)
     assert "--precision fp32" in str(e.value)
-    assert "--max-size" not in str(e.value)  # it was not what held it back
+    assert "--max-size" not in str(e.value)  # it did not limit the search
     assert "nothing was written" in str(e.value)
     assert "\n" not in str(e.value)
 
 
 def test_what_was_reached_is_less_than_what_was_asked(world: Any) -> None:
-    """Where the search passes on one set of images and fails on the other, and back."""
+    """The search passes on one set of images and fails on the other, and back."""
     w = world()
     medians = {False: 41.0, True: 38.0}
 
@@ -213,7 +213,7 @@ def test_an_impossible_size(world: Any) -> None:
     )
     assert "nothing was written" in str(e.value)
     assert w.tried == []
-    # What it says can be given.
+    # The size that it names is possible.
     w.search(max_size=int(megabytes * 1e6))
 
 
@@ -243,7 +243,7 @@ def test_equal_images_are_good_enough_for_anything() -> None:
     assert Measured.of([30.0, 40.0]) == Measured(median=35.0, lowest=30.0)
 
 
-def test_what_was_tried_is_told(world: Any) -> None:
+def test_each_try_is_reported(world: Any) -> None:
     w = world()
     w.search(min_psnr=36.0)
     assert w.said[0].startswith("int8: 27.0 dB on calibration images")

@@ -102,7 +102,7 @@ def test_small_layers_may_be_left_out(prepared: Prepared) -> None:
 def test_the_plan_of_another_model(prepared: Prepared) -> None:
     plan = prepared.write().formats
     more = saved({"stage": {**plan, "mid.7.weight": "int8"}})
-    message = r"other/bundle\.json: the plan of another model, 'other' \(stage: it names mid\.7\.we"
+    message = r"other/bundle\.json: is the plan of another model, 'other' \(stage: it names mid\.7"
     with pytest.raises(InputError, match=message):
         more.fitted({"stage": prepared})
     first = prepared.layers[0].name
@@ -140,26 +140,26 @@ def test_a_plan_is_read_from_a_bundle_or_its_manifest(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["nothing", "folder", "text", "bytes", "json", "list", "onnx", "float", "openvino"]
+    "kind", ["nothing", "folder", "text", "bytes", "json", "list", "onnx", "float", "openvino"]
 )
-def test_what_holds_no_plan(what: str, bundle: Path, tiny_bundle: Path) -> None:
+def test_files_without_a_plan(kind: str, bundle: Path, tiny_bundle: Path) -> None:
     path = bundle / "bundle.json"
     text = path.read_text(encoding="utf-8")
-    if what == "nothing":
+    if kind == "nothing":
         path = bundle / "no-such-file"
-    elif what == "folder":
+    elif kind == "folder":
         path = bundle / "empty"
         path.mkdir()
-    elif what == "onnx":
+    elif kind == "onnx":
         path = tiny_bundle / "unet.onnx"
-    elif what == "bytes":
+    elif kind == "bytes":
         path.write_bytes(np.arange(256).astype(np.uint8).tobytes())
     else:
         content = json.loads(text)
-        content["target"] = "openvino" if what == "openvino" else "cpu"
-        content["quantization"]["precision"] = "fp32" if what == "float" else "int8"
+        content["target"] = "openvino" if kind == "openvino" else "cpu"
+        content["quantization"]["precision"] = "fp32" if kind == "float" else "int8"
         broken = {"text": "int8", "json": "{}", "list": "[]"}
-        path.write_text(broken.get(what, json.dumps(content)), encoding="utf-8")
+        path.write_text(broken.get(kind, json.dumps(content)), encoding="utf-8")
     with pytest.raises(InputError, match=r"give the bundle\.json of an export") as e:
         read_plan(path)
     assert str(e.value).startswith(f"{path}: ")

@@ -1,4 +1,4 @@
-"""A search on a small pipeline: what it promises is what the bundle holds."""
+"""A search on a small pipeline: the bundle holds what the search promised."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def source(small_pipeline: Callable[[str], Path]) -> str:
 def searched(
     source: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Exported, list[str], list[tuple[Any, int]]]:
-    """A search for quality alone; what it said; and its idea of each plan's size."""
+    """A search only for quality, its reports, and the size that it expects."""
     said: list[str] = []
     sizes = []
     run = Search.run

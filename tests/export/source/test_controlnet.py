@@ -1,4 +1,4 @@
-"""Control networks at export: which are taken, which are refused, and what they become."""
+"""Control networks at export: which are taken, which are refused, and their graphs."""
 
 import filecmp
 import json

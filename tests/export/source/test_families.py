@@ -1,4 +1,4 @@
-"""Whole exports of each family: what is quantized, what must not be, and what is swapped in."""
+"""Whole exports of each family: stages that are quantized, kept float, and swapped in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_a_lightning_unet_alone(small_pipeline: Callable[[str], Path], tmp_path:
 def test_an_inpainting_unet_comes_with_the_encoder(
     shape: str, small_pipeline: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """It is compared on images of which half is painted anew."""
+    """It is compared on images of which half is repainted."""
     made = export(
         Options(source=str(small_pipeline(shape)), out=tmp_path / "b", precision="int8", steps=2)
     )

@@ -1,4 +1,4 @@
-"""What can be exported and what is refused, each with its reason and remedy."""
+"""Sources that can be exported, and those that are refused, with reason and remedy."""
 
 import json
 import shutil

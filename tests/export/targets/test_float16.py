@@ -1,4 +1,4 @@
-"""float16: what is converted, what is kept, and that casts sit only where the two meet."""
+"""float16: nodes that are converted or kept, and casts only between the two."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from edgediff_export.graph.observe import magnitudes
 from edgediff_export.graph.write import write_graph
 from edgediff_export.targets.conversion import FloatStage
 from edgediff_export.targets.float16 import to_float16
-from edgediff_export.trace.cleanup import tidy
+from edgediff_export.trace.cleanup import clean_up
 
 RNG = np.random.default_rng(0)
 
@@ -37,7 +37,7 @@ def lower(module: torch.nn.Module, x: np.ndarray, folder: Path) -> tuple[Any, np
     torch.onnx.export(
         module, (torch.from_numpy(x),), path, input_names=["x"], output_names=["y"], dynamo=False
     )
-    write_graph(tidy(ir.load(path)), folder / "f.onnx")
+    write_graph(clean_up(ir.load(path)), folder / "f.onnx")
     cases = [Case(name="one", inputs={"x": x}, outputs={})]
     lowered = to_float16(FloatStage(source=folder / "f.onnx", cases=cases))
     write_graph(lowered.model, folder / "h.onnx")

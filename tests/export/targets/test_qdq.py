@@ -1,4 +1,4 @@
-"""int8 in QDQ form: the arithmetic, what is left in float, and that the CPU provider runs it."""
+"""int8 in QDQ form: the arithmetic, layers left in float, and a run on the CPU provider."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def quantized(source: Path, cases: Sequence[Case]) -> Converted:
 
 
 def run(lowered: Converted, x: npt.NDArray[np.generic], folder: Path) -> Floats:
-    """The output on the CPU, with what bundle.json would hand to the session."""
+    """The output on the CPU, with the session's entries in bundle.json."""
     path = folder / "lowered.onnx"
     data = write_graph(lowered.model, path)
     spec = GraphSpec(
@@ -88,8 +88,8 @@ class Middle(torch.nn.Module):
 
 
 def bound(layer: torch.nn.Module, x: Floats, y: Callable[..., torch.Tensor]) -> Floats:
-    """How far a layer's output may be: |Q(x) − x|·|Q(w)| + |x|·|Q(w) − w|, where rounding to levels
-    a scale apart is off by half a scale."""
+    """The error that a layer's output may have: |Q(x) − x|·|Q(w)| + |x|·|Q(w) − w|; rounding to
+    levels a scale apart is off by half a scale."""
     w = layer.weight.detach()  # type: ignore[union-attr, operator]
     step = w.abs().amax(dim=tuple(range(1, w.ndim)), keepdim=True) / 127
     x_scale, _ = activation_scale(float(x.min()), float(x.max()))
@@ -292,7 +292,7 @@ def test_the_stages_of_a_pipeline(
 
 
 def stage_cases(bundle: Bundle, stage: str) -> list[Case]:
-    """What the export compared with torch, from the bundle's fixtures."""
+    """The cases that the export compared with torch, from the bundle's fixtures."""
     with np.load(bundle.path(bundle.manifest.fixtures or "")) as arrays:
         found: dict[str, dict[str, dict[str, npt.NDArray[Any]]]] = {}
         for key in arrays:

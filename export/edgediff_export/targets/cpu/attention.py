@@ -85,7 +85,7 @@ def match_attention(node: ir.Node) -> Attention | None:
 
 
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float | None]:
-    """x·s → (x, s), with the same after a Transpose; s is None where it is not a constant."""
+    """x·s → (x, s); s is None if it is not a constant."""
     scale = 1.0
     while (node := producer(value, "Mul")) is not None:
         factors = [scalar(v) for v in node.inputs]
@@ -102,7 +102,7 @@ def _perm(node: ir.Node) -> tuple[int, ...]:
 
 
 def _before_heads(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, int] | None:
-    """What was reshaped (b, s, c) → (b, s, heads, d) and transposed by `perm`, and heads."""
+    """The value (b, s, c) before a Reshape to (b, s, heads, d) and a Transpose by `perm`; heads."""
     swapped = producer(value, "Transpose")
     if swapped is None or _perm(swapped) != perm:
         return None

@@ -1,6 +1,6 @@
-"""Averaged keys and values (token downsampling, Smith et al. 2024, arXiv:2402.13573): where
-self-attention is dearest, each 2×2 neighbourhood of tokens is averaged before keys and values are
-made of it. Attention there costs a quarter; images change, so it is off unless asked for."""
+"""Averaged keys and values (token downsampling, Smith et al. 2024, arXiv:2402.13573): in the most
+expensive self-attentions, each 2×2 neighbourhood of tokens is averaged before keys and values are
+made of it. These attentions then cost a quarter; images change, so it is off unless asked for."""
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +10,8 @@ from edgediff_export.targets.cpu.group_norm import DOMAIN
 
 
 def average_keys_and_values(model: ir.Model) -> int:
-    """Average what the keys and values of the self-attentions at the highest resolution are made
-    of, in a restructured graph, in place. Returns the number of attentions changed."""
+    """Average the source of the keys and values of the self-attentions at the highest resolution,
+    in a restructured graph, in place. Returns the number of attentions changed."""
     found = [node for node in model.graph if _is_self_attention(node)]
     widths = {node: (dims(node.inputs[0]) or [0])[-1] or 0 for node in found}
     finest = min(widths.values(), default=0)  # the fewer channels, the higher the resolution
@@ -36,7 +36,7 @@ def average_keys_and_values(model: ir.Model) -> int:
 
 def _is_self_attention(node: ir.Node) -> bool:
     if node.op_type != "MultiHeadAttention" or node.inputs[0] in node.inputs[1:3]:
-        return False  # a query that is a key as well cannot be one alone
+        return False  # a query that is also the key cannot change alone
     sources = {_made_of(v) for v in node.inputs[:3]}
     return len(sources) == 1 and None not in sources
 
@@ -77,7 +77,7 @@ def _grid(tokens: ir.Value | None) -> ir.Value | None:
 
 
 def _average(builder: Builder, tokens: ir.Value, grid: ir.Value) -> ir.Value:
-    """tokens (b, h·w, c) → (b, ⌈h/2⌉·⌈w/2⌉, c), the last row and column repeated where odd."""
+    """tokens (b, h·w, c) → (b, ⌈h/2⌉·⌈w/2⌉, c), an odd last row or column repeated."""
     channels = (dims(tokens) or [None])[-1] or 0
     shape = builder.op("Shape", [grid])
 

@@ -1,4 +1,4 @@
-"""What each layer sees and gives: a restructured graph watched on example inputs."""
+"""The inputs and outputs of each layer: a restructured graph, observed on examples."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Seen:
     low, high: its input's extremes. channels: max |x| of each input channel, (c) float32.
     output: max |y − bias| of each output channel, (n) float32, for an input as large as the
     largest seen; smaller ones count as if scaled to it. rows: how many vectors of channels
-    the input has at most, which says how much work the layer is.
+    the input has at most, a measure of the layer's work.
     error: ‖(Q(x) − x)·w‖ / ‖x·w‖ at worst, Q rounding to bytes as DynamicQuantizeLinear does."""
 
     low: float
@@ -52,7 +52,7 @@ def calibrate(
     if not watched:
         return {}
     order = {node: k for k, node in enumerate(model.graph)}
-    # A graph's output → what it is of a weight, which layers may share.
+    # A graph's output → "weight:kind"; layers may share a weight.
     outputs: dict[str, str] = {}
     for k, layer in enumerate(watched):
         for kind, value in _watch(model.graph, layer, order).items():
@@ -90,7 +90,7 @@ def rounding_error(builder: Builder, x: ir.Value) -> ir.Value:
 
 
 def _watch(graph: ir.Graph, layer: Layer, order: dict[ir.Node, int]) -> dict[str, ir.Value]:
-    """Add what measures a layer; returns low, high, channels, output, rows and error."""
+    """Add nodes that measure a layer; returns low, high, channels, output, rows and error."""
     y = layer.node.outputs[0]
     # Before the first reader, which comes after the layer itself.
     builder = Builder(graph, min((use.node for use in y.uses()), key=order.__getitem__))

@@ -1,8 +1,8 @@
 """Convolutions and linear layers on channels-last activations, written out in a storage format.
 
 Weights are signed bytes with one scale for each output channel (Krishnamoorthi 2018,
-arXiv:1806.08342, section 3.1); unsigned activations times signed weights is what processors are
-fast at. Two kernels do that, and which one is faster depends on the processor:
+arXiv:1806.08342, section 3.1); processors are fast at multiplying unsigned activations by
+signed weights. Two kernels do that, and which one is faster depends on the processor:
 
 * "gather": the activations' neighbourhoods are gathered into rows, and one MatMulIntegerToFloat
   multiplies them. Activations are quantized as they come; the result is float32.
@@ -95,7 +95,7 @@ def read_layer(node: ir.Node) -> Layer | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a layer saw and gave in calibration: its input's extremes, and max |y − bias| of each
+    """The ranges of a layer in calibration: its input's extremes, and max |y − bias| of each
     output channel, (n) float32, for an input that large."""
 
     low: float
@@ -104,7 +104,7 @@ class Range:
 
 
 MARGIN = 1.3
-"""How much wider than in calibration an output channel's range is: what lies beyond is clipped."""
+"""How much wider than in calibration an output channel's range is; values beyond it are clipped."""
 
 
 class Writer:
@@ -167,13 +167,13 @@ class Writer:
         if weight.ndim == 2:
             weight = np.ascontiguousarray(weight.T)[:, :, None, None]
         q, scale = quantize_weight(weight, axis=0, levels=self._levels)
-        # What a step of the output stands for, by channel.
+        # The size of a step of the output, by channel.
         step = np.maximum(seen.output * MARGIN / 127, np.float32(1e-12)).astype(np.float32)
         x, x_scale, x_zero = self._quantize(builder, layer.x, zero)
         tokens = len(layer.x.shape or ()) == 3
         if tokens:
             x = builder.op("Unsqueeze", [x, builder.constant([1], np.int64)])
-        # The output's range goes with the input's: what calibration knows is their ratio.
+        # The output's range scales with the input's: calibration gives their ratio.
         known = max(seen.high / (255 - zero), -seen.low / zero, 1e-12)
         y_scale = builder.op("Mul", [x_scale, builder.constant(1 / known, np.float32)])
         half = builder.constant(128, np.uint8)
@@ -299,7 +299,7 @@ class Writer:
 def gather_neighbourhoods(
     builder: Builder, x: ir.Value, pad: ir.Value | None, layer: Layer
 ) -> ir.Value:
-    """x (b, h, w, c) → (b, h', w', kh·kw·c): what each output pixel of a convolution reads.
+    """x (b, h, w, c) → (b, h', w', kh·kw·c): the inputs of each output pixel of a convolution.
 
     Neighbours in a row first, then whole rows, so that the copies are few and long."""
     top, left, bottom, right = layer.pads

@@ -25,7 +25,7 @@ DOMAIN = "edgediff.lowering"
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """What is still to be done to a value: · scale + shift, each (c) or (b, 1, c)."""
+    """A step that a value still needs: · scale + shift, each (c) or (b, 1, c)."""
 
     scale: ir.Value
     shift: ir.Value
@@ -100,43 +100,64 @@ def write_group_norm(
     """GroupNorm of x (b, …, c) with channels last, out of operators that are fast on a CPU.
 
     Sums over tokens are products with a row of ones: ReduceMean along any but the last axis is slow
-    there. What normalization does to a channel is then x·a + b, with a and b (b, 1, c) from those
-    sums. affine: x is not the value itself but has yet to be multiplied and shifted per channel;
-    that costs nothing here."""
-    weight, bias = node.inputs[1], node.inputs[2]
-    values = constant_of(weight)
+    there. Normalization of a channel is then x·a + b, with a and b (b, 1, c) from those sums.
+
+    affine: a scale and a shift by channel that x still needs; they cost nothing here."""
+    values = constant_of(node.inputs[1])
     if values is None:
-        raise ValueError(f"{node.name}: the norm's weight is no constant")
-    channels, groups = values.size, node.attributes.get_int("groups", 1)
+        raise ValueError(f"{node.name}: the norm's weight is not a constant")
+    channels = values.size
     tokens = builder.op("Reshape", [x, builder.constant([0, -1, channels], np.int64)])
+    mean, square = _moments(builder, tokens)
+    if affine is not None:
+        mean, square = _moments_after(builder, affine, mean, square)
+    scale, shift = _by_channel(builder, node, mean, square, channels)
+    if affine is not None:
+        shift = builder.op("Add", [shift, builder.op("Mul", [affine.shift, scale])])
+        scale = builder.op("Mul", [scale, affine.scale])
+    normal = builder.op("Add", [builder.op("Mul", [tokens, scale]), shift])
+    return builder.op("Reshape", [normal, builder.op("Shape", [x])])
+
+
+def _moments(builder: Builder, tokens: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """tokens (b, t, c) → E[x] and E[x²] over the tokens, (b, 1, c) each."""
     one = builder.constant([1], np.int64)
-    count = builder.op(
-        "Gather", [builder.op("Shape", [tokens]), builder.constant([1], np.int64)], {"axis": 0}
-    )
+    count = builder.op("Gather", [builder.op("Shape", [tokens]), one], {"axis": 0})
     row = builder.op("Concat", [one, one, count], {"axis": 0})
     ones = builder.op("ConstantOfShape", [row], {"value": ir.tensor(np.ones(1, np.float32))})
     float_count = builder.op("Cast", [count], {"to": ir.DataType.FLOAT})
+    squares = builder.op("Mul", [tokens, tokens])
     mean = builder.op("Div", [builder.op("MatMul", [ones, tokens]), float_count])
-    square = builder.op(
-        "Div", [builder.op("MatMul", [ones, builder.op("Mul", [tokens, tokens])]), float_count]
+    square = builder.op("Div", [builder.op("MatMul", [ones, squares]), float_count])
+    return mean, square
+
+
+def _moments_after(
+    builder: Builder, affine: Affine, mean: ir.Value, square: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """E[rx + t] and E[(rx + t)²] = r²E[x²] + 2rtE[x] + t², of E[x] and E[x²]."""
+    r, t = affine.scale, affine.shift
+    cross = builder.op("Mul", [builder.op("Mul", [mean, r]), t])
+    rest = builder.op(
+        "Add",
+        [
+            builder.op("Mul", [cross, builder.constant(2.0, np.float32)]),
+            builder.op("Mul", [t, t]),
+        ],
     )
-    if affine is not None:
-        # E[(rx + t)²] = r²E[x²] + 2rtE[x] + t²
-        cross = builder.op("Mul", [builder.op("Mul", [mean, affine.scale]), affine.shift])
-        square = builder.op(
-            "Add",
-            [
-                builder.op("Mul", [square, builder.op("Mul", [affine.scale, affine.scale])]),
-                builder.op(
-                    "Add",
-                    [
-                        builder.op("Mul", [cross, builder.constant(2.0, np.float32)]),
-                        builder.op("Mul", [affine.shift, affine.shift]),
-                    ],
-                ),
-            ],
-        )
-        mean = builder.op("Add", [builder.op("Mul", [mean, affine.scale]), affine.shift])
+    scaled = builder.op("Mul", [square, builder.op("Mul", [r, r])])
+    return (
+        builder.op("Add", [builder.op("Mul", [mean, r]), t]),
+        builder.op("Add", [scaled, rest]),
+    )
+
+
+def _by_channel(
+    builder: Builder, node: ir.Node, mean: ir.Value, square: ir.Value, channels: int
+) -> tuple[ir.Value, ir.Value]:
+    """The scale and the shift that normalize each channel, (b, 1, c), of its moments."""
+    weight, bias = node.inputs[1], node.inputs[2]
+    groups = node.attributes.get_int("groups", 1)
     by_group = builder.constant([0, groups, -1], np.int64)
     axis = builder.constant([2], np.int64)
 
@@ -149,18 +170,11 @@ def write_group_norm(
     epsilon = builder.constant(node.attributes.get_float("epsilon", 1e-5), np.float32)
     deviation = builder.op("Sqrt", [builder.op("Add", [variance, epsilon])])
     # (b, groups, 1) spread over the channels of each group.
-    by_channel = builder.constant([groups, channels // groups], np.int64)
-    flat = builder.constant([0, 1, channels], np.int64)
-    grouped_weight = builder.op("Reshape", [weight, by_channel])
-    scale = builder.op("Div", [grouped_weight, deviation])  # (b, groups, c / groups)
+    spread = builder.constant([groups, channels // groups], np.int64)
+    scale = builder.op("Div", [builder.op("Reshape", [weight, spread]), deviation])
     shift = builder.op(
         "Sub",
-        [builder.op("Reshape", [bias, by_channel]), builder.op("Mul", [group_mean, scale])],
+        [builder.op("Reshape", [bias, spread]), builder.op("Mul", [group_mean, scale])],
     )
-    scale = builder.op("Reshape", [scale, flat])
-    shift = builder.op("Reshape", [shift, flat])
-    if affine is not None:
-        shift = builder.op("Add", [shift, builder.op("Mul", [affine.shift, scale])])
-        scale = builder.op("Mul", [scale, affine.scale])
-    normal = builder.op("Add", [builder.op("Mul", [tokens, scale]), shift])
-    return builder.op("Reshape", [normal, builder.op("Shape", [x])])
+    flat = builder.constant([0, 1, channels], np.int64)
+    return builder.op("Reshape", [scale, flat]), builder.op("Reshape", [shift, flat])

@@ -1,4 +1,4 @@
-"""Which kernel a convolution takes: measured on this machine, or by the kind of processor."""
+"""The kernel that a convolution takes: measured on this machine, or by the kind of processor."""
 
 import statistics
 import time
@@ -15,17 +15,17 @@ from edgediff_export.targets.cpu.dense import Kernel, Layer, Range, Writer, read
 from edgediff_export.targets.cpu.group_norm import DOMAIN
 
 Profile = Literal["auto", "x86-amx", "x86-vnni", "x86-avx2", "arm-dot"]
-"""auto measures. The others say what a device has, for which a bundle is made elsewhere. A bundle
-made for one runs on all of them, and gives the same values there, but for "direct" convolutions
-on x86 without VNNI, whose sums overflow in 16 bits: made there, a bundle has none, and made for
-x86-avx2, its weights have 7 bits, with which nothing overflows."""
+"""auto measures on this machine; the others name the processor of another device. A bundle made for
+one runs on all of them, and gives the same values, except for "direct" convolutions on x86 without
+VNNI, whose sums overflow in 16 bits. A bundle made on such a machine has none of these, and one
+made for x86-avx2 has weights of 7 bits, with which nothing overflows."""
 _GATHERED = 100e6
 """Bytes of neighbourhoods, beyond which copying them takes longer than matrix tiles save."""
 _WORTH_TIMING = 1e8
 """Multiplications, below which a timing is noise, and the choice would differ from run to run."""
 _REPEATS = 5
 _CLEARLY = 0.9
-"""What counts as faster: a share of the other's time that noise does not make up."""
+"""The share of the other kernel's time from which one counts as faster; noise is less."""
 
 _Shape = tuple[tuple[int, ...], tuple[int, int], tuple[int, ...], int]
 
@@ -36,8 +36,8 @@ def choose_kernels(
     """Weight → kernel, for the convolutions of more than one pixel.
 
     rows: pixels that a layer reads, at the size that the bundle is for. On AMX, a matrix product is
-    so fast that gathering pays while the copies are small; elsewhere "direct" wins, but for weights
-    of 8 bits where products of bytes are added up in 16: there its sums overflow."""
+    so fast that gathering pays while the copies are small; elsewhere "direct" wins. Without VNNI,
+    products of bytes are added up in 16 bits, and those of 8-bit weights overflow in "direct"."""
     measured: dict[_Shape, Kernel] = {}
     chosen: dict[str, Kernel] = {}
     for layer in layers:
@@ -61,8 +61,8 @@ def choose_kernels(
 
 
 def faster_kernel(layer: Layer, pixels: int) -> Kernel:
-    """The kernel that is faster on this machine for about so many pixels; "direct" where they are
-    too many to try both."""
+    """The kernel that is faster on this machine for about so many pixels; "direct" if there are too
+    many to try both."""
     side = max(2, round(pixels**0.5))
     if side * side * layer.channels[0] * layer.kernel[0] * layer.kernel[1] > 1e9:
         return "direct"
@@ -96,7 +96,7 @@ def _alone(layer: Layer, kernel: Kernel) -> ort.InferenceSession:
     graph.append(node)
     dense = read_layer(node)
     if dense is None:
-        raise ValueError(f"{layer.name}: no layer to time")
+        raise ValueError(f"{layer.name}: not a layer that can be timed")
     seen = Range(low=-4.0, high=4.0, output=np.full(layer.channels[1], 4, np.float32))
     y = Writer(graph, {dense.name: seen}).write(dense, "int8", kernel)
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)

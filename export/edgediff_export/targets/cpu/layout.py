@@ -1,4 +1,4 @@
-"""Channels last throughout: what the UNet and the VAE keep as (b, c, h, w) becomes (b, h, w, c).
+"""Channels last throughout: values (b, c, h, w) of the UNet and the VAE become (b, h, w, c).
 
 A convolution is then one matrix product of tokens, the transformer blocks in between read the same
 memory, and no transposes are left but at the inputs and outputs. Every channels-first value gets a
@@ -81,7 +81,7 @@ class _Layout:
         return self._last[value]
 
     def _register(self, value: ir.Value, twin: ir.Value) -> None:
-        """Remember a twin, with what is known of its type and shape."""
+        """Remember a twin, with its type and shape as far as they are known."""
         self._last[value] = twin
         if twin.type is None:
             twin.type = value.type
@@ -89,7 +89,7 @@ class _Layout:
             twin.shape = ir.Shape([value.shape[i] for i in _LAST[len(value.shape)]])
 
     def _keep(self, node: ir.Node, builder: Builder) -> None:
-        """A node that stays as it is reads channels-first copies of what was moved."""
+        """A node that stays as it is reads channels-first copies of moved values."""
         for i, value in enumerate(node.inputs):
             if value is None or not self._is_moved(value):
                 continue
@@ -202,7 +202,7 @@ class _Layout:
         return builder.op(node.op_type, twins, dict(node.attributes))
 
     def _operand(self, value: ir.Value | None, rank: int, builder: Builder) -> ir.Value | None:
-        """What broadcasts over a channels-last value as `value` did over a channels-first one."""
+        """A value that broadcasts over channels-last values as `value` over channels-first ones."""
         if value is None or rank not in _LAST:
             return None
         constant = constant_of(value)

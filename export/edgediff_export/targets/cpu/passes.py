@@ -7,9 +7,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgediff_export.graph.build import Builder, dims, replace, sweep
+from edgediff_export.graph.folding import fold_constants
 from edgediff_export.targets.cpu.attention import fuse_attention
 from edgediff_export.targets.cpu.dense import Format, Kernel, Layer, Range, Writer, read_layer
-from edgediff_export.targets.cpu.folding import absorb_padding, fold_constants, split_products
 from edgediff_export.targets.cpu.group_norm import (
     DOMAIN,
     Affine,
@@ -17,12 +17,13 @@ from edgediff_export.targets.cpu.group_norm import (
     write_group_norm,
 )
 from edgediff_export.targets.cpu.layout import attach_biases, channels_last
+from edgediff_export.targets.cpu.simplify import absorb_padding, simplify, split_products
 from edgediff_export.targets.weights import FULL_RANGE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What becomes of each layer. `formats`: weight → format, "fp32" where it is not named;
+    """How each layer is written. `formats`: weight → format, "fp32" if it is not named;
     `kernel`: which kernel an int8 layer takes; `ranges`: calibration, by weight; `levels`: the
     largest weight of products of bytes."""
 
@@ -37,6 +38,7 @@ def restructure(model: ir.Model) -> None:
     `write_out` turns into operators."""
     common.ShapeInferencePass()(model)
     fold_constants(model)
+    simplify(model)
     common.ShapeInferencePass()(model)
     absorb_padding(model)
     fuse_attention(model)
@@ -81,8 +83,8 @@ def _describe(new: ir.Value, old: ir.Value) -> None:
 def _before_scale(
     graph: ir.Graph, node: ir.Node, x: ir.Value, writer: Writer
 ) -> tuple[ir.Value, Affine | None]:
-    """What a norm reads, before the scale and shift by channel that it can do itself: those of a
-    direct layer, and the time embedding (b, 1, 1, c) added after it."""
+    """The input of a norm before the scale and shift by channel that the norm can do itself: those
+    of a direct layer, and the time embedding (b, 1, 1, c) added after it."""
     if x in writer.affine:
         raw, affine = writer.affine[x]
         return raw, affine

@@ -1,4 +1,4 @@
-"""The CPU target: a traced float32 graph → one for ONNX Runtime's CPU provider, in int8."""
+"""int8 for the CPU: a traced float32 graph → one for ONNX Runtime's CPU provider."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ FEW = 8
 """Channels; the layers that read the input and write the output have few weights, and are the most
 sensitive."""
 ACTIVATION_LIMIT = 0.01
-"""`Seen.error` beyond which a layer's activations had better stay float. Evenly spread values give
+"""`Seen.error` beyond which a layer's activations should stay float. Evenly spread values give
 0.004 to 0.01; a few large ones, which the scale must cover, give more."""
 ACTIVATION_END = 0.1
 """`Seen.error` beyond which they do in any case."""
@@ -82,7 +82,7 @@ class Prepared:
         )
         stored: dict[str, str] = {y.name: formats.get(y.name, "fp32") for y in self.layers}
         stored |= dict.fromkeys(quantize_embeddings(model.graph), "int8")
-        # Weights alone in int8 or float16 become float32 when loaded.
+        # Weights that are stored in int8 or float16 but used in float32 are widened when loaded.
         widened = sum(
             y.weight.size * {"int8-weights": 3, "fp16": 2}.get(stored[y.name], 0)
             for y in self.layers
@@ -102,12 +102,12 @@ class Prepared:
 
     @property
     def direct(self) -> tuple[str, ...]:
-        """The weights of the convolutions that write bytes where they are int8."""
+        """The weights of the convolutions whose int8 form writes bytes."""
         return tuple(name for name, kernel in self.kernels.items() if kernel == "direct")
 
     def plain_int8(self) -> dict[str, Format]:
-        """Int8 for every layer of some size, but for the worst of those whose activations do not
-        bear it: as many as SPARED allows, those first whose error is large for their work."""
+        """Int8 for every layer of some size, except the worst of those that lose too much by int8
+        activations: as many as SPARED allows, those first whose error is large for their work."""
         formats: dict[str, Format] = {
             layer.name: "int8" if quantizable(layer) else "fp32" for layer in self.layers
         }
@@ -133,7 +133,7 @@ class Prepared:
 def prepare(stage: FloatStage) -> Prepared:
     """A float32 stage through the passes that change no result, calibrated on its cases.
 
-    What they change of the weights is stored beside `stage.source`, which the result needs."""
+    Weights that they change are stored beside `stage.source`, which the result needs."""
     source, cases = stage.source, stage.cases
     model = ir.load(source)
     restructure(model)

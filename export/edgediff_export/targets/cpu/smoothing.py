@@ -1,7 +1,7 @@
-"""Outliers: channels of an activation that are far larger than the others, and so take the scale
-that all share, are made smaller where that costs nothing (SmoothQuant, Xiao et al. 2023,
-arXiv:2211.10438): the layer norm or linear layer that a channel comes from is divided by what the
-weights of the layer after it are multiplied by."""
+"""Outliers: channels of an activation that are far larger than the others, and so set the scale
+that all share, are made smaller if that costs nothing (SmoothQuant, Xiao et al. 2023,
+arXiv:2211.10438): the layer norm or linear layer before is divided, channel by channel, and the
+weights of the layer after are multiplied by the same factors."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -21,7 +21,7 @@ Divide = Callable[[npt.NDArray[np.float32]], None]
 
 
 def smooth(model: ir.Model, seen: Mapping[str, Seen], names: Collection[str]) -> list[str]:
-    """Smooth the inputs of the named layers where their source allows it; in place. Returns the
+    """Smooth the inputs of the named layers if their source allows it; in place. Returns the
     layers that changed."""
     changed = []
     done: set[ir.Value] = set()
@@ -45,7 +45,7 @@ def smooth(model: ir.Model, seen: Mapping[str, Seen], names: Collection[str]) ->
 def _factors(
     readers: Sequence[Layer], activation: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """What each channel is divided by, (c) float32, of geometric mean 1."""
+    """The factors that channels are divided by, (c) float32, of geometric mean 1."""
     weight = np.max([np.abs(_rows(r)).max(axis=1) for r in readers], axis=0)
     tiny = np.float32(1e-5) * max(float(activation.max()), 1e-20)
     s = np.maximum(activation, tiny) ** ALPHA / np.maximum(weight, 1e-8) ** (1 - ALPHA)
@@ -68,7 +68,7 @@ def _multiply_rows(graph: ir.Graph, layer: Layer, factors: npt.NDArray[np.float3
 
 
 def _source(graph: ir.Graph, x: ir.Value) -> Divide | None:
-    """What divides the channels of x by factors where they come from, or None."""
+    """A function that divides the channels of x by factors at their source, or None."""
     node = x.producer()
     if node is None or x.is_graph_output():
         return None

@@ -1,8 +1,8 @@
 """Upsampling by two and a convolution after it, without the larger copy in between.
 
 Every pixel that is repeated 2×2 meets several of the nine weights at once; their sums make four
-2×2 convolutions of the small image, one for each phase of the large one, with 16 products where
-there were 36 (sub-pixel convolution, Shi et al. 2016, arXiv:1609.05158, run backwards)."""
+2×2 convolutions of the small image, one for each phase of the large one, with 16 products instead
+of 36 (sub-pixel convolution, Shi et al. 2016, arXiv:1609.05158, run backwards)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,7 @@ def merge_upsampling(model: ir.Model) -> int:
     """Replace nearest-neighbour upsampling by exactly two and the 3×3 convolution after it, in a
     restructured graph, in place. Returns how many there were.
 
-    Weights grow by 16/9 there: this pays where they are few and the image is large, in a
-    decoder."""
+    Weights grow by 16/9: this pays if they are few and the image is large, as in a decoder."""
     count = 0
     for node in list(model.graph):
         if not _doubles(node):

@@ -1,4 +1,4 @@
-"""Attention that is fused, and what only looks like it."""
+"""Attention that is fused, and lookalikes that are not."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_a_scale_on_one_side_or_none(net: Any, assert_unchanged: Any, ops: Any) 
 
 
 def attention(net: Any, case: str) -> Any:
-    """An attention that differs in one thing from what the fused operator computes."""
+    """An attention that differs from the fused operator in one thing."""
     x = net.input("x", (2, 6, WIDTH))
     y = net.input("y", (1, 6, WIDTH)) if case == "batches differ" else x
     shape = [0, -1, HEADS, SIZE]

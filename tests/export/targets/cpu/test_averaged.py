@@ -15,7 +15,7 @@ HEADS, SIZE = 2, 4
 
 
 class Block:
-    """Attention on tokens, and what it computes, by numpy, from the graph's own constants."""
+    """Attention on tokens, and its result by numpy, from the graph's own constants."""
 
     def __init__(self, net: Any, width: int, text: ir.Value | None = None) -> None:
         self.net = net
@@ -67,7 +67,7 @@ def split(x: Array) -> Array:
 
 
 def averaged(x: Array, h: int, w: int) -> Array:
-    """(b, h·w, c) → means over 2×2, the last row and column repeated where odd."""
+    """(b, h·w, c) → means over 2×2, an odd last row or column repeated."""
     b, _, c = x.shape
     x = np.pad(x.reshape(b, h, w, c), ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).mean((2, 4))
@@ -143,7 +143,7 @@ def test_a_query_that_is_the_key_keeps_its_tokens(net: Any, run: Any) -> None:
     assert found.shape == (1, 8, 5, 4)
 
 
-def test_tokens_that_were_no_image_stay(net: Any, assert_unchanged: Any) -> None:
+def test_tokens_that_were_not_an_image_stay(net: Any, assert_unchanged: Any) -> None:
     tokens = net.input("x", ("b", "s", 8))
     q, k, v = (net.linear(tokens, 8, 8) for _ in range(3))
     model = net.model(net.op("Abs", net.attention(q, k, v, HEADS, SIZE)))
@@ -181,7 +181,7 @@ def test_a_unet_of_any_size(shape: str, unet: Any, example: Any, run: Any, ops: 
         (found,) = run(model, inputs)
         assert found.shape == exact.shape == (2, 4, height, width)
         assert np.isfinite(found).all()
-        # Other images, but not other ones altogether.
+        # The images differ, but not altogether.
         assert 1e-6 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.3
 
 

@@ -1,4 +1,4 @@
-"""What calibration sees of a layer, against the numbers themselves."""
+"""A layer's measurements in calibration, against the numbers themselves."""
 
 from pathlib import Path
 from typing import Any

@@ -134,7 +134,7 @@ def test_direct_layers_clip_what_lies_beyond(net: Any, run: Any, error_bound: An
 
 
 def test_direct_layers_grow_with_their_input(net: Any, run: Any, error_bound: Any) -> None:
-    """An input beyond what was calibrated is not clipped, nor is what comes of it."""
+    """An input beyond the calibrated range is not clipped, nor is its result."""
     model = convolution(net, (4, 6), 1, [1, 1], [0, 0, 0, 0])
     layer = only_layer(model)
     x = RNG.standard_normal((1, 4, 8, 8), dtype=np.float32)
@@ -239,7 +239,7 @@ def test_a_reduced_range_does_not_overflow(kernel: str, net: Any, run: Any) -> N
         ir.to_proto(reduced).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     (found,) = session.run(None, values)
-    # "direct" also rounds what it writes to a 127th of its range, which is 1.3 times as wide.
+    # "direct" also rounds its output to a 127th of the range, which is 1.3 times as wide.
     np.testing.assert_allclose(found, expected, rtol=0.012 if kernel == "direct" else 1e-5)
 
 

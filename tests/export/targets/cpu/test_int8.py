@@ -1,4 +1,4 @@
-"""int8: the arithmetic, the form that ONNX Runtime fuses, and what is left in float."""
+"""int8: the arithmetic, the form that ONNX Runtime fuses, and layers left in float."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def save(module: torch.nn.Module, x: torch.Tensor, path: Path) -> Path:
 def run(
     lowered: Converted, x: npt.NDArray[np.generic], folder: Path
 ) -> tuple[npt.NDArray[np.float32], Counter[str]]:
-    """The output, and what ONNX Runtime makes of the graph."""
+    """The output, and the operators of ONNX Runtime's optimized graph."""
     path = folder / "lowered.onnx"
     write_graph(lowered.model, path)
     options = ort.SessionOptions()

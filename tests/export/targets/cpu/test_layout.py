@@ -1,4 +1,4 @@
-"""Channels last: what moves, what reads copies, and that no result changes."""
+"""Channels last: values that move, nodes that read copies, and results that stay."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def restructured(model: ir.Model) -> ir.Model:
 
 
 def image(net: Any, channels: int = 4) -> ir.Value:
-    """A convolution's result, which is what moves."""
+    """A convolution's result, which moves."""
     return net.conv(net.input("x", ("b", 4, "h", "w")), (4, channels), 3)
 
 

@@ -135,7 +135,7 @@ def seen_by(layer: Layer, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Range:
 
 
 def watched(model: ir.Model, choices: Choices | None) -> tuple[list[Layer], ir.Model]:
-    """A graph written out that also gives what each layer reads and what it makes of that."""
+    """A graph written out, whose outputs include the input and the output of each layer."""
     restructure(model)
     found = layers(model)
     extra = {v: None for layer in found for v in (layer.x, layer.node.outputs[0])}
@@ -167,7 +167,7 @@ def test_every_int8_layer_of_a_stage_keeps_to_its_bound(
     error_bound: Any,
     ops: Any,
 ) -> None:
-    """Each layer against float64 on what it read in the int8 graph itself."""
+    """Each layer against float64, on its own input in the int8 graph."""
     source = stage(shape, name)
     inputs = inputs_of(source, example, SIZES[1])
     found, model = watched(source.clone(), None)
@@ -228,7 +228,7 @@ def test_a_text_encoder_keeps_its_masked_attention(
 
 
 def random_graph(net: Any) -> ir.Model:
-    """A few layers in a random order, with skip connections where the shapes agree."""
+    """A few layers in a random order, with skip connections if the shapes agree."""
     x = net.input("x", ("b", 4, "h", "w"))
     time = net.input("time", ("b", 6))
     y, channels = net.conv(x, (4, 8)), 8

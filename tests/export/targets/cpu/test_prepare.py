@@ -31,7 +31,7 @@ COUNT = 80
 
 @pytest.fixture
 def chain(new_net: Any, tmp_path: Path) -> Callable[[Mapping[int, float]], Prepared]:
-    """Layer number → its error, a good one where it is not named: a stage of equal layers."""
+    """Layer number → its error, by default a small one: a stage of equal layers."""
 
     def make(errors: Mapping[int, float]) -> Prepared:
         net = new_net()
@@ -153,7 +153,7 @@ def prepared_stage(path: Path, cases: list[Case], **how: Any) -> Prepared:
 
 
 def run_written(model: ir.Model, folder: Path, case: Case) -> list[Any]:
-    """A graph some of whose weights are still on disk, where it was read from."""
+    """A graph some of whose weights are still on disk, in the file that it was read from."""
     write_graph(model, folder / "written.onnx")
     running = ort.InferenceSession(folder / "written.onnx", providers=["CPUExecutionProvider"])
     return running.run(None, dict(case.inputs))

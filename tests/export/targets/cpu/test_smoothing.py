@@ -67,7 +67,7 @@ def test_outliers_are_smoothed(
         assert after[name].error < 0.5 * seen[name].error
         spread = [s[name].channels.max() / np.median(s[name].channels) for s in (seen, after)]
         assert spread[1] < 0.3 * spread[0]
-    for name in set(names) - set(last):  # what is read elsewhere is as large as it was
+    for name in set(names) - set(last):  # values that are read elsewhere keep their size
         np.testing.assert_allclose(after[name].low, seen[name].low, rtol=0.5)
     write_out(model, Choices())
     assert_close(run(model, inputs), expected, 1e-5)

@@ -1,4 +1,4 @@
-"""Upsampling merged into the convolution after it: the same result, and only where it is that."""
+"""Upsampling merged into the convolution after it: the same result, or no merge."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What need not be computed at run time: results that are the same whatever the inputs."""
+"""Work that is not needed at run time: neutral operations, copies and padding."""
 
 from typing import Any
 
@@ -19,38 +19,20 @@ from edgediff_export.graph.build import (
 )
 
 
-def fold_constants(model: ir.Model) -> None:
-    """Shape arithmetic whose result is known becomes a constant; x·1, x/1 and x+0 become x; a sine
-    and a cosine that are joined and then swapped are joined the other way round."""
-    graph = model.graph
-    for node in list(graph):
+def simplify(model: ir.Model) -> None:
+    """x·1, x/1 and x+0 become x; a sine and a cosine that are joined and then swapped are joined
+    the other way round."""
+    for node in list(model.graph):
         x = _unchanged(node)
-        if x is not None:
-            if not node.outputs[0].is_graph_output():
-                replace(node, x)
-            continue
-        _fold_shape_arithmetic(graph, node)
-        _unswap(node)
-    sweep(graph)
-
-
-def _fold_shape_arithmetic(graph: ir.Graph, node: ir.Node) -> None:
-    out = node.outputs[0]
-    if out.dtype not in (ir.DataType.INT64, ir.DataType.FLOAT) or out.is_graph_output():
-        return
-    rank = 0 if out.shape is None else len(out.shape)
-    if out.shape is None or rank > 1:
-        return
-    known = elements(out)
-    if known is None or any(e is None for e in known):
-        return
-    dtype = np.int64 if out.dtype == ir.DataType.INT64 else np.float32
-    values = np.asarray(known, dtype).reshape(() if rank == 0 else (-1,))
-    replace(node, initializer(graph, f"{node.name}.folded", values))
+        if x is None:
+            _unswap(node)
+        elif not node.outputs[0].is_graph_output():
+            replace(node, x)
+    sweep(model.graph)
 
 
 def _unchanged(node: ir.Node) -> ir.Value | None:
-    """x where a node gives x·1, x/1, x+0 or x-0."""
+    """x, if a node gives x·1, x/1, x+0 or x-0; else None."""
     neutral = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}.get(node.op_type)
     if neutral is None or node.outputs[0].dtype != ir.DataType.FLOAT:
         return None
@@ -91,8 +73,8 @@ def _unswap(node: ir.Node) -> None:
 
 
 def absorb_padding(model: ir.Model) -> None:
-    """Zeros that are put around what only convolutions read become pads of theirs: before strided
-    ones, torch pads one side alone."""
+    """Zeros around a value that only convolutions read become their pads: before strided ones,
+    torch pads only one side."""
     for node in list(model.graph):
         pads = _zeros_around(node)
         if pads is None:

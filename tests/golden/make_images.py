@@ -1,4 +1,4 @@
-"""Draw the golden pictures of the built-in model: `python -m tests.golden.make_pictures`.
+"""Draw the golden images of the built-in model: `python -m tests.golden.make_images`.
 
 They are made anew when the model is, and only then.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     with edgediff.load(provider="cpu") as pipe:
         for k, (prompt, seed) in enumerate(REQUESTS):
             image = pipe.generate(prompt, seed=seed).images[0]
-            # Without the metadata: it names the version, which changes when pictures do not.
+            # Without the metadata: it names the version, which changes when images do not.
             Image.fromarray(np.asarray(image)).save(path(k), optimize=True)
 
 
