@@ -265,9 +265,10 @@ def _ratio(found: "Interval") -> str:
 @click.option("--exports", is_flag=True, help="A and B measure two exports of one model.")
 @json_flag
 def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
-    """Compare two results: ratios of B's times to A's, with 95 % intervals.
+    """Compare two results, A and B.
 
-    Fails if the two did not measure the same model and settings.
+    Prints the ratios of B's times to A's, with 95 % intervals. Fails if the two did not measure the
+    same model and settings.
     """
     from edgediff.bench.compare import compare as run_compare
     from edgediff.bench.compare import differences
@@ -297,7 +298,8 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
         if pair.cold is not None:
             bounds = f"{pair.cold.low:.3g} … {pair.cold.high:.3g}"
             # With few starts, the interval of a median has less than 95 % confidence.
-            caveat = "" if pair.cold.confidence > 0.9 else f"only {pair.cold.count} starts"
+            starts = "1 start" if pair.cold.count == 1 else f"{pair.cold.count} starts"
+            caveat = "" if pair.cold.confidence > 0.9 else f"only {starts}"
             rows.append(("first image", f"{pair.cold.median:.3g}", bounds, caveat))
         click.echo(table(rows))
         click.echo(
