@@ -99,8 +99,8 @@ def write_fixtures(
     shots: Sequence[Shot],
     references: Sequence[DrawnImage],
 ) -> None:
-    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `image/<name>` and, where it
-    was made of others, `init/<name>` and `mask/<name>`."""
+    """fixtures.npz: `<stage>/<case>/in/<tensor>`, `…/out/<tensor>`, `image/<name>` and, if
+    the UNet inpaints, `init/<name>` and `mask/<name>`."""
     arrays: dict[str, Array] = {}
     for stage, cases in stages.items():
         for case in cases:

@@ -36,7 +36,7 @@ def average_keys_and_values(model: ir.Model) -> int:
 
 def _is_self_attention(node: ir.Node) -> bool:
     if node.op_type != "MultiHeadAttention" or node.inputs[0] in node.inputs[1:3]:
-        return False  # a query that is also the key cannot change alone
+        return False  # averaging the keys would average the queries as well
     sources = {_made_of(v) for v in node.inputs[:3]}
     return len(sources) == 1 and None not in sources
 

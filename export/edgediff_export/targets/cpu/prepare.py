@@ -148,7 +148,7 @@ def prepare(stage: FloatStage) -> Prepared:
         seen = calibrate(model, source, cases)
     found = tuple(layers(model))
     kernels: Mapping[str, Kernel] = {}
-    if bears_direct(model):
+    if takes_direct(model):
         rows = {name: round(s.rows * stage.area_ratio) for name, s in seen.items()}
         kernels = choose_kernels(found, rows, stage.profile)
     return Prepared(
@@ -161,11 +161,11 @@ def prepare(stage: FloatStage) -> Prepared:
     )
 
 
-def bears_direct(model: ir.Model) -> bool:
+def takes_direct(model: ir.Model) -> bool:
     """Whether a stage's convolutions may write bytes: decoders with group norms.
 
-    That adds an error of its own, which a decoder bears once but a UNet at every step, where it
-    saves a tenth of the time and costs 6 dB; and it needs ranges that hold for any image, which
+    That adds an error of its own, to a decoder once but to a UNet at every step: there it would
+    save a tenth of the time and cost 6 dB. It also needs ranges that hold for any image, which
     only normalized activations have. A decoder gains most: at its resolutions gathering takes
     longer than multiplying."""
     return _decodes(model) and any(node.op_type == "GroupNorm" for node in model.graph)

@@ -19,7 +19,7 @@ from edgediff_export.targets.cpu.prepare import (
     ACTIVATION_LIMIT,
     SPARED,
     Prepared,
-    bears_direct,
+    takes_direct,
     prepare,
     quantizable,
 )
@@ -215,7 +215,7 @@ def test_decoders_are_known_by_their_input(
     prepared = prepared_stage(path, cases, profile="x86-vnni")
     restructured = loaded(path)
     restructure(restructured)
-    assert bears_direct(restructured) == (kernel == "direct")
+    assert takes_direct(restructured) == (kernel == "direct")
     assert set(prepared.kernels.values()) == ({"direct"} if kernel == "direct" else set())
     lowered = prepared.write()
     assert len(ops(lowered.model, "Resize")) == resizes
