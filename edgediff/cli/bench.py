@@ -13,6 +13,7 @@ import click
 
 from edgediff.cli.flags import SpellingCommand, json_flag, parse_size
 from edgediff.cli.report import megabytes, print_notes, steps_of, table
+from edgediff.cli.running import is_terminal
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -124,6 +125,11 @@ def run(
     from edgediff.bench.runner import Bench, Budget
     from edgediff.errors import InputError
 
+    if getattr(sys, "frozen", False):
+        raise click.ClickException(
+            "bench starts a Python for each run, and a packaged app has none: use an edgediff that"
+            " pip installed"
+        )
     grid = Grid(
         bundles=bundles or ("emoji",),
         providers=providers,
@@ -162,7 +168,7 @@ class _progress:  # noqa: N801 (used as a context manager's name)
             click.echo("\r\x1b[K", nl=False, err=True)
 
     def _show(self, activity: str, share: float, left: float | None) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self._shown > 0.1:
+        if is_terminal() and time.monotonic() - self._shown > 0.1:
             self._shown = time.monotonic()
             until = "" if left is None else f", about {left:.0f} s left"
             click.echo(f"\r\x1b[K{share:4.0%} {activity}{until}", nl=False, err=True)
