@@ -5,7 +5,7 @@
 
 The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated ones;
 emoji_concepts.json lists its concepts, and which (concept, style) pairs and which wordings no
-training of the model was shown. Both are written by `export/demo_model/train.py judge`.
+training of the model was shown. Both are written by `export/demo_model/train_emoji.py judge`.
 
 --float: the same weights in float32, for PSNR. --teacher: the model before it was taught four
 steps, drawn with 20 steps and guidance. --data: the folder with images.npy that the recipe renders,

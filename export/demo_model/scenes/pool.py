@@ -6,6 +6,7 @@ gives the same shard.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -109,6 +110,11 @@ def _each_part(
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as workers:
         yield from workers.map(_part, [source] * len(parts), parts)
+
+
+def remove_shard(path: Path) -> None:
+    """Remove a shard that can be rendered again."""
+    shutil.rmtree(path)
 
 
 def shards(folder: Path) -> list[Path]:
