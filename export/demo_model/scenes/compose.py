@@ -37,8 +37,7 @@ def render(scene: Scene, scenes: Scenes) -> NDArray[np.uint8]:
         things = outlined(things)
     canvas.paste(things, (0, 0), things)
     if place.front is not None:
-        lift = 12 if scene.things[0].pose == "curled up" else 0
-        canvas.paste(place.front, (0, -lift), place.front)
+        canvas.paste(place.front, (0, 0), place.front)
     if scene.light:
         canvas = light.after(canvas, scene.light, rng)
     return np.asarray(canvas)
@@ -89,7 +88,7 @@ def _alone(scene: Scene, picture: Image.Image, place: Place, rng: np.random.Gene
     else:
         boxes = [layout.sized(picture, rng.uniform(*_SIDES[1]) * _scale(thing))]
     if thing.pose == "curled up":
-        return layout.placed(boxes, middle=64 + rng.uniform(-14, 14), bottom=rng.uniform(117, 122))
+        return layout.placed(boxes, middle=64 + rng.uniform(-14, 14), bottom=rng.uniform(127, 134))
     if thing.pose == "jumping" and place.ground is not None:
         ground = rng.uniform(*place.ground)
         return layout.placed(

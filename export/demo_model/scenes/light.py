@@ -55,7 +55,7 @@ def after(scene: Image.Image, light: str, rng: np.random.Generator) -> Image.Ima
     x = np.asarray(scene).astype(np.float32)
     side = "left" if rng.random() < 0.5 else "right"
     if light == "morning":
-        x = _tinted(x, (1.04, 0.97, 0.82)) + _ramp(side) * np.float32([62, 44, 6])
+        x = _tinted(x, (1.02, 0.96, 0.84)) + _ramp(side) * np.float32([46, 34, 8])
     elif light == "sunset":
         x = (
             _tinted(x, (1.0, 0.72, 0.66))

@@ -87,7 +87,7 @@ def autumn_leaves(rng: np.random.Generator) -> Place:
             rng.uniform(0, level),
         )
     front = empty()
-    _strew(front, rng, leaves(), 34, (226, CANVAS + 14))
+    _strew(front, rng, leaves(), 40, (228, CANVAS + 10))
     return _place(back, front, (100, 116))
 
 
