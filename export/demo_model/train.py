@@ -26,6 +26,7 @@ from demo_model.flow import pipeline, reverse_process
 from demo_model.flow import training as flow
 from demo_model.flow.networks import Denoiser, Shape
 from demo_model.judges import model as judge_model
+from demo_model.judges import prompts as judge_prompts
 from demo_model.judges import training as judges
 from demo_model.scenes import catalogue, pool, sprites
 from demo_model.text_encoder import training as text
@@ -36,7 +37,6 @@ STAGES = (
     "few-steps", "judge", "sheet",
 )  # fmt: skip
 IMAGE_SHARDS, LATENT_SHARDS = 24, 120  # of pool.SHARD scenes: 98,304 and 491,520
-FIRST_JUDGED = 900_000_000  # seeds from here on are for measuring only
 JUDGED = 2048
 PROMPTS = (
     "a fox curled up in autumn leaves, soft morning light",
@@ -242,13 +242,20 @@ def train_judge(work: Work) -> None:
         image_shards(work), count, work.path("judge"), **work.options(judges.SAMPLES)
     )
     path = pool.write_shard(
-        work.source, work.cache / "judged", FIRST_JUDGED, size=JUDGED, processes=work.processes
+        work.source,
+        work.cache / "judged",
+        judge_prompts.FIRST_SEED,
+        size=JUDGED,
+        processes=work.processes,
     )
     work.reached("judge", judges.accuracy(model, *pool.read_shard(path)))
     judge_model.write(model, work.folder / "scene_judge.onnx")
+    scenes = work.source.scenes()
     judges.describe(
         [s.names for s in known.subjects],
         [s.common for s in known.subjects],
+        judge_prompts.sets(scenes),
+        judge_prompts.original_distance(model, scenes),
         work.folder / "scene_judge.json",
     )
 

@@ -74,7 +74,11 @@ def test_maps_measure_distance() -> None:
 
 
 def test_its_classes_are_written(tmp_path: Path) -> None:
-    training.describe([("fox",), ("cat", "kitty")], [True, False], tmp_path / "judge.json")
+    prompts = {"place": [{"prompt": "a fox in the snow", "place": "snow"}]}
+    names = [("fox",), ("cat", "kitty")]
+    training.describe(names, [True, False], prompts, 0.4, tmp_path / "judge.json")
     listed = json.loads((tmp_path / "judge.json").read_text())
     assert listed["subjects"][1] == {"names": ["cat", "kitty"], "common": False}
     assert set(HEADS) <= set(listed)
+    assert listed["prompts"] == prompts
+    assert listed["original_distance"] == 0.4

@@ -1,7 +1,7 @@
 """Train the judge on originals: blurred, dyed and noised a little, so that soft images count."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,24 @@ def accuracy(
     return found
 
 
-def describe(names: Sequence[Sequence[str]], common: Sequence[bool], path: Path) -> None:
-    """Write the judge's classes as JSON: the names of each subject, the classes of each head."""
+def describe(
+    names: Sequence[Sequence[str]],
+    common: Sequence[bool],
+    prompts: Mapping[str, Sequence[dict[str, Any]]],
+    original_distance: float,
+    path: Path,
+) -> None:
+    """Write what a benchmark needs beside the judge: classes, prompts, originals' distance.
+
+    names, common: of each subject; whether it is one of the 300. prompts: see `prompts.sets`.
+    """
     listed = {
         "subjects": [{"names": list(n), "common": c} for n, c in zip(names, common, strict=True)],
         "place": list(PLACES),
         "colour": list(COLOUR_CLASSES),
         "count": list(COUNTS),
         "light": list(LIGHT_CLASSES),
+        "original_distance": original_distance,
+        "prompts": prompts,
     }
     path.write_text(json.dumps(listed, ensure_ascii=False, indent=1) + "\n")

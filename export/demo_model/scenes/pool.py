@@ -30,6 +30,7 @@ SHARD = 4096  # scenes
 def facts(scene: Scene, scenes: Scenes) -> dict[str, Any]:
     """What is in the scene, by the names and numbers that judges and the text encoder learn."""
     return {
+        "seed": scene.seed,
         "subjects": [scenes.catalogue.index(thing.subject) for thing in scene.things],
         "counts": [thing.count for thing in scene.things],
         "colours": [thing.colour for thing in scene.things],
@@ -67,7 +68,7 @@ def drawn(source: Source, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]
     scene = scenes.draw(seed)
     rng = np.random.default_rng((seed, 2))
     captions = [wording.caption(scene, rng) for _ in range(CAPTIONS)]
-    entry = {"seed": seed, "captions": captions, **facts(scene, scenes)}
+    entry = {"captions": captions, **facts(scene, scenes)}
     return compose.render(scene, scenes), entry
 
 
