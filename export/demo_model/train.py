@@ -9,7 +9,7 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from demo_model.first_stage import latents as latent_shards
 from demo_model.first_stage import measure
 from demo_model.first_stage import training as first_stage
 from demo_model.first_stage.model import decode
+from demo_model.flow import measure as flow_measure
 from demo_model.flow import pipeline, reverse_process
 from demo_model.flow import training as flow
 from demo_model.flow.networks import Denoiser, Shape
@@ -126,14 +127,18 @@ def image_shards(work: Work) -> list[tuple[np.ndarray, list[dict[str, object]]]]
     return found
 
 
+def render_shard(work: Work, folder: Path, first_seed: int, size: int) -> Path:
+    """A shard of so many scenes, rendered unless it is there."""
+    return pool.write_shard(work.source, folder, first_seed, size=size, processes=work.processes)
+
+
 def render_scenes(work: Work) -> None:
     """Render the shards that are missing."""
     for k in range(IMAGE_SHARDS):
         start = time.monotonic()
         path = work.cache / "pool" / f"{k * pool.SHARD:09d}"
         if not path.exists():
-            folder = work.cache / "pool"
-            pool.write_shard(work.source, folder, k * pool.SHARD, processes=work.processes)
+            render_shard(work, work.cache / "pool", k * pool.SHARD, pool.SHARD)
             work.log(f"scenes: shard {k}, {pool.SHARD / (time.monotonic() - start):.0f} scenes/s")
 
 
@@ -189,9 +194,7 @@ def encode_latents(work: Work) -> None:
         if rendered.exists():
             images, entries = pool.read_shard(rendered)
         else:
-            spare = pool.write_shard(
-                work.source, work.cache / "spare", k * pool.SHARD, processes=work.processes
-            )
+            spare = render_shard(work, work.cache / "spare", k * pool.SHARD, pool.SHARD)
             images, entries = pool.read_shard(spare)
         latent_shards.write_shard(images, entries, model, path)
         if not rendered.exists():
@@ -220,18 +223,24 @@ def train_flow(work: Work, *, few: bool) -> None:
         pipeline.save(work.folder / "pipelines" / stage, denoiser, vae, tokens(work))
         work.log(f"{stage}: snapshot written")
 
+    start = flow.load(work.path("flow"), new_denoiser(work)) if few else new_denoiser(work)
     if few:
-        teacher = flow.load(work.path("flow"), new_denoiser(work))
         options = work.options(flow.FEW_STEP_SAMPLES)
         trained = flow.train_few_steps(
-            shown, teacher, tokens(work), work.path(stage), snapshot=snapshot, **options
+            shown, start, tokens(work), work.path(stage), snapshot=snapshot, **options
         )
     else:
         options = work.options(flow.SAMPLES)
         trained = flow.train(
-            shown, new_denoiser(work), tokens(work), work.path(stage), snapshot=snapshot, **options
+            shown, start, tokens(work), work.path(stage), snapshot=snapshot, **options
         )
     snapshot(trained)
+    figures = (
+        flow_measure.landing_errors(trained, start, shown, tokens(work))
+        if few
+        else {"loss": flow_measure.loss(trained, shown, tokens(work))}
+    )
+    work.reached(stage, figures)
 
 
 def train_judge(work: Work) -> None:
@@ -241,13 +250,7 @@ def train_judge(work: Work) -> None:
     model = judges.train(
         image_shards(work), count, work.path("judge"), **work.options(judges.SAMPLES)
     )
-    path = pool.write_shard(
-        work.source,
-        work.cache / "judged",
-        judge_prompts.FIRST_SEED,
-        size=JUDGED,
-        processes=work.processes,
-    )
+    path = render_shard(work, work.cache / "judged", judge_prompts.FIRST_SEED, JUDGED)
     work.reached("judge", judges.accuracy(model, *pool.read_shard(path)))
     judge_model.write(model, work.folder / "scene_judge.onnx")
     scenes = work.source.scenes()
@@ -309,8 +312,8 @@ def run(work: Work, stage: str, arguments: argparse.Namespace) -> None:
         draw_sheet(work, steps=arguments.steps, seeds=arguments.seeds)
 
 
-def main() -> None:
-    """Run one stage, or all of them in order."""
+def main(given: Sequence[str] | None = None) -> None:
+    """Run one stage, or all of them in order. given: arguments other than the command line's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("stage", choices=["all", *STAGES])
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and results")
@@ -323,7 +326,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of a training stage [its own number]")
     parser.add_argument("--steps", type=int, default=4, help="of the sheet [4]")
     parser.add_argument("--seeds", type=int, default=8, help="of the sheet [8]")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     arguments.work.mkdir(parents=True, exist_ok=True)
     work = Work(
         folder=arguments.work,

@@ -61,17 +61,17 @@ def test_it_learns_facts_and_resumes(tmp_path: Path, tokens: CLIPTokenizer) -> N
 
     options = {"log": print, "processes": 1, "shape": SHAPE, "batch": 16}
     training.train(ENTRIES, SUBJECTS, tokens, teacher, path, samples=4000, **options)
-    found = training.accuracy(path, ENTRIES, SUBJECTS, tokens, SHAPE)
+    found = training.accuracy(path, ENTRIES, SUBJECTS, tokens, shape=SHAPE)
     assert min(found.values()) == 1
     assert set(asked) == {e["captions"][0] for e in ENTRIES}
     training.train(ENTRIES, SUBJECTS, tokens, teacher, path, samples=4016, **options)
     state = checkpoint.load(path)
     assert state is not None
     assert state["seen"] == 4016
-    encoder = training.load(path, SUBJECTS, tokens, SHAPE)
+    encoder = training.load(path, SUBJECTS, tokens, shape=SHAPE)
     assert encoder.config.hidden_size == SHAPE.width
 
 
 def test_an_untrained_encoder_is_asked_for(tmp_path: Path, tokens: CLIPTokenizer) -> None:
     with pytest.raises(FileNotFoundError, match="text"):
-        training.load(tmp_path / "text.ckpt", SUBJECTS, tokens, SHAPE)
+        training.load(tmp_path / "text.ckpt", SUBJECTS, tokens, shape=SHAPE)

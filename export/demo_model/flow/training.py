@@ -143,6 +143,7 @@ def train_few_steps(
         _after(step, pupil, average, snapshot, snapshot_every)
         run.note(batch, loss=value)
     replicas.close()
+    networks.cpu()
     return average.network.cpu()
 
 

@@ -78,7 +78,7 @@ def _part(source: Source, seeds: Sequence[int]) -> tuple[NDArray[np.uint8], list
 
 
 def write_shard(
-    source: Source, folder: Path, first_seed: int, *, size: int = SHARD, processes: int = 1
+    source: Source, folder: Path, first_seed: int, *, size: int, processes: int = 1
 ) -> Path:
     """Render `size` scenes from first_seed on into folder/FIRST_SEED, unless they are there."""
     path = folder / f"{first_seed:09d}"

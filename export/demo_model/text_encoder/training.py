@@ -112,7 +112,7 @@ def train(
 
 
 def load(
-    path: Path, subjects: int, tokenizer: CLIPTokenizer, shape: Shape = SHAPE
+    path: Path, subjects: int, tokenizer: CLIPTokenizer, *, shape: Shape = SHAPE
 ) -> CLIPTextModel:
     """The encoder of the checkpoint at `path`. Raises FileNotFoundError if there is none."""
     state = checkpoint.load(path)
@@ -129,6 +129,7 @@ def accuracy(
     entries: Sequence[dict[str, Any]],
     subjects: int,
     tokenizer: CLIPTokenizer,
+    *,
     shape: Shape = SHAPE,
 ) -> dict[str, float]:
     """The share of captions whose fact each head tells, of scenes that were not trained on."""
