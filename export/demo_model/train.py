@@ -294,6 +294,8 @@ def run(work: Work, stage: str, arguments: argparse.Namespace) -> None:
         sentences.fetch(work.packages)
     elif stage == "sprites":
         sprites.build(work.packages, work.cache)
+    elif stage == "pack":
+        sprites.pack(work.cache)
     elif stage == "scenes":
         render_scenes(work)
     elif stage == "tokenizer":
@@ -315,7 +317,7 @@ def run(work: Work, stage: str, arguments: argparse.Namespace) -> None:
 def main(given: Sequence[str] | None = None) -> None:
     """Run one stage, or all of them in order. given: arguments other than the command line's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("stage", choices=["all", *STAGES])
+    parser.add_argument("stage", choices=["all", "pack", *STAGES])
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and results")
     parser.add_argument(
         "--cache", type=Path, default=sprites.default_cache(),

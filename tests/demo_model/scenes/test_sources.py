@@ -72,3 +72,19 @@ def test_kinds_and_lists_follow_the_tables(scenes: Scenes) -> None:
     assert [
         catalogue.subjects[catalogue.index(s)] for s in catalogue.subjects
     ] == catalogue.subjects
+
+
+def test_packed_drawings_are_restored_exactly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, sprites.SIDE, sprites.SIDE, 4), np.uint8)
+    listed = [("🦊", "flat", (0, 0, 9, 9), "fox"), ("🐱", "3d", (1, 2, 3, 4), "cat")]
+    (tmp_path / "here").mkdir()
+    sprites._write(tmp_path / "here", pixels[:2], listed)
+    there = tmp_path / "there"
+    there.mkdir()
+    sprites.pack(tmp_path / "here").rename(there / sprites.PACKED)
+    sprites.build(tmp_path / "no packages", there)
+    assert np.array_equal(np.load(there / "sprites.npy"), pixels[:2])
+    assert [(s.emoji, s.style, s.box) for s in sprites.Sprites(there).sprites] == [
+        entry[:3] for entry in listed
+    ]
