@@ -19,9 +19,9 @@ from edgediff_export.targets.cpu.prepare import (
     ACTIVATION_LIMIT,
     SPARED,
     Prepared,
-    takes_direct,
     prepare,
     quantizable,
+    takes_direct,
 )
 
 from edgediff.errors import ExportError
