@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -15,18 +16,17 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from edgediff._version import __version__
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.schema import describe
 from edgediff.errors import Cancelled, EdgediffError, InputError, first_line
 from edgediff.images.contact_sheet import MAX_SIDE, contact_sheet
-from edgediff.images.png import check_output, save_png
+from edgediff.images.png import FORMATS, check_output, save_image
 from edgediff.pipeline import Pipeline
 from edgediff.request.options import Options
-from edgediff.request.record import read_record, without_defaults
-from edgediff.request.request import Request, check_text, resolve, resolve_seeds
+from edgediff.request.record import check_whole, open_image, read_record, without_defaults
+from edgediff.request.request import Request, check_prompt, resolve, resolve_seeds, with_prompt
 from edgediff.result import Result, output_paths
 from edgediff.run import Run
 from edgediff.sampling.samplers import Step
@@ -64,7 +64,7 @@ class Job:
         """The name of the line in messages."""
         return f"line {self.line}" if self.file is None else f"{self.file}, line {self.line}"
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[Path]:
         """The paths of its images: `output`, or NAME-SEED.png for each of several seeds."""
         seed = self.options.get("seed")
@@ -150,23 +150,20 @@ def kept(job: Job, bundle: Bundle) -> Outcome | None:
     """The outcome of a job whose images already exist: intact PNGs with the settings of the job in
     their records. None if there are no such images, or the job has an error.
 
-    The provider and the version of edgediff may differ. Raises InputError if the job cannot run
-    with this bundle."""
-    if job.error is not None:
+    The provider and the versions of edgediff and onnxruntime may differ. Raises InputError if the
+    job cannot run with this bundle."""
+    paths = [] if job.error is not None else job.paths
+    if not paths or not all(map(os.path.isfile, paths)):
         return None
     request = _request(job, bundle)
     seeds = list(request.seeds)
     drawn = job.options.get("seed") is None
     wanted = _comparable(json.loads(json.dumps(asdict(request.settings))))
-    paths = job.paths
     for k, path in enumerate(paths):
-        if not path.is_file():
-            return None
         try:
             record = read_record(path)
-            with path.open("rb") as f:
-                PngImageFile(f).verify()
-        except Exception:  # pillow raises almost anything on damaged files
+            check_whole(path)
+        except InputError:
             return None
         seed = record.get("seed")
         if drawn and isinstance(seed, int):
@@ -229,22 +226,19 @@ def save_sheet(outcomes: Sequence[Outcome], path: str | PathLike[str]) -> Path:
     side = math.ceil(MAX_SIDE / math.sqrt(max(1, len(paths))))
     images = []
     for image_path in paths:
-        try:
-            with PngImageFile(image_path) as image:
-                image.thumbnail((side, side), Image.Resampling.LANCZOS)
-                images.append(image.convert("RGB"))
-        except (OSError, SyntaxError) as e:
-            raise InputError(f"{image_path}: cannot be read ({first_line(e)})") from e
+        with open_image(image_path) as image:
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+            images.append(image.convert("RGB"))
     title = outcomes[0].job.prompt if one_prompt else ""
     record = {"edgediff": __version__, "images": [read_record(p) for p in paths]}
     sheet = contact_sheet(images, labels, title=title)
-    save_png(sheet, path, parameters=None, record=record)
+    save_image(sheet, path, parameters=None, record=record)
     return path
 
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     """A record without the fields that may differ."""
-    unlike = ("edgediff", "provider", "seed")
+    unlike = ("edgediff", "onnxruntime", "provider", "seed")
     return {k: v for k, v in without_defaults(record).items() if k not in unlike}
 
 
@@ -304,15 +298,15 @@ def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
     if "prompt" not in fields:
         raise InputError('has no prompt: give {"prompt": "a red apple"}')
     prompt = fields.pop("prompt")
-    check_text("prompt", prompt)
+    check_prompt("prompt", prompt)
     output = fields.pop("output", None)
     if output is None:
         output = job.output.name
     if not isinstance(output, str) or not output or {*"/\\\0"} & {*output}:
         raise InputError(f"output is {output!r}: expected a file's name, such as fox.png")
-    if not output.lower().endswith(".png") or output.startswith("."):
-        raise InputError(f"output is {output!r}: expected a name that ends in .png")
-    kinds = typing.get_type_hints(Options)
+    if not output.lower().endswith(tuple(FORMATS)) or output.startswith("."):
+        raise InputError(f"output is {output!r}: expected a name that ends in .png, .jpg or .webp")
+    kinds = _kinds()
     folder = Path() if job.file is None else job.file.parent
     own = {
         name: _option(kinds[name], value, folder)
@@ -329,6 +323,12 @@ def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
     return _checked(filled, lambda j: j.paths)  # paths need valid seeds
 
 
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Option → its type."""
+    return typing.get_type_hints(Options)
+
+
 def _checked(job: Job, check: Callable[[Job], object]) -> Job:
     """The job, with an error if `check` raises one."""
     if job.error is None:
@@ -342,10 +342,17 @@ def _checked(job: Job, check: Callable[[Job], object]) -> Job:
 def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
     """The jobs with their requests, or with the errors from resolving them."""
     found, spare = [], _KEPT_PIXELS
+    alike: dict[object, Request] = {}
     for job in jobs:
         if job.error is None:
+            key = _likeness(job.options)
             try:
-                request = resolve(bundle, job.prompt, job.options)
+                if key in alike:
+                    request = with_prompt(alike[key], job.prompt, job.options.get("seed"))
+                else:
+                    request = resolve(bundle, job.prompt, job.options)
+                    if key is not None:
+                        alike[key] = request
             except InputError as e:
                 job = _refused(job, e)
             else:
@@ -355,6 +362,19 @@ def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
                 )
         found.append(job)
     return found
+
+
+def _likeness(options: Options) -> object | None:
+    """What two lines have in common that differ in prompt and seed alone; None if there are images
+    or values of a wrong type."""
+    parts = []
+    for name, value in options.items():
+        if name == "seed":
+            continue
+        if not isinstance(value, str | bool | int | float | None):
+            return None
+        parts.append((name, type(value), value))
+    return tuple(parts)
 
 
 def _request(job: Job, bundle: Bundle) -> Request:
@@ -385,6 +405,8 @@ def _option(kind: Any, value: Any, folder: Path) -> Any:
     """Convert an option from JSON to the type in `Options`: resolve paths relative to `folder`, and
     build dataclasses from an object of their fields or from only their first field. Values that do
     not fit stay as they are; the checks of the call refuse them."""
+    if not isinstance(value, str | dict):
+        return value
     if isinstance(value, str) and _takes_path(kind):
         return str(folder / value)
     for member in typing.get_args(kind) if _is_union(kind) else (kind,):
@@ -411,6 +433,7 @@ def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (types.UnionType, typing.Union)
 
 
+@functools.cache
 def _takes_path(kind: Any) -> bool:
     """Whether the type allows a path."""
     if _is_union(kind):

@@ -14,8 +14,22 @@ MAX_SIDE = 4096
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number, numpy's too; True and False are none."""
+    """Whether it is a real number, numpy's and arrays without dimensions too; True and False are
+    not."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iuf"
     return isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool | np.bool_)
+
+
+def whole_number(value: object) -> int | None:
+    """A whole number, numpy's and arrays without dimensions too, as an int; None for anything
+    else, True and False among it."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several numbers, or of other values
+        return None
 
 
 def check_number(name: str, value: object) -> float:
@@ -30,8 +44,8 @@ def check_number(name: str, value: object) -> float:
 
 def check_whole(name: str, value: object) -> int:
     """A whole number from 1 up, numpy's too → int."""
-    number = operator.index(value) if isinstance(value, SupportsIndex) else 0
-    if isinstance(value, bool) or number < 1:
+    number = whole_number(value)
+    if number is None or number < 1:
         raise InputError(f"`{name}` is {value!r}: expected a whole number from 1 up")
     return number
 

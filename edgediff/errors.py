@@ -36,7 +36,10 @@ class InputError(EdgediffError, ValueError):
         """The same error with options spelled another way."""
 
         def respell(match: re.Match[str]) -> str:
-            value = None if match[2] is None else ast.literal_eval(match[2])
+            try:
+                value = None if match[2] is None else ast.literal_eval(match[2])
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                return match[0]  # of a text that a caller gave
             found = spell(match[1], value)
             return match[0] if found is None else found
 
@@ -64,7 +67,16 @@ class ExportError(EdgediffError):
     """The source cannot be turned into a bundle."""
 
 
+def printable(text: str) -> str:
+    """Text fit for a terminal: line breaks stay, and what else is not shown, such as the escapes
+    that move a cursor or set a title, is written as Python writes it in a string."""
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(shown)
+
+
 def first_line(e: BaseException) -> str:
     """What another library's exception says, in a line that fits into one of ours."""
     lines = str(e).strip().splitlines()
-    return lines[0][:200] if lines else type(e).__name__
+    return printable(lines[0][:200]) if lines else type(e).__name__

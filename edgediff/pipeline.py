@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, NoReturn, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from edgediff.backend.providers import PROVIDERS, check_provider_name
 from edgediff.backend.run_stage import RunStage
 from edgediff.backend.session import Observe, SessionOptions, is_installed, why_missing
 from edgediff.bundle.folder import Bundle
+from edgediff.bundle.graph_files import checked_beside
 from edgediff.bundle.manifest import Defaults, Manifest, Role
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.networks.autoencoder import Vae, check_tile, decoder_input
@@ -49,7 +49,8 @@ def load(
 
     provider: auto (the first provider in bundle.json that runs here; the fastest comes first), cpu,
         cuda, tensorrt, coreml or openvino.
-    threads: CPU threads within an operator, None = one per core.
+    threads: CPU threads within an operator, None = one per core; at most one per logical processor
+        runs, and `Pipeline.load_notes` report a larger number.
     cache_dir: folder for models that a provider (tensorrt, coreml, openvino) compiles, with a
         subfolder for each bundle. None = `edgediff` in the user's cache (`~/.cache` or
         $XDG_CACHE_HOME, `~/Library/Caches`, `%LOCALAPPDATA%`), created when such a provider first
@@ -66,7 +67,8 @@ def load(
     tile: decode and encode images in overlapping tiles with sides of this many pixels, to save
         memory; None = whole images. Smaller tiles take longer. An autoencoder with group norms
         gives different results for a tile than for the whole image.
-    check_hashes: compare every file's SHA-256 with bundle.json while the sessions load.
+    check_hashes: compare every file's SHA-256 with bundle.json now, and that of a stage's files
+        again whenever it is loaded later.
     observe: additional records of the sessions, for benchmarks (see
         `edgediff.backend.session.Observe`).
 
@@ -81,7 +83,7 @@ def load(
             " generates only images: pip install -U edgediff"
         )
     if tile is not None:
-        check_tile(tile, latent.downscale)
+        tile = check_tile(tile, latent.downscale)
     limit = memory_limit(bundle.manifest, max_memory, tile)
     refusals: list[str] = []
     for name in _candidates(bundle, provider):
@@ -113,16 +115,23 @@ def _cache_dir(
     if chosen is None and PROVIDERS[provider].static_shapes:
         return default_cache_dir(bundle.id)
     # Several bundles may share one folder, and compiled models do not say which bundle they are of.
-    return None if chosen is None or chosen is False else Path(chosen) / bundle.id[:16]
+    return None if chosen is None or chosen is False else Path(chosen).absolute() / bundle.id[:16]
 
 
 def find_bundle(path_or_name: str | PathLike[str]) -> Path:
     """The folder of the built-in model, if its name is given as text; anything else is a path.
 
     A local folder of the same name is `./emoji` or a Path, so that the contents of the working
-    folder cannot change the default."""
+    folder cannot change the default. Raises BundleError if the package lacks its data."""
     if path_or_name == BUILT_IN:
-        return Path(__file__).parent / "models" / BUILT_IN
+        folder = Path(__file__).parent / "models" / BUILT_IN
+        if not folder.is_dir():
+            raise BundleError(
+                f"{folder}: the built-in model is not there: edgediff was packaged without its data"
+                " files, or runs from a zip: unpack it, or add them (PyInstaller: --collect-data"
+                " edgediff)"
+            )
+        return folder
     return Path(path_or_name)
 
 
@@ -156,26 +165,25 @@ class Pipeline:
         self.bundle = bundle
         self.provider = options.provider
         self.skipped_providers: tuple[str, ...] = ()
-        self._stages = Stages(bundle, options, max_memory, tile)
+        self._stages = Stages(bundle, options, max_memory, tile, check_hashes=check_hashes)
         self._tile = tile
         manifest = bundle.manifest
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            hashes = pool.submit(_check_hashes, bundle) if check_hashes else None
-            try:
-                self._text = TextConditioner(bundle)
-                missing = why_missing(options.provider)
-                if missing is not None:
-                    raise ProviderError(f"provider {options.provider!r}: {missing}")
-                # A provider that compiles has to wait until the size is known.
-                if not PROVIDERS[options.provider].static_shapes:
-                    # Every call begins with the text encoder; it shows whether the provider works.
-                    first = [manifest.text_encoders[0].name]
-                    for stage in first if max_memory is not None else _at_once(manifest):
-                        self._stages.session(stage, {})
-            except (BundleError, ProviderError):
-                _raise_first(hashes)  # a damaged file explains this error
-                raise
-            _raise_first(hashes)
+        # A provider that compiles does so when the size is known.
+        now = [] if PROVIDERS[options.provider].static_shapes else _at_once(manifest)
+        if max_memory is not None:
+            # The text encoder comes first in every call, and shows a provider that fails.
+            now = [stage for stage in now if stage == manifest.text_encoders[0].name]
+        # Those of stages, and of tokenizers, are hashed when they are loaded.
+        loaded = {file for stage in now for file in manifest.graphs[stage].files}
+        loaded |= {tokenizer.file for tokenizer in manifest.tokenizers.values()}
+        rest = [file for file in manifest.files if file not in loaded] if check_hashes else []
+        with checked_beside(bundle, rest):
+            self._text = TextConditioner(bundle, check_hashes=check_hashes)
+            missing = why_missing(options.provider)
+            if missing is not None:
+                raise ProviderError(f"provider {options.provider!r}: {missing}")
+            for stage in now:
+                self._stages.session(stage, {})
 
     @property
     def name(self) -> str:
@@ -204,6 +212,12 @@ class Pipeline:
     def defaults(self) -> Defaults:
         """The values that `generate` uses for options that are not given."""
         return self.bundle.manifest.defaults
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pipeline holds a loaded model and cannot be pickled or copied: hand on the bundle's"
+            f" path, {str(self.bundle.root)!r}, and call edgediff.load there"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -334,14 +348,3 @@ def _at_once(manifest: Manifest) -> list[str]:
     if not manifest.controlnets:
         roles += ("denoiser",)
     return [name for name, graph in manifest.graphs.items() if graph.role in roles]
-
-
-def _check_hashes(bundle: Bundle) -> None:
-    for name in bundle.manifest.files:
-        bundle.check_hash(name)
-
-
-def _raise_first(check: Future[None] | None) -> None:
-    """Wait for a check that runs during loading, and raise its error."""
-    if check is not None:
-        check.result()

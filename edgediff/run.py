@@ -13,6 +13,7 @@ from PIL import Image
 from edgediff.arrays import Array
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.run_stage import RunStage
+from edgediff.backend.session import version
 from edgediff.bundle.manifest import Manifest
 from edgediff.initial_latents import Start, from_latents, repaint, start
 from edgediff.networks.autoencoder import Vae, to_sample
@@ -60,7 +61,9 @@ class Run(Iterator[Step]):
         """run_stage: runs the stages of this run; `token` stops it. started: start of the call, by
         `time.perf_counter`; None = now."""
         self.request = request
-        self.settings = dataclasses.replace(request.settings, provider=provider)
+        self.settings = dataclasses.replace(
+            request.settings, provider=provider, onnxruntime=version()
+        )
         self.seeds = list(request.seeds)
         self._manifest = manifest
         self._run_stage = run_stage

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgediff.backend.memory import memory_limit
 from edgediff.bundle.folder import Bundle, read_fixtures
-from edgediff.errors import BundleError, EdgediffError
+from edgediff.errors import BundleError, EdgediffError, ProviderError
 from edgediff.images.metrics import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load
 
@@ -20,6 +20,8 @@ IMAGE_ENOUGH_DB = 40.0
 IMAGE_FLOOR_DB = 15.0
 """PSNR that every image needs: unrelated images reach about 10."""
 
+
+_OF_IMAGES = ("image", "init", "mask")
 
 Fixtures = dict[str, NDArray[np.generic]]
 
@@ -64,11 +66,17 @@ def verify(
 ) -> Verification:
     """Check every file's hash, then replay the fixtures of each stage and generate whole images.
 
+    Every graph of the bundle, every output of it, and every image that bundle.json lists needs a
+    reference: a missing, misshapen or non-finite one fails, as does one that belongs to nothing in
+    the bundle.
+
     Arguments as in `load`. Raises BundleError if there is no bundle to check, ProviderError if the
     provider does not start, and InputError if max_memory is invalid or too small. Failed checks are
     in the result."""
     bundle = Bundle.open(find_bundle(path_or_name))
     limit = memory_limit(bundle.manifest, max_memory)  # before minutes of hashing
+    if bundle.manifest.fixtures is None:
+        raise BundleError(f"{bundle.root}: has no fixtures to verify against: export it again")
     checks = [_check_hash(bundle, name) for name in bundle.manifest.files]
     if not all(check.ok for check in checks):
         return Verification(model=bundle.manifest.name, provider=None, checks=tuple(checks))
@@ -78,18 +86,33 @@ def verify(
         threads=threads,
         provider_options=provider_options,
         max_memory=limit,
-        check_hashes=False,
     ) as pipe:
-        fixtures = _read_fixtures(bundle)
-        for stage in bundle.manifest.fidelity.stages:
-            checks.append(_check_stage(pipe, stage, fixtures))
-        checks += _check_images(pipe, fixtures)
+        try:
+            fixtures = read_fixtures(bundle) or {}
+        except BundleError as e:
+            checks.append(Check(name="fixtures", ok=False, problem=str(e)))
+        else:
+            checks += _check_fixtures(pipe, fixtures)
         return Verification(
             model=pipe.name,
             provider=pipe.provider,
             checks=tuple(checks),
             notes=pipe.load_notes,
         )
+
+
+def _check_fixtures(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
+    manifest = pipe.bundle.manifest
+    checks = [_check_stage(pipe, stage, fixtures) for stage in manifest.graphs]
+    checks += _check_images(pipe, fixtures)
+    names = {f"{of}/{made.name}" for made in manifest.fidelity.images for of in _OF_IMAGES}
+    stages = tuple(f"{stage}/" for stage in manifest.graphs)
+    extra = [key for key in fixtures if key not in names and not key.startswith(stages)]
+    extra += [name for name in manifest.fidelity.stages if name not in manifest.graphs]
+    if extra:
+        problem = f"{extra[0][:80]!r} is of nothing that this bundle has"
+        checks.append(Check(name="fixtures", ok=False, problem=problem))
+    return checks
 
 
 def _check_hash(bundle: Bundle, name: str) -> Check:
@@ -100,40 +123,52 @@ def _check_hash(bundle: Bundle, name: str) -> Check:
     return Check(name=name, ok=True)
 
 
-def _read_fixtures(bundle: Bundle) -> Fixtures:
-    """Every array of fixtures.npz; see `read_fixtures`."""
-    found = read_fixtures(bundle)
-    if found is None:
-        raise BundleError(f"{bundle.root}: has no fixtures to verify against: export it again")
-    return found
-
-
 def _check_stage(pipe: Pipeline, stage: str, fixtures: Fixtures) -> Check:
     """The worst relative error of a stage over its cases, against the float model's outputs."""
-    limit = pipe.bundle.manifest.fidelity.stages[stage].tolerance
+    fidelity = pipe.bundle.manifest.fidelity.stages.get(stage)
+    if fidelity is None:
+        problem = "bundle.json does not say how far this stage may be from the float model"
+        return Check(name=stage, ok=False, problem=problem)
+    limit = fidelity.tolerance
     cases = sorted({key.split("/")[1] for key in fixtures if key.startswith(f"{stage}/")})
     if not cases:
         return Check(name=stage, ok=False, problem="fixtures.npz has no case of this stage")
     worst = 0.0
     for case in cases:
-        inputs = _named(fixtures, f"{stage}/{case}/in/")
         try:
-            outputs = pipe.run_stage(stage, inputs)
+            outputs = pipe.run_stage(stage, _named(fixtures, f"{stage}/{case}/in/"))
+            references = _named(fixtures, f"{stage}/{case}/out/")
+            worst = max(worst, _worst_error(outputs, references, case))
         except EdgediffError as e:
             return Check(name=stage, ok=False, limit=limit, unit="error", problem=str(e))
-        for name, reference in _named(fixtures, f"{stage}/{case}/out/").items():
-            if not np.isfinite(outputs[name]).all():
-                return Check(
-                    name=stage,
-                    ok=False,
-                    limit=limit,
-                    unit="error",
-                    problem="values not finite",
-                )
-            worst = max(worst, relative_error(outputs[name], reference))
     ok = worst <= limit
     problem = "" if ok else "too far from the float model"
     return Check(name=stage, ok=ok, measured=worst, limit=limit, unit="error", problem=problem)
+
+
+def _worst_error(outputs: Fixtures, references: Fixtures, case: str) -> float:
+    """The largest relative error of a case's outputs. Raises BundleError for references that are
+    not those of all outputs, ProviderError for outputs that are not finite."""
+    if outputs.keys() != references.keys():
+        raise BundleError(
+            f"case {case[:80]!r} has references of {sorted(references)[:8]}, and the graph gives"
+            f" {sorted(outputs)[:8]}: export the bundle again"
+        )
+    worst = 0.0
+    for name, reference in references.items():
+        found = outputs[name]
+        if found.shape != reference.shape:
+            raise BundleError(
+                f"case {case[:80]!r}: the reference of {name} is {reference.shape}, and the graph"
+                f" gives {found.shape}: export the bundle again"
+            )
+        if not np.isfinite(reference).all():
+            raise BundleError(f"the reference of {name} has values that are not finite")
+        error = relative_error(found, reference)
+        if not np.isfinite(error):
+            raise ProviderError("values not finite")
+        worst = max(worst, error)
+    return worst
 
 
 def _check_images(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
@@ -160,7 +195,13 @@ def _check_images(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
         except EdgediffError as e:
             checks.append(Check(name=name, ok=False, limit=limit, unit="dB", problem=str(e)))
             continue
-        measured = psnr(np.asarray(result.images[0]), reference.astype(np.uint8))
+        drawn = np.asarray(result.images[0])
+        if reference.dtype != np.uint8 or reference.shape != drawn.shape:
+            problem = f"the reference is {reference.dtype} {reference.shape}, expected uint8"
+            problem += f" {drawn.shape}: export the bundle again"
+            checks.append(Check(name=name, ok=False, limit=limit, unit="dB", problem=problem))
+            continue
+        measured = psnr(drawn, reference.astype(np.uint8, copy=False))
         ok = measured is None or measured >= limit
         problem = "" if ok else "too far from the float model's image"
         checks.append(

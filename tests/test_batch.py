@@ -102,7 +102,7 @@ def test_prompts_alone(tmp_path: Path) -> None:
         ({"prompt": "a", "output": "C:\\a.png"}, "expected a file's name"),
         ({"prompt": "a", "output": ".."}, "ends in .png"),
         ({"prompt": "a", "output": ".png"}, "ends in .png"),
-        ({"prompt": "a", "output": "a.jpg"}, "ends in .png"),
+        ({"prompt": "a", "output": "a.gif"}, "ends in .png, .jpg or .webp"),
         ({"prompt": "a", "output": "0001.PNG"}, "0001.PNG is already the output of line 1"),
     ],
 )  # fmt: skip
@@ -296,7 +296,7 @@ def test_another_bundles_image_is_not_kept(pipe: edgediff.Pipeline, tmp_path: Pa
             ({"bundle": "x"}, False),
         ):
             text = json.dumps(record | changes)
-            edgediff.images.png.save_png(
+            edgediff.images.png.save_image(
                 image.copy(), path, parameters=None, record=json.loads(text)
             )
             assert (kept(job, pipe.bundle) is not None) == there

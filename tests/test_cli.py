@@ -125,7 +125,7 @@ def test_images_are_looked_at_before_the_model_loads(tiny_bundle: Path, tmp_path
     flags = ["-m", tiny_bundle, "-o", tmp_path / "a.png"]
     done = run("generate", "a", *flags, "--init", tmp_path / "photo.jpg")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"Error: --init {tmp_path / 'photo.jpg'}: is no image")
+    assert done.stderr.startswith(f"Error: --init {tmp_path / 'photo.jpg'}: is not an image")
     done = run("generate", "a", *flags, "--mask", tmp_path / "mask.png")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --mask is given, but --init is not")
@@ -294,7 +294,7 @@ def test_a_cut_prompt_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--max-memory", "1MB"], 2, "the largest stage, unet, takes about"),
         (["--unknown"], 2, "No such option"),
         (["-m", "absent"], 1, "no such bundle"),
-        (["-o", "a.jpg"], 2, "ends in .png"),
+        (["-o", "a.gif"], 2, "ends in .png, .jpg or .webp"),
         (["-o", "absent/a.png"], 2, "no such folder"),
         (["-o", "."], 2, "ends in .png"),
     ],
@@ -428,7 +428,7 @@ def test_help_is_in_sections_and_every_flag_is_in_one() -> None:
     ("arguments", "message"),
     [
         ([], 'give a prompt (edgediff generate "a red apple" -o apple.png)'),
-        (["a fox"], "give the PNG file to write, such as -o image.png"),
+        (["a fox"], "give the file to write, such as -o image.png"),
         (["a fox", "--stesp", "3"], "--steps"),
         (["a fox", "-o", "a.png", "another"], "unexpected extra argument"),
     ],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
-from edgediff.bundle.folder import Bundle
+from edgediff.bundle.folder import Bundle, describe_files
 from edgediff.bundle.manifest import (
     ConditioningSpec,
     GraphSpec,
@@ -146,7 +146,7 @@ class Model:
         }
         manifest = replace(
             tiny,
-            files={**tiny.files, words.name: tiny.files["tokenizer.json"]},
+            files={**tiny.files, **describe_files(words.parent, [words.name])},
             graphs={
                 **graphs,
                 "transformer": replace(graph, inputs=(*graph.inputs, *denoiser)),

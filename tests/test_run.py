@@ -45,6 +45,7 @@ class Counts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.resolved = self.decoded = self.planned = 0
+        edgediff.request.request._remembered_plan.cache_clear()
         resolve, plan = edgediff.request.request.resolve, edgediff.request.request.make_plan
         decode = edgediff.images.source._convert
 

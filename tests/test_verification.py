@@ -1,9 +1,11 @@
 """`edgediff verify` proves a bundle, and fails what it should."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,3 +140,108 @@ def test_relative_error() -> None:
     assert relative_error(a, a) == 0
     assert relative_error(a * 2, a) == 1
     assert relative_error(np.zeros(2), np.zeros(2)) == 0
+
+
+def spoil(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    return lambda bundle: change_fixtures(bundle, change)
+
+
+def replace_fixtures(content: bytes) -> Callable[[Path], None]:
+    def act(bundle: Path) -> None:
+        change_fixtures(bundle, lambda _: None)
+        (bundle / "fixtures.npz").write_bytes(content)
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        spec = describe_files(bundle, ["fixtures.npz"])["fixtures.npz"]
+        manifest["files"]["fixtures.npz"] = {"size": spec.size, "sha256": spec.sha256}
+        (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+    return act
+
+
+def drop_fidelity(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    del manifest["fidelity"]["stages"]["vae_encoder"]
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def zip_bomb() -> bytes:
+    """An array whose entry says that it holds two gigabytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("image/0.npy", b"x" * 100)
+    return out.getvalue().replace((100).to_bytes(4, "little"), (2**31).to_bytes(4, "little"))
+
+
+def pickled() -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **{"image/0": np.array([{}], object)})
+    return out.getvalue()
+
+
+OUT = "unet/t981/out/out_sample"
+
+
+@pytest.mark.parametrize(
+    ("act", "check", "problem"),
+    [
+        (
+            spoil(lambda a: a.update({k: v * np.nan for k, v in a.items() if "/out/" in k})),
+            "unet",
+            "the reference of out_sample has values that are not finite",
+        ),
+        (
+            spoil(lambda a: [a.pop(k) for k in list(a) if "/out/" in k]),
+            "unet",
+            "has references of []",
+        ),
+        (spoil(lambda a: a.pop(OUT)), "unet", "has references of []"),
+        (spoil(lambda a: a.update({OUT + "x": a[OUT]})), "unet", "has references of ['out_s"),
+        (spoil(lambda a: a.update({OUT: np.zeros(7, np.float32)})), "unet", "is (7,), and the"),
+        (spoil(lambda a: a.update({OUT: a[OUT][:, :, :1]})), "unet", "the reference of out_sample"),
+        (spoil(lambda a: a.update({OUT: np.full_like(a[OUT], 3e38)})), "unet", "too far"),
+        (spoil(lambda a: a.pop("unet/t981/in/sample")), "unet", "given"),
+        (
+            spoil(lambda a: [a.pop(k) for k in list(a) if k.startswith("vae_encoder/")]),
+            "vae_encoder",
+            "holds no case of this stage",
+        ),
+        (drop_fidelity, "vae_encoder", "does not say how far"),
+        (spoil(lambda a: a.update({"other/c/out/x": np.zeros(1)})), "fixtures", "is of nothing"),
+        (spoil(lambda a: a.update({"image/99": np.zeros(1)})), "fixtures", "is of nothing"),
+        (spoil(lambda a: a.pop("image/1")), "image 1", "not in fixtures.npz"),
+        (spoil(lambda a: a.update({"image/1": a["image/1"][:4]})), "image 1", "expected u"),
+        (
+            spoil(lambda a: a.update({"image/1": a["image/1"].astype(np.float32)})),
+            "image 1",
+            "the reference is float32",
+        ),
+        (replace_fixtures(b""), "fixtures", "cannot be read"),
+        (replace_fixtures(b"hello"), "fixtures", "cannot be read"),
+        (replace_fixtures(b"PK\5\6" + bytes(18)), "unet", "holds no case"),
+        (replace_fixtures(zip_bomb()), "fixtures", "more than is read"),
+        (replace_fixtures(pickled()), "fixtures", "Object arrays cannot be loaded"),
+        (spoil(lambda a: a.update({"unet": np.zeros(1)})), "fixtures", "is not named as"),
+        (spoil(lambda a: a.update({OUT: a[OUT].astype("U")})), "fixtures", "not an array of num"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_checked_fails(
+    bundle: Path, act: Callable[[Path], None], check: str, problem: str
+) -> None:
+    act(bundle)
+    outcome = edgediff.verify(bundle)
+    assert not outcome.ok
+    failed = {c.name: c.problem for c in outcome.checks if not c.ok}
+    assert problem in failed[check]
+
+
+def test_damaged_fixtures_are_not_an_interruption(bundle: Path) -> None:
+    replace_fixtures(b"")(bundle)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgediff", "verify", str(bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "FAIL  fixtures" in done.stdout
+    assert "Interrupted" not in done.stderr

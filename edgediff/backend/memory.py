@@ -1,12 +1,12 @@
 """How much memory a bundle's stages take, and the limit that a caller sets."""
 
 import math
-import operator
 import re
 from dataclasses import dataclass
 
 from edgediff.bundle.manifest import EVERY_STEP, GraphSpec, Manifest, Role
 from edgediff.bundle.tensor_names import GUIDANCE_EMBEDDING
+from edgediff.checks import whole_number
 from edgediff.errors import InputError
 from edgediff.sampling.guidance import Guidance
 
@@ -107,8 +107,8 @@ def parse_memory(size: int | str) -> int:
             match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([a-z]*)\s*", size.lower())
             amount = int(float(match[1]) * UNITS[match[2]]) if match else 0
         else:
-            amount = 0 if isinstance(size, bool) else operator.index(size)
-    except (KeyError, TypeError):  # no such unit; a float or another type
+            amount = whole_number(size) or 0
+    except KeyError:  # no such unit
         amount = 0
     if amount < 1:
         raise InputError(

@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 
 from edgediff.arrays import AnyArray
@@ -12,8 +14,9 @@ from edgediff.backend.compile_cache import Outcome
 from edgediff.backend.memory import estimate
 from edgediff.backend.providers import PROVIDERS
 from edgediff.backend.run_stage import RunStage
-from edgediff.backend.session import Session, SessionOptions, free_dimensions
+from edgediff.backend.session import Session, SessionOptions, free_dimensions, most_threads
 from edgediff.bundle.folder import Bundle
+from edgediff.bundle.graph_files import bundle_graph_files, checked_beside
 from edgediff.bundle.manifest import EVERY_STEP
 
 
@@ -29,8 +32,12 @@ class Stages:
         options: SessionOptions,
         max_memory: int | None,
         tile: int | None = None,
+        *,
+        check_hashes: bool = True,
     ) -> None:
+        """check_hashes: whenever a stage is loaded, of the files that it is loaded from."""
         self._bundle = bundle
+        self._check_hashes = check_hashes
         self._options = options
         self._max_memory = max_memory
         self._memory = estimate(bundle.manifest, tile)
@@ -39,6 +46,7 @@ class Stages:
         self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Session] = {}
         self.load_seconds: dict[str, float] = {}
         """Stage → how long its last session took to load."""
+        _live.add(self)
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -72,14 +80,19 @@ class Stages:
             if self._max_memory is not None:
                 self._release_down_to(self._max_memory - self._memory[stage].peak)
             if session is None:
-                graph = self._bundle.manifest.graphs[stage]
-                path = self._bundle.path(graph.file)
                 started = time.perf_counter()
-                every_step = graph.role in EVERY_STEP
-                session = Session(path, graph, self._options, dimensions, every_step=every_step)
+                session = self._load(stage, dimensions)
                 self.load_seconds[stage] = time.perf_counter() - started
             self._sessions[key] = session
             return session
+
+    def _load(self, stage: str, dimensions: Mapping[str, int]) -> Session:
+        graph = self._bundle.manifest.graphs[stage]
+        files = bundle_graph_files(self._bundle, stage, check_hashes=self._check_hashes)
+        checked = graph.data if self._check_hashes else ()
+        with checked_beside(self._bundle, checked):
+            every_step = graph.role in EVERY_STEP
+            return Session(files, graph, self._options, dimensions, every_step=every_step)
 
     def sessions(self) -> list[tuple[str, Session]]:
         """Each stage's sessions that are in memory now."""
@@ -102,7 +115,11 @@ class Stages:
             f"{stage}: {', '.join(f'{kind} cache {outcome}' for kind, outcome in kinds.items())}"
             for stage, kinds in self.caches().items()
         ]
-        return cached + [note for _, session in self.sessions() for note in session.notes]
+        notes = cached + [note for _, session in self.sessions() for note in session.notes]
+        asked, most = self._options.threads, most_threads()
+        if asked is not None and asked > most:
+            notes.append(f"threads: {asked} were asked for, {most} run, one per processor")
+        return notes
 
     def close(self) -> None:
         """Release all; the next `session` loads again."""
@@ -121,6 +138,25 @@ class Stages:
         trim = _malloc_trim()
         if trim is not None:
             trim(ctypes.c_size_t(0))
+
+    def start_anew(self) -> None:
+        """In a process that was forked: a lock that another thread may have held, and no session.
+        The next run loads."""
+        self._lock = threading.Lock()
+        self._sessions = {}
+
+
+_live: "weakref.WeakSet[Stages]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for stages in list(_live):
+        stages.start_anew()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # After what keeps the sessions aside: handlers run in the order of their registration.
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache

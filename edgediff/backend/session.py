@@ -5,6 +5,7 @@ raises; inputs are checked by name, dtype and shape before every run.
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.metadata
@@ -13,6 +14,7 @@ import io
 import os
 import platform
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,9 @@ from edgediff.backend.binding import Binding, Device
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import Cache, Outcome
 from edgediff.backend.providers import PROVIDERS, Provider, check_provider_name, default_options
+from edgediff.bundle.graph_files import GraphFiles, graph_files
 from edgediff.bundle.manifest import GraphSpec, TensorSpec
+from edgediff.checks import check_whole
 from edgediff.errors import (
     BundleError,
     EdgediffError,
@@ -40,8 +44,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-ort.set_default_logger_severity(4)  # what loading reports comes back as exceptions
-
 
 @dataclass(frozen=True, kw_only=True)
 class Observe:
@@ -55,7 +57,8 @@ class Observe:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """How sessions run. `threads`: intra-op CPU threads, None = one per core.
+    """How sessions run. `threads`: intra-op CPU threads, None = one per core; at most
+    `most_threads` run.
 
     `cache_dir`: where a provider that compiles keeps its result, made when the first session is;
     None = nowhere. `provider_options` are handed to the provider as they are, and override what
@@ -74,8 +77,19 @@ class SessionOptions:
         if self.provider == "cpu" and self.provider_options:
             names = ", ".join(self.provider_options)
             raise InputError(f"`provider_options` {names}: the provider cpu takes none")
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise InputError(f"`threads` is {self.threads!r}: expected a whole number from 1 up")
+        if self.threads is not None:
+            object.__setattr__(self, "threads", check_whole("threads", self.threads))
+
+
+def most_threads() -> int:
+    """As many threads as this machine has logical processors: more only wait for each other."""
+    return os.cpu_count() or 1
+
+
+def silence_log() -> None:
+    """Keep onnxruntime's log off stderr, in a process that is edgediff's own. Errors come back as
+    exceptions; an app's log is as the app set it."""
+    ort.set_default_logger_severity(4)
 
 
 def version() -> str:
@@ -137,15 +151,17 @@ class Session:
 
     def __init__(
         self,
-        path: Path,
+        source: Path | GraphFiles,
         spec: GraphSpec,
         options: SessionOptions,
         dimensions: Mapping[str, int] | None = None,
         *,
         every_step: bool = False,
     ) -> None:
-        """`dimensions` fixes free dimensions of the graph by name. every_step: it runs at every
-        step of an image, which is worth recording as a CUDA graph where the provider can."""
+        """source: the graph's file, or what was read of it.
+        dimensions: fixes free dimensions of the graph by name.
+        every_step: it runs at every step of an image, which is worth recording as a CUDA graph
+            where the provider can."""
         missing = why_missing(options.provider)
         if missing is not None:
             raise ProviderError(f"provider {options.provider!r}: {missing}")
@@ -161,7 +177,9 @@ class Session:
         # A graph that is replayed shows a profile nothing of its nodes.
         can = self._provider.graph_option is not None and options.observe.profile is None
         self._captures = every_step and can if asked is None else asked
-        self._session = self._load(path, dimensions or {})
+        files = source if isinstance(source, GraphFiles) else graph_files(source, spec)
+        self._session = self._load(files, dimensions or {})
+        _live.add(self)
         self._lock = threading.Lock()
         self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
         self._captured = 0
@@ -203,10 +221,12 @@ class Session:
         engines are built then. Empty where nothing is kept."""
         return {} if self._cache is None else self._cache.outcomes()
 
-    def _load(self, path: Path, dimensions: Mapping[str, int]) -> ort.InferenceSession:
+    def _load(self, files: GraphFiles, dimensions: Mapping[str, int]) -> ort.InferenceSession:
         """Load the graph; where a provider refuses to record it, without that, and note it."""
         captures, asked = self._captures, self._asked_to_capture()
-        create = functools.partial(_create, path, self.spec, self._options, dimensions, self._cache)
+        create = functools.partial(
+            _create, files, self.spec, self._options, dimensions, self._cache
+        )
         if not captures or asked is not None:
             return create(captures=captures)
         try:
@@ -268,6 +288,12 @@ class Session:
             captures=graph,
         )
 
+    def keep_aside(self) -> None:
+        """In a process that was forked: never free what was inherited. onnxruntime waits for its
+        threads when a session is freed, and a fork does not copy threads."""
+        for inherited in (self._session, *self._bindings.values()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
     def placement(self) -> dict[str, tuple[int, int]]:
         """onnxruntime's name of a provider → the nodes that it took and in how many pieces, for a
         session that observes its placement; empty where onnxruntime does not tell."""
@@ -295,6 +321,19 @@ class Session:
                 )
 
 
+_live: "weakref.WeakSet[Session]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_live):
+        session.keep_aside()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 PRECISE = "session.x64quantprecision"
 """Where x86 has no instruction that adds up products of bytes in 32 bits, products of pairs are
 added up in 16, which overflow; onnxruntime then turns signed weights unsigned, which is slower."""
@@ -324,7 +363,7 @@ def free_dimensions(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def _create(
-    path: Path,
+    files: GraphFiles,
     spec: GraphSpec,
     options: SessionOptions,
     dimensions: Mapping[str, int],
@@ -334,6 +373,9 @@ def _create(
 ) -> ort.InferenceSession:
     provider = PROVIDERS[options.provider]
     session_options = _session_options(spec, options, dimensions)
+    # Not as it looks: a file may be a graph in onnxruntime's own format as well, unseen.
+    session_options.add_session_config_entry("session.load_model_format", "ONNX")
+    session_options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(files.folder))
     devices = [] if _built_in(provider) else _plugin_devices(provider)
     provider_options = default_options(
         options.provider,
@@ -345,18 +387,23 @@ def _create(
         captures=captures,
     ) | dict(options.provider_options)
     try:
-        if devices:
-            session_options.add_provider_for_devices(devices, provider_options)
-            session = ort.InferenceSession(path, session_options)
-        else:
-            if provider.device == "cuda":
-                _load_cuda()
-            session = ort.InferenceSession(
-                path,
-                session_options,
-                providers=_providers(provider, provider_options),
-                enable_fallback=0,  # it would print, and hide why
-            )
+        with files.mapped() as linked:
+            if linked:
+                session_options.add_external_initializers_from_files_in_memory(
+                    list(linked), list(linked.values()), [len(view) for view in linked.values()]
+                )
+            if devices:
+                session_options.add_provider_for_devices(devices, provider_options)
+                session = ort.InferenceSession(files.model, session_options)
+            else:
+                if provider.device == "cuda":
+                    _load_cuda()
+                session = ort.InferenceSession(
+                    files.model,
+                    session_options,
+                    providers=_providers(provider, provider_options),
+                    enable_fallback=0,  # it would print, and hide why
+                )
     except Exception as e:  # onnxruntime raises a dozen unrelated classes
         raise ProviderError(
             f"{spec.file}: provider {options.provider!r} refused it: {first_line(e)}"
@@ -382,7 +429,7 @@ def _session_options(
 ) -> ort.SessionOptions:
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # errors come back as exceptions
-    session_options.intra_op_num_threads = options.threads or 0
+    session_options.intra_op_num_threads = min(options.threads or 0, most_threads())
     if options.provider == "cpu":
         # A memory pattern is a second work space beside that of the first run, and no faster here.
         session_options.enable_mem_pattern = False

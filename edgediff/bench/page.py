@@ -9,6 +9,7 @@ from edgediff.bench.compare import stages
 from edgediff.bench.intervals import Interval, median_interval
 from edgediff.bench.results import Result, Run
 from edgediff.errors import InputError
+from edgediff.files import write_whole
 
 # The page loads nothing: all its contents are in the file.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -32,7 +33,7 @@ figure img { max-width: 16rem; height: auto; display: block; }
 def write(path: Path, files: Mapping[str, Result]) -> None:
     """Write name → result as one HTML file. Raises InputError if it cannot be written."""
     try:
-        path.write_text(page(files), encoding="utf-8")
+        write_whole(path, page(files).encode())
     except OSError as e:
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
 

@@ -6,7 +6,6 @@ lists the figures that it lacks.
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from edgediff.backend.compile_cache import Outcome
 from edgediff.bench.machine import Conditions, Machine
 from edgediff.bundle.schema import load_json, parse
 from edgediff.errors import InputError
+from edgediff.files import write_whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -153,12 +153,9 @@ def write(path: Path, result: "DataclassInstance") -> None:
 
     Raises InputError if it cannot be written."""
     text = json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, (text + "\n").encode())
     except OSError as e:
-        partial.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({e.strerror})") from e
 
 

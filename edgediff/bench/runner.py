@@ -420,7 +420,10 @@ class Bench:
             elif not state.run.narrow:
                 width = median_interval(state.totals).relative_width
                 wanted = self.budget.width
-                missing.append(f"{label}: the median is known to {width:.1%}, not {wanted:.1%}")
+                missing.append(
+                    f"{label}: the 95 % interval of the median is {width:.1%} wide,"
+                    f" not {wanted:.1%}"
+                )
         return missing
 
     def _write(self, *, complete: bool) -> Result:

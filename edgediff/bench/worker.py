@@ -53,11 +53,12 @@ def main() -> None:
 def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
     """Load the bundle that `config` names and answer each line."""
     before = time.perf_counter()
-    from edgediff.backend.session import Observe
+    from edgediff.backend.session import Observe, silence_log
     from edgediff.bench.machine import peak_memory
     from edgediff.pipeline import load
 
     imported = time.perf_counter()
+    silence_log()
     pipe = load(
         config["bundle"],
         provider=config["provider"],

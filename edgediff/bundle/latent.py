@@ -38,11 +38,13 @@ class LatentSpec:
     sample_rate: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.channels >= 1, "latent: channels", self.channels, "1 or more")
+        require(1 <= self.channels <= 4096, "latent: channels", self.channels, "from 1 to 4096")
         most = 65536 if self.type == "audio" else 64
         ok = 1 <= self.downscale <= most
         require(ok, "latent: downscale", self.downscale, f"from 1 to {most}")
-        require(self.scaling_factor > 0, "latent: scaling_factor", self.scaling_factor, "positive")
+        scale, shift = self.scaling_factor, self.shift_factor
+        require(1e-6 <= scale <= 1e6, "latent: scaling_factor", scale, "from 1e-6 to 1e6")
+        require(abs(shift) <= 1e6, "latent: shift_factor", shift, "from -1e6 to 1e6")
         video = self.type == "video"
         frames = self.temporal_downscale
         ok = 1 <= frames <= (64 if video else 1)

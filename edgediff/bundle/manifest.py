@@ -8,13 +8,14 @@ import dataclasses
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Literal
 
 from edgediff.bundle.latent import LatentSpec
 from edgediff.bundle.schema import describe, load_json, parse, require
 from edgediff.bundle.upgrade import upgraded
+from edgediff.checks import MAX_SIDE
 from edgediff.errors import BundleError
+from edgediff.files import is_file_name
 from edgediff.sampling.schedule import Schedule
 from edgediff.sampling.sigmas import Spacing
 
@@ -32,9 +33,18 @@ Role = Literal[
 inputs; a decoder turns latents into an image, an encoder an image into latents."""
 EVERY_STEP: tuple[Role, ...] = ("denoiser", "controlled_denoiser", "controlnet")
 """The roles of graphs that run in each denoising step; others run once for an image."""
+SESSION_CONFIG = {
+    "session.disable_quant_qdq": ("0", "1"),
+    "session.x64quantprecision": ("0", "1"),
+}
+"""The entries of onnxruntime's session configuration that an export writes, and their values."""
+_MOST_IDS = 2**31 - 1
 _EXACTLY_ONE: tuple[Role, ...] = ("denoiser", "decoder")
 _AT_MOST_ONE: tuple[Role, ...] = ("controlled_denoiser", "encoder")
 _CONTROLNET = "controlnet."
+MAX_TOKENS = 65_536
+MAX_TEMPLATE = 10_000
+MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,11 @@ class FileSpec:
 
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        require(0 <= self.size < 2**50, "files: size", self.size, "bytes")
+        ok = len(self.sha256) == 64 and not {*self.sha256} - {*"0123456789abcdef"}
+        require(ok, "files: sha256", self.sha256[:80], "64 digits of hexadecimal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +68,21 @@ class TensorSpec:
     dtype: DType
     shape: tuple[int | str, ...]
 
+    def __post_init__(self) -> None:
+        require(
+            0 < len(self.name) <= 256, "graphs: tensor name", self.name[:80], "1 to 256 letters"
+        )
+        require(len(self.shape) <= 8, f"graphs: {self.name}: rank", len(self.shape), "at most 8")
+        for size in self.shape:
+            ok = 0 < len(size) <= 256 if isinstance(size, str) else 0 <= size < 2**31
+            require(ok, f"graphs: {self.name}: shape", self.shape, "sizes and names of sizes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
     """One ONNX graph. `data` lists its external weight files; `session_config` holds entries for
-    `SessionOptions.add_session_config_entry` that the graph needs to run as intended.
+    `SessionOptions.add_session_config_entry` that the graph needs to run as intended, from
+    SESSION_CONFIG: others could make onnxruntime write files, or load libraries.
     `loaded_bytes`: what the weights of a graph lowered for the CPU take there once loaded.
     Its inputs and outputs have the names of `edgediff.bundle.tensor_names`."""
 
@@ -69,6 +94,19 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     session_config: dict[str, str] = field(default_factory=dict)
     loaded_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, value in self.session_config.items():
+            values = SESSION_CONFIG.get(key)
+            if values is None:
+                known = " or ".join(SESSION_CONFIG)
+                raise BundleError(
+                    f"{self.file}: session_config: {key[:200]!r} may not come from a bundle, only"
+                    f" {known}: do not use this bundle unless you know who made it"
+                )
+            require(value in values, f"session_config: {key}", value[:80], " or ".join(values))
+        taken = self.loaded_bytes
+        require(taken is None or 0 <= taken < 2**50, "graphs: loaded_bytes", taken, "bytes")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -124,15 +162,18 @@ class TokenizerSpec:
         least = 1 + sum(id is not None for id in (self.bos_token_id, self.eos_token_id))
         ok = self.max_length >= least
         require(ok, "tokenizer: max_length", self.max_length, f"{least} or more")
+        ok = self.max_length <= MAX_TOKENS
+        require(ok, "tokenizer: max_length", self.max_length, f"at most {MAX_TOKENS}")
         ok = 0 <= self.min_length <= self.max_length
         require(ok, "tokenizer: min_length", self.min_length, "from 0 to max_length")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            require(value is None or value >= 0, f"tokenizer: {name}", value, "0 or more")
-        ok = self.template.count(PROMPT) == 1
+            ok = value is None or 0 <= value <= _MOST_IDS
+            require(ok, f"tokenizer: {name}", value, "0 or more, below 2**31")
+        ok = self.template.count(PROMPT) == 1 and len(self.template) <= MAX_TEMPLATE
         require(ok, "tokenizer: template", self.template, f"text with one {PROMPT}")
         for token, ids in self.embeddings.items():
-            ok = len(ids) >= 1 and min(ids) >= 0
+            ok = len(ids) >= 1 and min(ids) >= 0 and max(ids) <= _MOST_IDS
             require(ok, f"tokenizer: embeddings: {token}", list(ids), "ids of 0 or more")
 
 
@@ -164,9 +205,9 @@ class Defaults:
     spacing: Spacing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "width", "height"):
+        for name, most in (("steps", MAX_STEPS), ("width", MAX_SIDE), ("height", MAX_SIDE)):
             value = getattr(self, name)
-            require(value >= 1, f"defaults: {name}", value, "1 or more")
+            require(1 <= value <= most, f"defaults: {name}", value, f"from 1 to {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +219,11 @@ class StageFidelity:
     error: float
     max_abs_error: float
     tolerance: float
+
+    def __post_init__(self) -> None:
+        for name in ("error", "max_abs_error", "tolerance"):
+            value = getattr(self, name)
+            require(value >= 0, f"fidelity: {name}", value, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,10 +417,10 @@ def parse_manifest(text: str) -> Manifest:
 def _check_references(manifest: Manifest) -> None:
     """Every file that is named must be listed, and every listed name must stay in the folder."""
     for name in manifest.files:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not name:
+        if not is_file_name(name) or name == MANIFEST:
             raise BundleError(
-                f"{MANIFEST}: files: {name!r} leaves the bundle: only paths inside it are allowed"
+                f"{MANIFEST}: files: {name[:80]!r} leaves the bundle or is not the plain name of a"
+                " file: export the bundle again"
             )
     named = {f"graphs.{k}": (g.file, *g.data) for k, g in manifest.graphs.items()}
     named |= {f"tokenizers.{k}": (t.file,) for k, t in manifest.tokenizers.items()}

@@ -3,21 +3,74 @@
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from edgediff.errors import BundleError, EdgediffError
+from edgediff.errors import BundleError, EdgediffError, printable
+
+_DIGITS = 20
+"""Of the largest whole number that is taken, 2**64 - 1."""
+_HIDDEN = ("Cc", "Cs", "Cn", "Zl", "Zp")
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def load_json(text: str) -> Any:
-    """JSON text → plain values. Raises ValueError, for nan and infinity too."""
-    return json.loads(text, parse_constant=_refuse_constant)
+    """JSON text → plain values. Raises ValueError, also for what JSON's grammar allows and no file
+    of ours has: a key that comes twice, nesting without end, numbers beyond float64 or 64 bits; and
+    for nan and infinity, which it does not allow."""
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_float,
+            parse_int=_int,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError as e:
+        raise ValueError("it nests too deep") from e
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _DIGITS + digits.startswith("-"):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:40]!r} comes twice in one object")
+    return found
+
+
+def _is_text(text: str) -> bool:
+    """Whether text holds nothing but what is shown, and breaks: no control characters, of which
+    NUL ends a C string and ESC commands a terminal; no halves of surrogate pairs; nothing that
+    turns the direction of what follows."""
+    if text.isprintable():
+        return True
+    return not any(
+        (unicodedata.category(c) in _HIDDEN and c not in "\n\r\t")
+        or unicodedata.bidirectional(c) in _TURNING
+        for c in text
+    )
 
 
 def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any:
@@ -31,6 +84,9 @@ def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any
     if origin is tuple and isinstance(raw, list):
         return tuple(parse(args[0], item, f"{where}[{i}]", error) for i, item in enumerate(raw))
     if origin is dict and isinstance(raw, dict):
+        for key in raw:
+            if not _is_text(key):
+                raise error(f"{where}: key {key[:40]!r} has characters that are not shown")
         return {key: parse(args[1], item, f"{where}.{key}", error) for key, item in raw.items()}
     if origin is Literal and raw in args:
         return raw
@@ -44,6 +100,8 @@ def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any
         return parse((matching or options)[0], raw, where, error)
     if kind is float and type(raw) in (int, float):
         return float(typing.cast(float, raw))
+    if kind is str and isinstance(raw, str) and not _is_text(raw):
+        raise error(f"{where}: {describe(raw)} has characters that are not shown")
     if kind in (int, str, bool) and type(raw) is kind:
         return raw
     expected = "one of " + ", ".join(map(str, args)) if origin is Literal else _type_name(kind)
@@ -67,7 +125,7 @@ def _parse_dataclass(cls: type, raw: object, where: str, error: type[EdgediffErr
     fields = _fields(cls)
     for key in raw:
         if key not in fields:
-            raise error(f"{where}: unknown key {key!r}: expected one of {', '.join(fields)}")
+            raise error(f"{where}: unknown key {key[:40]!r}: expected one of {', '.join(fields)}")
     for name, (_, required) in fields.items():
         if required and name not in raw:
             raise error(f"{where}: {name} is missing")
@@ -95,7 +153,7 @@ def _type_name(kind: Any) -> str:
 
 
 def describe(raw: object) -> str:
-    text = json.dumps(raw, ensure_ascii=False)
+    text = printable(json.dumps(raw, ensure_ascii=False))
     return text if len(text) <= 60 else text[:57] + "…"
 
 

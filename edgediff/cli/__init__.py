@@ -3,7 +3,9 @@
 Heavy modules are imported inside the commands, so that `edgediff --help` is fast.
 """
 
+import contextlib
 import importlib.metadata
+import os
 import sys
 
 import click
@@ -12,11 +14,12 @@ from edgediff._version import __version__
 from edgediff.cli.bench import bench
 from edgediff.cli.generate import generate
 from edgediff.cli.inspect import info, providers, verify
-from edgediff.errors import EdgediffError, InputError
+from edgediff.errors import EdgediffError, InputError, printable
 
 
 def main() -> None:
     """Run the command line; an expected failure is one line on stderr and an exit status."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # show ? for characters that the console lacks
             stream.reconfigure(errors="replace")
@@ -29,18 +32,29 @@ def main() -> None:
         click.echo("\nInterrupted; no incomplete file was left behind.", err=True)
         status = 130
     except InputError as e:
-        click.echo(f"Error: {e}", err=True)
+        click.echo(f"Error: {printable(str(e))}", err=True)
         status = 2
     except EdgediffError as e:
-        click.echo(f"Error: {e}", err=True)
+        click.echo(f"Error: {printable(str(e))}", err=True)
         status = 1
     except BrokenPipeError:
-        sys.stderr.close()
+        if sys.stderr is not None:
+            sys.stderr.close()
         status = 1
     except OSError as e:
         click.echo(f"Error: the output cannot be written ({e.strerror or e})", err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _open_streams() -> None:
+    """Let stdin, stdout and stderr exist where they were closed (`2>&-`): the next file to be
+    opened would get the number of one, and what a library writes to stderr."""
+    with contextlib.suppress(OSError):
+        number = os.open(os.devnull, os.O_RDWR)
+        while number <= 2:
+            number = os.dup(number)
+        os.close(number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +71,13 @@ def edgediff() -> None:
 def export(arguments: tuple[str, ...]) -> int | None:
     """Export a diffusers pipeline (needs edgediff[export])."""
     # Found by entry point: the runtime never imports the export stage by name.
-    (entry,) = importlib.metadata.entry_points(group="edgediff.commands", name="export")
+    entries = importlib.metadata.entry_points(group="edgediff.commands", name="export")
+    if not entries:  # a packaged app, or a copy that was not installed
+        raise click.ClickException(
+            "this copy of edgediff was packaged without its export stage: use one that pip"
+            ' installed, by pip install "edgediff[export]"'
+        )
+    entry = next(iter(entries))
     try:
         command = entry.load()
         status: int | None = command.main(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import click
 
 from edgediff.cli.flags import file_of
 from edgediff.cli.report import duration, print_notes, print_prompt_notes
-from edgediff.cli.running import Output, Runtime, finish
-from edgediff.errors import InputError
+from edgediff.cli.running import Output, Runtime, finish, is_terminal
+from edgediff.errors import InputError, printable
 
 if TYPE_CHECKING:
     from edgediff.batch import Job, Outcome
@@ -93,7 +92,7 @@ class _Status:
         self._printed: set[str] = set()
         self._started = self._latest = time.perf_counter()
         self._before = 0
-        self._live = sys.stderr.isatty()
+        self._live = is_terminal()
 
     @property
     def failed(self) -> list["Outcome"]:
@@ -119,7 +118,7 @@ class _Status:
             for path in outcome.paths:
                 click.echo(path)
         if outcome.status == "failed":
-            click.echo(f"Failed: {outcome.job.where}: {outcome.error}", err=True)
+            click.echo(f"Failed: {outcome.job.where}: {printable(outcome.error or '')}", err=True)
         if outcome.result is not None:
             print_prompt_notes(outcome.result, where=f"{outcome.job.where}: ")
             if not self._live:
@@ -169,7 +168,7 @@ class _Status:
             err=True,
         )
         for outcome in sorted(self.failed, key=lambda o: o.job.line):
-            click.echo(f"  {outcome.job.where}: {outcome.error}", err=True)
+            click.echo(f"  {outcome.job.where}: {printable(outcome.error or '')}", err=True)
 
     def _count(self, status: str) -> int:
         return sum(outcome.status == status for outcome in self._outcomes)

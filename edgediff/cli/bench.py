@@ -13,6 +13,7 @@ import click
 
 from edgediff.cli.flags import SpellingCommand, json_flag, parse_size
 from edgediff.cli.report import megabytes, print_notes, steps_of, table
+from edgediff.cli.running import is_terminal
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -124,6 +125,11 @@ def run(
     from edgediff.bench.runner import Bench, Budget
     from edgediff.errors import InputError
 
+    if getattr(sys, "frozen", False):
+        raise click.ClickException(
+            "bench starts a Python for each run, and a packaged app has none: use an edgediff that"
+            " pip installed"
+        )
     grid = Grid(
         bundles=bundles or ("emoji",),
         providers=providers,
@@ -162,7 +168,7 @@ class _progress:  # noqa: N801 (used as a context manager's name)
             click.echo("\r\x1b[K", nl=False, err=True)
 
     def _show(self, activity: str, share: float, left: float | None) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self._shown > 0.1:
+        if is_terminal() and time.monotonic() - self._shown > 0.1:
             self._shown = time.monotonic()
             until = "" if left is None else f", about {left:.0f} s left"
             click.echo(f"\r\x1b[K{share:4.0%} {activity}{until}", nl=False, err=True)
@@ -265,9 +271,10 @@ def _ratio(found: "Interval") -> str:
 @click.option("--exports", is_flag=True, help="A and B measure two exports of one model.")
 @json_flag
 def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
-    """Compare two results: ratios of B's times to A's, with 95 % intervals.
+    """Compare two results, A and B.
 
-    Fails if the two did not measure the same model and settings.
+    Prints the ratios of B's times to A's, with 95 % intervals. Fails if the two did not measure the
+    same model and settings.
     """
     from edgediff.bench.compare import compare as run_compare
     from edgediff.bench.compare import differences
@@ -297,7 +304,8 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
         if pair.cold is not None:
             bounds = f"{pair.cold.low:.3g} … {pair.cold.high:.3g}"
             # With few starts, the interval of a median has less than 95 % confidence.
-            caveat = "" if pair.cold.confidence > 0.9 else f"only {pair.cold.count} starts"
+            starts = "1 start" if pair.cold.count == 1 else f"{pair.cold.count} starts"
+            caveat = "" if pair.cold.confidence > 0.9 else f"only {starts}"
             rows.append(("first image", f"{pair.cold.median:.3g}", bounds, caveat))
         click.echo(table(rows))
         click.echo(

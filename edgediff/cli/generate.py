@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ from edgediff.cli.flags import (
 )
 from edgediff.cli.report import print_notes, print_prompt_notes, steps_of
 from edgediff.cli.running import Output, Runtime, finish, progress_bar
+from edgediff.errors import printable
 
+STDOUT = Path("-")
 MAX_COUNT = 1000
 """Images of one call; all stay in memory until the last one is finished."""
 
@@ -250,7 +253,7 @@ def _again(
             f" {' and '.join(flag_of.get(name, name) for name in absent)}"
         )
     if original.ignored:
-        ignored = "; ".join(original.ignored)
+        ignored = printable("; ".join(original.ignored))
         click.echo(f"Warning: some settings in {source} are ignored: {ignored}", err=True)
     merged = cast("Options", {**original.options, **options})
     return original, original.prompt if prompt is None else prompt, merged
@@ -338,7 +341,8 @@ def _again(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="PNG file to write.  [default with --from: NAME-again.png]",
+    help="File to write: .png, .jpg or .webp; - writes a PNG to stdout.  [default with --from:"
+    " NAME-again.png]",
 )
 @json_flag
 @click.pass_context
@@ -387,7 +391,7 @@ def generate(
             " images)"
         )
     if output is None:
-        raise click.UsageError("give the PNG file to write, such as -o image.png")
+        raise click.UsageError("give the file to write, such as -o image.png; -o - is stdout")
     if count is not None:
         options["seed"] = _count_seeds(options.get("seed"), count)
     _make_one(prompt, options, output, runtime, form, original)
@@ -405,12 +409,24 @@ def _make_one(
     from, to warn if the new image may differ."""
     from edgediff.images.png import check_output
     from edgediff.request.request import resolve
+    from edgediff.result import check_grid, check_outputs, output_paths
 
     bundle = runtime.bundle()
-    with file_of("output"):
-        check_output(path)
+    to_stdout = path == STDOUT
+    if not to_stdout:
+        with file_of("output"):
+            check_output(path)
     # An invalid request is refused before the model loads.
     request = resolve(bundle, prompt, options)
+    if to_stdout:
+        _check_stdout(len(request.seeds), form)
+    else:
+        with file_of("output"):
+            if form.grid:
+                check_grid(path, request.seeds, request.settings)
+            else:
+                paths = output_paths(path, request.seeds)
+                check_outputs(paths, request.seeds, request.settings)
     started = time.perf_counter()
     pipe = runtime.load()
     load_seconds = time.perf_counter() - started
@@ -418,10 +434,14 @@ def _make_one(
         run = pipe.run(request, deadline=runtime.deadline, on_progress=on_progress)
         if original is not None:
             for difference in original.differences(run.settings):
-                click.echo(f"Warning: the image may differ: {difference}", err=True)
+                click.echo(f"Warning: the image may differ: {printable(difference)}", err=True)
         result = finish(run)
     print_notes(pipe.load_notes)
-    paths = [result.save_grid(path)] if form.grid else result.save(path)
+    if to_stdout:
+        sys.stdout.buffer.write(result.png(grid=form.grid))
+        paths = []
+    else:
+        paths = [result.save_grid(path)] if form.grid else result.save(path)
     print_prompt_notes(result)
     if form.as_json:
         answer = _as_json(result, paths, load_seconds, grid=form.grid)
@@ -430,6 +450,16 @@ def _make_one(
         for written in paths:
             click.echo(written)
         click.echo(_summary(result), err=True)
+
+
+def _check_stdout(images: int, form: Output) -> None:
+    """Raise UsageError unless one image, and nothing else, can go to stdout."""
+    if form.as_json:
+        raise click.UsageError("--json and -o - both write to stdout: give -o a file's path")
+    if images > 1 and not form.grid:
+        raise click.UsageError(f"-o - takes one image, not {images}: give --grid, or a file's path")
+    if sys.stdout is None or sys.stdout.isatty():
+        raise click.UsageError("-o - writes a PNG to stdout: redirect it, or give a file's path")
 
 
 def _as_json(

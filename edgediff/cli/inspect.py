@@ -129,8 +129,10 @@ def verify(
     bundle's fixtures. BUNDLE is a folder; the default is the built-in model. Exit status 1 if a
     check fails.
     """
+    from edgediff.backend.session import silence_log
     from edgediff.verification import verify as run_verify
 
+    silence_log()
     outcome = run_verify(
         bundle,
         provider=provider,
@@ -170,8 +172,9 @@ def _check_row(check: "Check") -> tuple[str, str, str]:
 def providers(as_json: bool) -> None:
     """List execution providers and how to install the missing ones."""
     from edgediff.backend.providers import PROVIDERS
-    from edgediff.backend.session import why_missing
+    from edgediff.backend.session import silence_log, why_missing
 
+    silence_log()
     missing = {name: why_missing(name) for name in PROVIDERS}
     if as_json:
         answer = {

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgediff.errors import printable
+
 if TYPE_CHECKING:
     from edgediff.bundle.manifest import Provenance
     from edgediff.result import Result
@@ -30,6 +32,7 @@ def merged(provenance: "Provenance") -> list[str]:
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Left-aligned columns, two spaces apart."""
+    rows = [tuple(printable(c).replace("\n", " ") for c in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -46,7 +49,7 @@ def duration(seconds: float) -> str:
 def print_notes(notes: Iterable[str]) -> None:
     """Print notes on stderr."""
     for note in notes:
-        click.echo(f"Note: {note}", err=True)
+        click.echo(f"Note: {printable(note)}", err=True)
 
 
 def print_prompt_notes(result: "Result", where: str = "") -> None:

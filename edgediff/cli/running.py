@@ -65,8 +65,10 @@ class Runtime(_Flags):
 
     def load(self) -> "Pipeline":
         """Load the model, and report on stderr its provider and loading time."""
+        from edgediff.backend.session import silence_log
         from edgediff.pipeline import load
 
+        silence_log()
         started = time.perf_counter()
         pipe = load(
             self.model,
@@ -145,11 +147,16 @@ def _handling(handler: Callable[..., None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+def is_terminal() -> bool:
+    """Whether a person reads stderr, which a windowed app may not have."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextlib.contextmanager
 def progress_bar(steps: int) -> "Iterator[Callable[[Progress], None]]":
     """A progress bar on stderr, if that is a terminal; yields the `on_progress` that moves it."""
     with click.progressbar(
-        length=steps, label=LABELS["text_encoder"], file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=steps, label=LABELS["text_encoder"], file=sys.stderr, hidden=not is_terminal()
     ) as bar:
 
         def show(progress: "Progress") -> None:

@@ -3,10 +3,12 @@
 `edgediff.images.png` is the other way round: what was decoded, and the PNG that it becomes.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgediff.errors import InputError, first_line
+from edgediff.files import open_regular
 
 MAX_PIXELS = 64_000_000
 """An image of more is refused before it is decoded: in RGB it would take 192 MB and up."""
@@ -84,42 +87,52 @@ def open_image(source: Source, what: str) -> OpenedImage:
     if isinstance(source, np.ndarray):
         return _convert(_from_array(source, what), what, what, IN_MEMORY)
     if isinstance(source, Image.Image):
-        return _convert(source, what, what, IN_MEMORY)
+        with pillow_errors(what):  # it may be decoded only now
+            return _convert(source, what, what, IN_MEMORY)
     if not isinstance(source, str | os.PathLike):
         raise InputError(
             f"{what} is {type(source).__name__}: expected a path, a pillow image or a numpy array",
         )
     path = Path(source)
     where = f"{what} {path}"
+    with pillow_errors(where), open_regular(path) as file, identify(file) as image:
+        return _convert(image, where, str(path), path.name)
+
+
+@contextlib.contextmanager
+def pillow_errors(where: str, *, formats: Sequence[str] = FORMATS) -> Iterator[None]:
+    """Turn whatever reading an image raises into InputError: on damaged files, pillow's decoders
+    raise almost anything. `where` names the image; formats: what could be read."""
     try:
-        with path.open("rb") as file, _identify(file) as image:
-            return _convert(image, where, str(path), path.name)
+        yield
     except InputError:
         raise
     except UnidentifiedImageError as e:
         raise InputError(
-            f"{where}: is no image that can be read: give one of {', '.join(FORMATS)}"
+            f"{where}: is not an image that can be read: give one of {', '.join(formats)}"
         ) from e
-    except (OSError, ValueError) as e:  # ValueError: a path with a null byte
-        reason = getattr(e, "strerror", None) or first_line(e)
-        raise InputError(f"{where}: cannot be read ({reason})") from e
+    except Exception as e:
+        if isinstance(e, OSError) and e.strerror:
+            raise InputError(f"{where}: cannot be read ({e.strerror})") from e
+        raise InputError(f"{where}: the image is damaged ({first_line(e)})") from e
 
 
-def _identify(file: IO[bytes]) -> Image.Image:
+def identify(file: IO[bytes], formats: Sequence[str] = FORMATS) -> Image.Image:
     """As Image.open, whose own limit of size is not ours: it warns, and does not tell the size.
 
-    Raises UnidentifiedImageError."""
+    Raises UnidentifiedImageError, and anything else that pillow raises for a damaged file."""
     Image.init()
     start = file.read(16)
-    for name in FORMATS:
+    failed: Exception = UnidentifiedImageError()
+    for name in formats:
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(start) is True:
             file.seek(0)
             try:
                 return factory(file, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # as Image.open: what this one says of a file that is none of its own
-    raise UnidentifiedImageError
+            except (SyntaxError, IndexError, TypeError, struct.error) as e:
+                failed = e  # of a file of this format, or of another one that begins alike
+    raise failed
 
 
 def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
@@ -145,20 +158,15 @@ def _convert(image: Image.Image, where: str, what: str, name: str) -> OpenedImag
             " read: make it smaller first",
         )
     notes = []
-    try:
-        if name != IN_MEMORY and getattr(image, "is_animated", False):
-            notes.append(f"{what}: of several frames, the first was taken")
-        upright = _eight_bits(ImageOps.exif_transpose(image), where)
-        transparent = False
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            transparent = int(np.asarray(rgba)[..., 3].min()) < 255
-            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        rgb = upright.convert("RGB")
-    except InputError:
-        raise
-    except Exception as e:  # pillow's decoders raise anything
-        raise InputError(f"{where}: the image is damaged ({first_line(e)})") from e
+    if name != IN_MEMORY and getattr(image, "is_animated", False):
+        notes.append(f"{what}: of several frames, the first was taken")
+    upright = _eight_bits(ImageOps.exif_transpose(image), where)
+    transparent = False
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        transparent = int(np.asarray(rgba)[..., 3].min()) < 255
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    rgb = upright.convert("RGB")
     if transparent:
         notes.append(f"{what}: what is transparent was laid on white")
     if image.mode == "CMYK":

@@ -11,6 +11,7 @@ from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.latent import LatentSpec
 from edgediff.bundle.manifest import Manifest, Stage
 from edgediff.bundle.tensor_names import LATENTS
+from edgediff.checks import whole_number
 from edgediff.errors import InputError, ProviderError
 from edgediff.networks.tiling import OVERLAP, tiled
 from edgediff.sampling.samplers import Noise
@@ -133,12 +134,13 @@ LEAST_TILE = 2 * OVERLAP
 def check_tile(tile: int, downscale: int) -> int:
     """Raise InputError unless tiles of so many pixels a side can be decoded."""
     least = LEAST_TILE * downscale
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least or tile % downscale:
+    number = whole_number(tile)
+    if number is None or number < least or number % downscale:
         raise InputError(
             f"`tile` is {tile!r}: expected pixels a side, a multiple of {downscale} from"
             f" {least} up; leave it out to decode whole images"
         )
-    return tile
+    return number
 
 
 def require_encoder(manifest: Manifest, option: str) -> Stage:

@@ -22,7 +22,7 @@ from edgediff.errors import BundleError, InputError
 from edgediff.sampling.denoiser import Conditioning
 from edgediff.sampling.guidance import Guidance
 from edgediff.text.emphasis import apply_weights
-from edgediff.text.tokenizer import EncodedPrompt, PromptReport, Tokenizer
+from edgediff.text.tokenizer import MAX_FILE, EncodedPrompt, PromptReport, Tokenizer
 
 
 class TextSettings(Protocol):
@@ -50,10 +50,14 @@ class TextConditioner:
 
     Raises BundleError if a tokenizer is damaged."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, check_hashes: bool = True) -> None:
         self._manifest = bundle.manifest
         self._tokenizers = {
-            encoder: Tokenizer(bundle.path(spec.file), spec)
+            encoder: Tokenizer(
+                bundle.path(spec.file),
+                spec,
+                bundle.read(spec.file, limit=MAX_FILE, check_hash=check_hashes),
+            )
             for encoder, spec in bundle.manifest.tokenizers.items()
         }
 

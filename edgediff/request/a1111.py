@@ -98,10 +98,11 @@ def _quote(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
 
 
-_FIELD = re.compile(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-
-
-_NETWORK = re.compile(r" *(<(?:lora|lyco|hypernet):[^>]*>)")
+MAX_CHARACTERS = 100_000
+"""Of a text that is read."""
+# Linear in the text: each part of it is gone through once, whatever follows.
+_FIELD = re.compile(r'\s*+([^:,]++)(?::\s*+("(?:\\.|[^"\\])*+"|[^,]*+))?(?:,|$)')
+_NETWORK = re.compile(r"(?<! ) *+(<(?:lora|lyco|hypernet):[^<>]{0,500}>)")
 
 
 _AUTOMATIC = {"DPM++ 2M": "Karras", "DPM++ SDE": "Karras", "DPM++ 2M SDE": "Exponential"}
@@ -125,7 +126,9 @@ class Parsed:
 def parse_parameters(text: str) -> Parsed:
     """AUTOMATIC1111's form: the prompt, `Negative prompt: …`, a line of `Key: value, …`.
 
-    Raises InputError for a text in another form."""
+    Raises InputError for a text in another form, and of more than MAX_CHARACTERS."""
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"its `parameters` text has more than {MAX_CHARACTERS} characters")
     lines = text.strip().splitlines()
     last = next((k for k in range(len(lines) - 1, -1, -1) if lines[k].startswith("Steps:")), None)
     if last is None:
@@ -136,7 +139,8 @@ def parse_parameters(text: str) -> Parsed:
     start = next((k for k in range(last) if lines[k].startswith(_NEGATIVE)), last)
     prompt = "\n".join(lines[:start]).strip()
     negative = "\n".join(lines[start:last]).removeprefix(_NEGATIVE).strip()
-    fields = {key.strip(): _unquote(value) for key, value in _FIELD.findall(lines[last])}
+    found = _FIELD.finditer(lines[last])
+    fields = {field[1].strip(): _unquote(field[2]) for field in found if field[2] is not None}
     ignored = _NETWORK.findall(prompt)
     prompt = _NETWORK.sub("", prompt).strip()
     model = fields.pop("Model", None)

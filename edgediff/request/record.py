@@ -1,21 +1,34 @@
-"""How an image was made, read back from its PNG."""
+"""How an image was made, read back from its file."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
-from PIL.PngImagePlugin import PngImageFile
+from PIL import ExifTags, Image
 
 from edgediff._version import __version__
+from edgediff.bundle.schema import describe, load_json, parse
 from edgediff.errors import InputError, first_line
-from edgediff.images.source import IN_MEMORY
+from edgediff.files import open_regular
+from edgediff.images.png import UNICODE_COMMENT
+from edgediff.images.source import IN_MEMORY, identify, pillow_errors
 from edgediff.request.a1111 import parse_parameters
 from edgediff.request.options import Options
+from edgediff.request.request import resolve_seeds
 from edgediff.request.settings import Settings
+
+MAX_RECORD = 1_000_000
+"""Characters of what a file says; a sheet of a thousand seeds has under 30,000."""
+_OPENED = ("control", "init_image", "mask")
+"""The options that name files."""
+READ = ("PNG", "JPEG", "WEBP")
+"""Formats whose metadata are read, by pillow's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +43,7 @@ class Recorded:
         are not in it, and have to be given again.
     model, bundle, provider: what made it: names, and the bundle's id; None where it does not say.
     version: of edgediff; None where another tool made it.
+    onnxruntime: its version; None where it does not say.
     ignored: what it says beside that, and has no counterpart here.
     """
 
@@ -40,6 +54,7 @@ class Recorded:
     bundle: str | None
     provider: str | None
     version: str | None
+    onnxruntime: str | None
     ignored: tuple[str, ...]
 
     def differences(self, settings: Settings) -> list[str]:
@@ -58,6 +73,12 @@ class Recorded:
             found.append(f"{names} ({(self.bundle or '?')[:12]}, {settings.bundle[:12]})")
         if self.provider not in (settings.provider, None) and settings.provider != "auto":
             found.append(f"{self.provider} made it, this is {settings.provider}")
+        if None not in (self.onnxruntime, settings.onnxruntime) and (
+            self.onnxruntime != settings.onnxruntime
+        ):
+            found.append(
+                f"onnxruntime {self.onnxruntime} ran it, this is onnxruntime {settings.onnxruntime}"
+            )
         now = asdict(settings)
         for name, then in self.given.items():
             if list(_hashes(now.get(name))) != list(_hashes(then)):
@@ -96,34 +117,70 @@ def without_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in record.items() if name not in off or v != off[name]}
 
 
-def _texts(path: Path) -> dict[str | tuple[int, int], Any]:
-    """A PNG's text chunks by keyword; pixels are not read."""
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image of a format that edgediff writes, not yet decoded. Whatever pillow raises, also in
+    the block, becomes InputError."""
+    with (
+        pillow_errors(str(path), formats=READ),
+        open_regular(path) as file,
+        identify(file, READ) as image,
+    ):
+        yield image
+
+
+def check_whole(path: Path) -> None:
+    """Raise InputError if an image is cut off or damaged."""
+    with open_image(path) as image:
+        if image.format == "PNG":
+            image.verify()  # by checksums, which the other formats do not have
+        else:
+            image.load()
+
+
+def _texts(path: Path) -> dict[Any, Any]:
+    """The texts of an image file by keyword, `edgediff` and `parameters` among them; pixels are not
+    read."""
+    with open_image(path) as image:
+        if image.format != "PNG":
+            return _texts_of_exif(image.getexif())
+        texts = dict(image.info)
+        if not texts.keys() & {"edgediff", "parameters"}:
+            image.verify()  # what it says may be lost
+        return texts
+
+
+def _texts_of_exif(exif: Image.Exif) -> dict[Any, Any]:
+    """What `edgediff.images.png.encode` and AUTOMATIC1111's web UI put into EXIF, by its name in a
+    PNG. Another form is of another tool."""
+    texts: dict[Any, Any] = {}
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    if isinstance(comment, bytes) and comment.startswith(UNICODE_COMMENT):
+        units = comment.removeprefix(UNICODE_COMMENT)
+        # Big-endian by the standard, but some write the other; in most text, high bytes are 0.
+        order = "be" if units[::2].count(0) >= units[1::2].count(0) else "le"
+        texts["parameters"] = units.decode(f"utf-16-{order}", errors="replace")
     try:
-        with path.open("rb") as f:
-            # Of this class and not by Image.open, which warns of sizes that only decoding feels.
-            image = PngImageFile(f)
-            texts = dict(image.info)
-            if not texts.keys() & {"edgediff", "parameters"}:
-                image.verify()  # what it says may be lost
-            return texts
-    except Exception as e:  # pillow raises almost anything on damaged files
-        reason = first_line(e)
-        if isinstance(e, OSError) and e.strerror:
-            raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-        if "not a PNG" in reason:
-            raise InputError(f"{path}: is no PNG: give an image as edgediff wrote it") from e
-        raise InputError(f"{path}: is a damaged PNG ({reason})") from e
+        made = json.loads(exif.get(ExifTags.Base.ImageDescription) or "")
+    except (ValueError, TypeError, RecursionError):
+        return texts
+    if isinstance(made, dict) and "edgediff" in made:
+        texts["edgediff"] = json.dumps(made["edgediff"])
+    return texts
 
 
 def _record(texts: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     if "edgediff" not in texts:
         raise InputError(
-            f"{path}: does not say how it was made: a PNG as edgediff wrote it does (editing or"
+            f"{path}: does not say how it was made: a file as edgediff wrote it does (editing or"
             " sending an image often drops that)"
         )
     try:
-        record = json.loads(texts["edgediff"])
-    except (ValueError, TypeError, RecursionError) as e:
+        text = texts["edgediff"]
+        if not isinstance(text, str) or len(text) > MAX_RECORD:
+            raise ValueError(f"more than {MAX_RECORD} characters")
+        record = load_json(text)
+    except ValueError as e:
         raise InputError(f"{path}: its `edgediff` text is no JSON ({first_line(e)})") from e
     if not isinstance(record, dict):
         raise InputError(f"{path}: its `edgediff` text is no record of an image")
@@ -131,32 +188,56 @@ def _record(texts: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _from_record(record: dict[str, Any], path: Path) -> Recorded:
+    """The record, each value of it of the type that its setting has."""
+    where = f"{path}: its `edgediff` text"
     if isinstance(record.get("images"), list):
         raise InputError(f"{path}: is a sheet of several prompts: give one of its images")
-    prompt = record.pop("prompt", None)
-    if not isinstance(prompt, str):
-        raise InputError(f"{path}: its `edgediff` text has no prompt")
-    origin = {name: record.pop(name, None) for name in ("edgediff", "model", "bundle", "provider")}
-    for name, value in origin.items():
-        if not isinstance(value, str):
-            raise InputError(f"{path}: its `edgediff` text has {name} {value!r}: expected text")
-    if "seeds" in record:
-        record["seed"] = record.pop("seeds")
+    if not isinstance(record.get("prompt"), str):
+        raise InputError(f"{where} has no prompt")
+    for name in ("edgediff", "model", "bundle", "provider"):
+        if not isinstance(record.get(name), str):
+            raise InputError(f"{where} has {name} {record.get(name)!r:.60}: expected text")
+    seeds = record.pop("seeds", record.pop("seed", None))
+    if seeds is not None:
+        seeds = _seeds(seeds, where)
+    kinds = {**typing.get_type_hints(Settings), "edgediff": str}
+    for name, kind in kinds.items():
+        if name in record:
+            parse(kind, record[name], f"{where}: {name}", InputError)
+    prompt = record.pop("prompt")
+    origin = {name: record.pop(name) for name in ("edgediff", "model", "bundle", "provider")}
+    runtime = record.pop("onnxruntime", None)
+    if seeds is not None:
+        record["seed"] = seeds
     if "width" in record and "height" in record:
         record["size"] = (record.pop("width"), record.pop("height"))
     record = without_defaults(record)
     known = {name: v for name, v in record.items() if name in Options.__annotations__}
-    given = {name: v for name, v in known.items() if any(_hashes(v))}
+    # They are not in the file, and only what the caller gives is opened.
+    given = {name: known.pop(name) for name in _OPENED if name in known}
+    ignored = (name for name in record if name not in known and name not in given)
     return Recorded(
         prompt=prompt,
-        options=cast("Options", {n: v for n, v in known.items() if n not in given}),
+        options=cast("Options", known),
         given=given,
         model=origin["model"],
         bundle=origin["bundle"],
         provider=origin["provider"],
         version=origin["edgediff"],
-        ignored=tuple(f"{name}: {value}" for name, value in record.items() if name not in known),
+        onnxruntime=runtime,
+        ignored=tuple(f"{name}: {describe(record[name])}" for name in ignored),
     )
+
+
+def _seeds(seeds: Any, where: str) -> int | list[int]:
+    """Raises InputError for what `resolve_seeds` would refuse, and for what is not JSON of it."""
+    if not isinstance(seeds, int | list):
+        raise InputError(f"{where} has seed {describe(seeds)}: expected whole numbers")
+    try:
+        found = list(resolve_seeds(seeds))
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
+    return found if isinstance(seeds, list) else found[0]
 
 
 def _from_parameters(text: str, path: Path) -> Recorded:
@@ -172,6 +253,7 @@ def _from_parameters(text: str, path: Path) -> Recorded:
         bundle=None,
         provider=None,
         version=None,
+        onnxruntime=None,
         ignored=parsed.ignored,
     )
 

@@ -1,8 +1,9 @@
 """A call of `generate`, resolved once: defaults filled in, values checked, images read."""
 
 import difflib
+import functools
+import itertools
 import math
-import operator
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import Manifest
 from edgediff.bundle.tensor_names import ENCODER_HIDDEN_STATES
-from edgediff.checks import MAX_SIDE, check_flag, check_number
+from edgediff.checks import MAX_SIDE, check_flag, check_number, whole_number
 from edgediff.errors import InputError
 from edgediff.images.source import OpenedImage
 from edgediff.networks.text_encoder import states_output
@@ -39,10 +40,16 @@ from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import check_seed, check_variation_strength
 from edgediff.sampling.plan import Plan, make_plan
 from edgediff.sampling.schedule import Schedule
+from edgediff.sampling.sigmas import Spacing
 from edgediff.text.emphasis import parse_weights
+from edgediff.text.tokenizer import MAX_CHARACTERS
 
 T = TypeVar("T")
 
+_BYTES = (bytes, bytearray, memoryview)
+"""Python iterates over them as numbers, which no one means."""
+MAX_SEEDS = 10_000
+"""Of one call, whose images are all in memory."""
 MAX_GUIDANCE = 1000.0
 """Beyond any use, and below the scale at which float32 latents overflow."""
 
@@ -90,10 +97,10 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
     _check_names(options)
     manifest = bundle.manifest
     defaults = manifest.defaults
-    check_text("prompt", prompt)
+    check_prompt("prompt", prompt)
     negative_prompt = options.get("negative_prompt")
     if negative_prompt is not None:
-        check_text("negative_prompt", negative_prompt)
+        check_prompt("negative_prompt", negative_prompt)
     seeds = resolve_seeds(options.get("seed"))
     inputs = open_inputs(options.get("init_image"), options.get("mask"))
     check_inputs(manifest, inputs)
@@ -112,13 +119,8 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
     elif sampler == defaults.sampler:
         spacing = defaults.spacing
     strength = inputs.strength(options.get("strength"))
-    plan = make_plan(
-        manifest.schedule,
-        sampler,
-        _or(options.get("steps"), defaults.steps),
-        spacing=spacing,
-        strength=strength,
-    )
+    steps = _or(options.get("steps"), defaults.steps)
+    plan = _plan(manifest.schedule, sampler, steps, spacing, strength)
     guidance = Guidance(
         scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
         rescale=_or(options.get("guidance_rescale"), 0.0),
@@ -172,18 +174,58 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
     )
 
 
+def with_prompt(request: Request, prompt: str, seed: int | Iterable[int] | None) -> Request:
+    """A request with another prompt and other seeds, as `resolve` would give it.
+
+    Raises InputError."""
+    check_prompt("prompt", prompt)
+    if request.settings.prompt_weights:
+        parse_weights(prompt)
+    # A tenth of what dataclasses.replace takes, for thousands of lines.
+    settings, made = object.__new__(Settings), object.__new__(Request)
+    settings.__dict__.update(request.settings.__dict__, prompt=prompt)
+    made.__dict__.update(request.__dict__, settings=settings, seeds=resolve_seeds(seed))
+    return made
+
+
+def _plan(
+    schedule: Schedule,
+    sampler: str,
+    steps: int,
+    spacing: Spacing | None,
+    strength: float | None,
+) -> Plan:
+    """As `make_plan`, remembered: thousands of lines of a file share a few."""
+    try:
+        hash((steps, spacing, strength))
+    except TypeError:  # of a wrong type, which is refused
+        return make_plan(schedule, sampler, steps, spacing=spacing, strength=strength)
+    return _remembered_plan(schedule, sampler, steps, spacing, strength)
+
+
+@functools.lru_cache(maxsize=64, typed=True)  # typed: True is not a number of steps, though 1 is
+def _remembered_plan(
+    schedule: Schedule,
+    sampler: str,
+    steps: int,
+    spacing: Spacing | None,
+    strength: float | None,
+) -> Plan:
+    return make_plan(schedule, sampler, steps, spacing=spacing, strength=strength)
+
+
 def _second_pass(schedule: Schedule, settings: Settings) -> tuple[Plan, ...]:
     """The plan of the pass under `hires`, if any. Raises InputError for a strength that leaves no
     step."""
     if settings.hires_steps is None:
         return ()
     try:
-        plan = make_plan(
+        plan = _plan(
             schedule,
             settings.sampler,
             settings.hires_steps,
-            spacing=settings.spacing,
-            strength=settings.hires_strength,
+            settings.spacing,
+            settings.hires_strength,
         )
     except InputError as e:
         raise e.spelled(_of_second_pass) from e
@@ -265,15 +307,16 @@ def _check_long_prompts(manifest: Manifest, value: object) -> bool:
 def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+    layers = whole_number(value)
+    if layers is None or layers < 1:
         raise InputError(
             f"`clip_skip` is {value!r}: expected a whole number from 1 up; leave it out for"
             " all layers"
         )
     for group in manifest.conditioning.states:
         for encoder in group:
-            states_output(manifest.graphs[encoder], int(value))
-    return int(value)
+            states_output(manifest.graphs[encoder], layers)
+    return layers
 
 
 def check_text(name: str, text: object) -> None:
@@ -286,21 +329,29 @@ def check_text(name: str, text: object) -> None:
         raise InputError(f"`{name}` is not valid text ({e.reason}): pass it as UTF-8") from e
 
 
+def check_prompt(name: str, text: object) -> None:
+    """Raise InputError unless `text` is text of at most MAX_CHARACTERS; `name` says what it is."""
+    if isinstance(text, str) and len(text) > MAX_CHARACTERS:  # before anything goes through it
+        raise InputError(f"`{name}` has {len(text)} characters: at most {MAX_CHARACTERS} are read")
+    check_text(name, text)
+
+
 def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
     """(width, height), or one side of a square, in pixels → (width, height).
 
     Raises InputError unless both are multiples of `multiple` from that to MAX_SIDE."""
-    try:
-        sides = [operator.index(side) for side in (size if np.iterable(size) else (size, size))]
-    except TypeError as e:
-        raise InputError(f"`size` is {size!r}: expected whole numbers of pixels") from e
-    if len(sides) != 2:
+    given = (size, size) if not np.iterable(size) or isinstance(size, _BYTES) else size
+    sides = [whole_number(side) for side in itertools.islice(given, 3)]
+    whole = [side for side in sides if side is not None]
+    if len(whole) < len(sides):
+        raise InputError(f"`size` is {size!r}: expected whole numbers of pixels")
+    if len(whole) != 2:
         raise InputError(f"`size` is {size!r}: expected (width, height) in pixels")
-    width, height = sides
-    if max(sides) > MAX_SIDE:
+    width, height = whole
+    if max(whole) > MAX_SIDE:
         raise InputError(f"`size` {width}x{height}: at most {MAX_SIDE} pixels a side")
-    if min(sides) < 1 or width % multiple or height % multiple:
-        near = "x".join(str(max(multiple, round(s / multiple) * multiple)) for s in sides)
+    if min(whole) < 1 or width % multiple or height % multiple:
+        near = "x".join(str(max(multiple, round(s / multiple) * multiple)) for s in whole)
         raise InputError(
             f"`size` {width}x{height}: both sides must be multiples of {multiple} from"
             f" {multiple} up; {near} is near"
@@ -314,7 +365,16 @@ def resolve_seeds(seed: int | Iterable[int] | None) -> tuple[int, ...]:
     Raises InputError for an empty list, and for a value that is not a seed."""
     if seed is None:
         return (secrets.randbelow(2**32),)
-    seeds = list(seed) if isinstance(seed, Iterable) else [seed]
+    if type(seed) is int:
+        return (check_seed(seed),)
+    if not isinstance(seed, Iterable) or isinstance(seed, _BYTES):
+        seeds: list[object] = [seed]
+    elif isinstance(seed, np.ndarray) and seed.ndim == 0:
+        seeds = [seed]
+    else:
+        seeds = list(itertools.islice(seed, MAX_SEEDS + 1))
     if not seeds:
         raise InputError("`seed` is an empty list: give one seed for each image")
+    if len(seeds) > MAX_SEEDS:
+        raise InputError(f"`seed` is a list of more than {MAX_SEEDS}: give fewer")
     return tuple(check_seed(s) for s in seeds)

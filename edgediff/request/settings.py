@@ -15,7 +15,8 @@ class Settings:
 
     It goes into the image's PNG as JSON, and is read back by name: a field has the name of its
     option (width and height: size), and a new one a default, None or what is off, which is how an
-    older image is read. An image that was given is recorded as {"name": …, "sha256": …}."""
+    older image is read. An image that was given is recorded as {"name": …, "sha256": …}.
+    onnxruntime: the version that ran it; None before a run."""
 
     prompt: str
     negative_prompt: str | None
@@ -44,6 +45,7 @@ class Settings:
     hires_strength: float | None = None
     hires_steps: int | None = None
     hires_mode: Mode | None = None
+    onnxruntime: str | None = None
 
     def guidance(self, embedding_dim: int | None) -> Guidance:
         """How this call is guided; embedding_dim: see `Guidance`."""

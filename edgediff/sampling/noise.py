@@ -10,17 +10,14 @@ The bits come from MT19937 (Matsumoto and Nishimura 1998), the normals from the 
   time. The second of a pair is kept for the next short draw.
 """
 
-import contextlib
 import math
-import operator
 from collections.abc import Sequence
-from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from edgediff.arrays import Array
-from edgediff.checks import is_number
+from edgediff.checks import is_number, whole_number
 from edgediff.errors import InputError
 
 _BLOCK = 16
@@ -31,10 +28,7 @@ def check_seed(seed: object, option: str = "seed") -> int:
     """A seed as an int; `option` is its name in messages.
 
     Raises InputError unless it is one from -2**63 to 2**64 - 1."""
-    number = None
-    if isinstance(seed, SupportsIndex) and not isinstance(seed, bool | np.bool_):
-        with contextlib.suppress(TypeError):  # an array of several numbers
-            number = operator.index(seed)
+    number = seed if type(seed) is int else whole_number(seed)
     if number is None or not -(2**63) <= number < 2**64:
         raise InputError(f"`{option}` is {seed!r}: give an integer from -2**63 to 2**64 - 1")
     return number

@@ -34,6 +34,7 @@ TimestepSpacing = Literal["leading", "linspace", "trailing"]
 FlowTimestepSpacing = Literal["linspace", "trailing"]
 TimeShift = Literal["exponential", "linear"]
 
+MAX_TIMESTEPS = 100_000
 _LAST_ALPHA_CUMPROD = 2.0**-24
 
 
@@ -79,8 +80,8 @@ class DiscreteSchedule:
         _choice("prediction_type", self.prediction_type, get_args(PredictionType))
         known = (*get_args(TimestepSpacing), None)
         _choice("timestep_spacing", self.timestep_spacing, known)
-        _check(t >= 2, "num_train_timesteps", t, "2 or more")
-        _check(0.0 < self.beta_start < 1.0, "beta_start", self.beta_start, "between 0 and 1")
+        _check_timesteps(t)
+        _check(1e-8 <= self.beta_start < 1.0, "beta_start", self.beta_start, "from 1e-8 to below 1")
         _check(
             self.beta_start <= self.beta_end < 1.0,
             "beta_end",
@@ -183,7 +184,7 @@ class FlowSchedule:
         t = self.num_train_timesteps
         _choice("prediction_type", self.prediction_type, ("flow",))
         _choice("timestep_spacing", self.timestep_spacing, get_args(FlowTimestepSpacing))
-        _check(t >= 2, "num_train_timesteps", t, "2 or more")
+        _check_timesteps(t)
         _check(0.0 < self.shift <= 1000.0, "shift", self.shift, "above 0 and up to 1000")
         terminal = self.shift_terminal
         ok = terminal is None or 0.0 < terminal < 1.0
@@ -285,6 +286,11 @@ def _sigmas(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
         alpha[-1] = _LAST_ALPHA_CUMPROD
     sigma: npt.NDArray[np.float32] = np.sqrt((np.float32(1.0) - alpha) / alpha)
     return sigma
+
+
+def _check_timesteps(timesteps: int) -> None:
+    ok = 2 <= timesteps <= MAX_TIMESTEPS
+    _check(ok, "num_train_timesteps", timesteps, f"from 2 to {MAX_TIMESTEPS}")
 
 
 def _choice(field: str, value: object, valid: tuple[object, ...]) -> None:

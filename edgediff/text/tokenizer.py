@@ -1,8 +1,9 @@
 """Prompts to token ids, with `tokenizers` alone; what does not fit is reported, never silent."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
 from edgediff.bundle.manifest import PROMPT, TokenizerSpec
-from edgediff.errors import BundleError, InputError
+from edgediff.errors import BundleError, InputError, first_line
+from edgediff.files import read_regular
 from edgediff.text.emphasis import Fragment, parse_weights, plain
 
+MAX_CHARACTERS = 20_000
+"""Of a prompt, before it is tokenized: MAX_CHUNKS of CLIP's hold about half as many in English."""
+MAX_FILE = 64_000_000
+"""Bytes of a tokenizer.json; one of 256,000 tokens has 34 million."""
 MAX_CHUNKS = 32
 """2400 tokens of CLIP's: beyond any use, and below what makes a UNet's attention take long."""
 
@@ -62,15 +68,18 @@ class _Token(NamedTuple):
 class Tokenizer:
     """A text encoder's tokenizer: `tokenizer.json` and the framing that bundle.json gives."""
 
-    def __init__(self, path: Path, spec: TokenizerSpec) -> None:
+    def __init__(self, path: Path, spec: TokenizerSpec, content: bytes | None = None) -> None:
+        """path: of `tokenizer.json`; content: what it holds, if that was read before.
+
+        Raises BundleError."""
         self._spec = spec
+        self._name = path.name
         self._vectors = {ids[0]: ids for ids in spec.embeddings.values()}
-        try:
-            self._tokenizer = RustTokenizer.from_file(str(path))
-        except Exception as e:  # tokenizers raises bare Exception
-            raise BundleError(f"{path.name}: cannot be read ({e}): export the bundle again") from e
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        with self._rust_errors("cannot be read"):
+            content = read_regular(path, MAX_FILE) if content is None else content
+            self._tokenizer = RustTokenizer.from_str(content.decode())
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
         before, after = map(self._plain_ids, spec.template.split(PROMPT))
         self._before = [*_given(spec.bos_token_id), *before]
         self._after = [*after, *_given(spec.eos_token_id)]
@@ -153,8 +162,28 @@ class Tokenizer:
         )
 
     def _plain_ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
-        return ids
+        return self._encoded(text)[0] if text else []
+
+    def _encoded(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, offsets in the text)."""
+        with self._rust_errors("fails on a prompt"):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            offsets = encoding.offsets
+            if not all(0 <= start <= end <= len(text) for start, end in offsets):
+                raise ValueError("it gives places outside the text")
+            return encoding.ids, offsets
+
+    @contextlib.contextmanager
+    def _rust_errors(self, problem: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as e:
+            # tokenizers raises bare Exception, and for a panic what is not even that.
+            if not isinstance(e, Exception) and type(e).__module__ != "pyo3_runtime":
+                raise
+            raise BundleError(
+                f"{self._name}: {problem} ({first_line(e)}): export the bundle again"
+            ) from e
 
     def _sections(self, fragments: Sequence[Fragment]) -> list[list[_Token]]:
         """The tokens between one BREAK and the next."""
@@ -176,11 +205,11 @@ class Tokenizer:
         et al. 2022, arXiv:2208.01618)."""
         if not fragment.text:
             return []
-        encoding = self._tokenizer.encode(fragment.text, add_special_tokens=False)
+        ids, offsets = self._encoded(fragment.text)
         at = (*fragment.at, fragment.at[-1] + 1)
         return [
             _Token(vector, fragment.weight, (at[start], at[end]))
-            for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            for id, (start, end) in zip(ids, offsets, strict=True)
             for vector in self._vectors.get(id, (id,))
         ]
 
@@ -201,15 +230,17 @@ def cut(tokens: Sequence[_Token], limit: int, comma: Sequence[int]) -> list[Sequ
     of 75, or the next begins with a comma itself. comma: its ids. Tokens of one span stay together
     where they fit into a chunk."""
     chunks: list[Sequence[_Token]] = []
-    while len(tokens) > limit:
-        end = limit
-        while end > 0 and tokens[end - 1].span == tokens[end].span:
+    start = 0
+    while len(tokens) - start > limit:
+        end = start + limit
+        while end > start and tokens[end - 1].span == tokens[end].span:
             end -= 1
-        end = end or limit
+        if end == start:
+            end = start + limit
         if [tokens[end].id] != comma:
-            nearest = max(end - limit * 20 // 75, 0)
+            nearest = max(end - limit * 20 // 75, start)
             after = (k + 1 for k in range(end - 1, nearest - 1, -1) if [tokens[k].id] == comma)
             end = next(after, end)
-        chunks.append(tokens[:end])
-        tokens = tokens[end:]
-    return [*chunks, tokens]
+        chunks.append(tokens[start:end])
+        start = end
+    return [*chunks, tokens[start:]]

@@ -76,6 +76,9 @@ def test_a_graph_of_another_stage_is_refused(tiny_bundle: Path, spec: GraphSpec)
 
 def test_a_file_that_is_no_graph(tmp_path: Path, spec: GraphSpec) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match=r"vae_decoder\.onnx: is not an ONNX graph"):
+        Session(tmp_path / "bad.onnx", spec, SessionOptions())
+    (tmp_path / "bad.onnx").write_bytes(b"")  # a message of no fields
     with pytest.raises(ProviderError, match="provider 'cpu' refused it"):
         Session(tmp_path / "bad.onnx", spec, SessionOptions())
 

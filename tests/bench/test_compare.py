@@ -106,7 +106,7 @@ def test_a_machine_that_was_busy_or_hot_is_told(measured: Measured, result: Made
     calm = result(measured(SECONDS))
     busy = Conditions(frequency_mhz=None, throttled=3, others=0.4)
     assert differences(calm, result(measured(SECONDS), conditions=busy)) == [
-        "cores' time that other processes took: 1% / 40%",
+        "CPU time of other processes: 1% / 40%",
         "throttling events: 0 / 3",
     ]
     silent = Conditions(frequency_mhz=None, throttled=None, others=None)

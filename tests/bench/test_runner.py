@@ -59,7 +59,7 @@ def test_runs_take_turns_and_stop_when_both_are_known(tmp_path: Path, config: Co
 def test_what_is_not_narrow_is_said(tmp_path: Path, config: Config) -> None:
     result, _ = run(tmp_path / "out.json", job(config, "A", 1.0), warm=2, most=2, width=0.001)
     assert not result.complete
-    assert result.missing == ("A: the median is known to 2.0%, not 0.1%",)
+    assert result.missing == ("A: the 95 % interval of the median is 2.0% wide, not 0.1%",)
     assert not result.interleaved
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     opened = Bundle.open(bundle)
-    monkeypatch.setattr(Path, "open", refuse)  # root may read anything
+    monkeypatch.setattr(os, "open", refuse)  # root may read anything
     with pytest.raises(BundleError, match=r"unet\.onnx: cannot be read \(Permission denied\)"):
         opened.check_hash("unet.onnx")
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from edgediff.errors import InputError
 from edgediff.images.metrics import psnr
-from edgediff.images.png import check_output, save_png
+from edgediff.images.png import check_metadata, check_output, save_image
 from edgediff.networks.autoencoder import to_images
 from edgediff.request.a1111 import parameters
+from edgediff.request.record import read_record
 
 RECORD: dict[str, Any] = {
     "edgediff": "1.2.3",
@@ -85,7 +86,7 @@ def test_parameters_say_how_prompts_were_read(changes: dict[str, Any], field: st
 def test_a_png_carries_both_texts_and_survives_reading(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     image = Image.new("RGB", (8, 8), "red")
-    save_png(image, path, parameters=parameters(RECORD), record=RECORD)
+    save_image(image, path, parameters=parameters(RECORD), record=RECORD)
     with Image.open(path) as read:
         assert read.size == (8, 8)
         assert read.info["parameters"] == parameters(RECORD)
@@ -104,7 +105,7 @@ def test_a_failed_write_leaves_the_old_image(
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(InputError, match="No space left"):
-        save_png(Image.new("RGB", (8, 8)), path, parameters="", record={})
+        save_image(Image.new("RGB", (8, 8)), path, parameters="", record={})
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -117,22 +118,55 @@ def test_an_interrupted_write_leaves_nothing(
 
     monkeypatch.setattr(Image.Image, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", parameters="", record={})
+        save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png", parameters="", record={})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_outputs_that_cannot_be_written_are_refused_early(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ends in \.png"):
-        check_output(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"ends in \.png, \.jpg or \.webp"):
+        check_output(tmp_path / "a.gif")
     with pytest.raises(InputError, match="no such folder"):
         check_output(tmp_path / "absent" / "a.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match="is a folder"):
         check_output(tmp_path / "folder.png")
-    check_output(tmp_path / "a.PNG")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    for name in ("loop.png", "fifo.png", "a\0b.png", "a" * 255 + ".png"):
+        with pytest.raises(InputError, match="cannot be written to"):
+            check_output(tmp_path / name)
+    for name in ("a.PNG", "a.jpg", "a.JPEG", "a.webp"):
+        check_output(tmp_path / name)
 
 
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(InputError, match="not writable"):
         check_output(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_a_jpeg_and_a_webp_carry_both_texts_in_exif(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    made = RECORD | {"prompt": "a füchs 🦊", "negative_prompt": None}
+    image = Image.effect_noise((64, 64), 40).convert("RGB")
+    save_image(image, path, parameters=parameters(made), record=made)
+    with Image.open(path) as read:
+        assert read.format == {"a.jpg": "JPEG", "a.webp": "WEBP"}[name]
+        comment = read.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+        assert comment[:8] == b"UNICODE\0"
+        assert comment[8:].decode("utf-16-be") == parameters(made)
+        far = np.asarray(read.convert("RGB"), np.float64) - np.asarray(image)
+        assert np.abs(far).mean() < 5
+    assert read_record(path) == made
+
+
+def test_metadata_that_a_jpeg_does_not_hold_are_refused_early(tmp_path: Path) -> None:
+    long = RECORD | {"prompt": "é" * 20_000}
+    with pytest.raises(InputError, match=r"too long for a JPEG's metadata.*\.png"):
+        check_metadata(tmp_path / "a.jpg", parameters(long), long)
+    for name in ("a.png", "a.webp"):
+        check_metadata(tmp_path / name, parameters(long), long)
+        image = Image.new("RGB", (8, 8))
+        save_image(image, tmp_path / name, parameters=parameters(long), record=long)
+        assert read_record(tmp_path / name) == long

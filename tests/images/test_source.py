@@ -149,7 +149,7 @@ def test_truncated_files(tmp_path: Path, suffix: str, part: float) -> None:
     whole = saved(noise(), tmp_path / f"whole{suffix}").read_bytes()
     path = tmp_path / f"a{suffix}"
     path.write_bytes(whole[: int(len(whole) * part)])
-    said = "is no image|the image is damaged|cannot be read"
+    said = "is not an image|the image is damaged|cannot be read"
     with pytest.raises(InputError, match=rf"a{suffix}: ({said})"):
         open_image(path, "init_image")
 
@@ -166,7 +166,7 @@ def test_a_corrupt_file(tmp_path: Path) -> None:
 def test_what_is_no_image(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(InputError, match=r"a\.png: is no image that can be read: .* PNG, JPEG"):
+    with pytest.raises(InputError, match=r"a\.png: is not an image that can be read: .* PNG, JPEG"):
         open_image(path, "init_image")
     with pytest.raises(InputError, match=r"none\.png: cannot be read \(No such file"):
         open_image(tmp_path / "none.png", "init_image")

@@ -226,7 +226,7 @@ NAN = float("nan")
         ({1: Control(Image.new("L", (8, 8)))}, "`control` 1: tiny_control has none of that name"),
         ({"canny": "a.png"}, r"`control` 'canny' is str: .* such as edgediff.Control\('a.png'\)"),
         ({"canny": Control("absent.png")}, r"absent.png: cannot be read \(No such file"),
-        ({"canny": Control(__file__)}, "is no image that can be read"),
+        ({"canny": Control(__file__)}, "is not an image that can be read"),
         ({"canny": Control(np.zeros((0, 4, 3), np.uint8))}, "0 pixels"),
         ({"canny": Control(7)}, "`control` 'canny' is int: expected a path"),
     ],

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import edgediff
+import edgediff.backend.session
 from edgediff.errors import InputError
 from edgediff.request.record import describe_given, recorded
 from edgediff.request.settings import Settings
@@ -157,7 +160,7 @@ def test_settings_of_an_older_edgediff_are_those_it_had(tmp_path: Path) -> None:
 
 
 def not_a_png(path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(path, format="JPEG")
+    Image.new("RGB", (8, 8)).save(path, format="BMP")
 
 
 def bomb(path: Path) -> None:
@@ -186,15 +189,18 @@ def damaged(path: Path) -> None:
     [
         (lambda _: None, "cannot be read (No such file"),
         (lambda p: p.mkdir(), "cannot be read (Is a directory"),
-        (lambda p: p.write_bytes(b""), "is no PNG"),
-        (lambda p: p.write_text("a fox"), "is no PNG"),
-        (not_a_png, "is no PNG"),
-        (lambda p: p.write_bytes(png(p, edgediff="{}").read_bytes()[:50]), "is a damaged PNG"),
-        (damaged, "is a damaged PNG"),
-        (lambda p: p.write_bytes(png(p).read_bytes()[:-20]), "is a damaged PNG"),
-        (lambda p: p.write_bytes(png(p).read_bytes()[:45]), "is a damaged PNG"),
-        (lambda p: p.write_bytes(png(p).read_bytes().replace(b"IDAT", b"IDAT!")), "is a damaged"),
-        (bomb, "is a damaged PNG"),
+        (lambda p: p.write_bytes(b""), "is not an image"),
+        (lambda p: p.write_text("a fox"), "is not an image"),
+        (not_a_png, "is not an image"),
+        (lambda p: p.write_bytes(png(p, edgediff="{}").read_bytes()[:50]), "is damaged"),
+        (damaged, "is damaged"),
+        (os.mkfifo, "cannot be read (not a regular file"),
+        (lambda p: Image.new("RGB", (8, 8)).save(p, format="JPEG"), "does not say how"),
+        (lambda p: Image.new("RGB", (8, 8)).save(p, format="WEBP"), "does not say how"),
+        (lambda p: p.write_bytes(png(p).read_bytes()[:-20]), "is damaged"),
+        (lambda p: p.write_bytes(png(p).read_bytes()[:45]), "is damaged"),
+        (lambda p: p.write_bytes(png(p).read_bytes().replace(b"IDAT", b"IDAT!")), "is damaged"),
+        (bomb, "is damaged"),
         (large, "has no prompt"),
         (png, "does not say how it was made"),
         (lambda p: png(p, prompt='{"3": {}}'), "does not say how it was made"),
@@ -339,3 +345,99 @@ def test_our_own_form_for_other_tools_is_read_alike(
     theirs = recorded(png(tmp_path / "b.png", parameters=parameters))
     assert (theirs.prompt, theirs.options) == (ours.prompt, ours.options)
     assert theirs.ignored == ()
+
+
+HASHED = {"name": "a.png", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_image": "/etc/passwd"}, "init_image: expected an object"),
+        ({"mask": "/etc/passwd"}, "mask: expected an object"),
+        ({"control": {"canny": "/etc/passwd"}}, "control: expected a list"),
+        ({"control": [{"image": "/etc/passwd"}]}, "control[0]"),
+        ({"init_image": HASHED | {"path": "/etc/passwd"}}, "unknown key 'path'"),
+        ({"seed": 2**64}, "`seed` is 18446744073709551616"),
+        ({"seed": 1.5}, "has seed 1.5: expected whole numbers"),
+        ({"seed": "1"}, 'has seed "1": expected whole numbers'),
+        ({"seed": {"1": 2}}, "expected whole numbers"),
+        ({"seeds": list(range(10_001))}, "more than 10000"),
+        ({"seeds": []}, "an empty list"),
+        ({"steps": "x"}, "steps: expected a whole number"),
+        ({"steps": True}, "steps: expected a whole number"),
+        ({"width": [64]}, "width: expected a whole number"),
+        ({"guidance_scale": None}, "guidance_scale: expected a number"),
+        ({"guidance_interval": [0, 1, 2, "x"]}, "guidance_interval"),
+        ({"prompt_weights": 1}, "prompt_weights: expected true or false"),
+        ({"negative_prompt": "a\x1b[2J"}, "has characters that are not shown"),
+        ({"prompt": "a\0b"}, "has characters that are not shown"),
+        ({"spacing": "wide"}, "spacing: expected one of"),
+        ({"onnxruntime": 1}, "onnxruntime: expected text"),
+    ],
+)
+def test_a_record_has_the_types_of_its_settings(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as e:
+        recorded(written(tmp_path, **changes))
+    assert message in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1e999}', "too large a number"),
+        ('{"a": 123456789012345678901}', "too large a number"),
+        ('{"a": 1, "a": 2}', "'a' comes twice"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
+        ('{"a": ' + "[" * 5000, "nests too deep"),
+        ('"' + "x" * 1_000_001 + '"', "more than 1000000 characters"),
+    ],
+)
+def test_a_record_that_no_edgediff_wrote(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as e:
+        recorded(png(tmp_path / "a.png", edgediff=text))
+    assert message in str(e.value)
+
+
+def test_an_image_is_named_and_not_opened(tmp_path: Path, pipe: edgediff.Pipeline) -> None:
+    made = recorded(written(tmp_path, init_image={"name": "/etc/passwd", "sha256": "0" * 64}))
+    assert made.given == {"init_image": {"name": "/etc/passwd", "sha256": "0" * 64}}
+    assert "init_image" not in made.options
+    pipe.generate(made.prompt, **made.options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Steps: 1, " + "a" * 90_000,
+        "Steps: 1, " + "a:" * 40_000,
+        "Steps: 1, a: " + '"' * 80_000,
+        "Steps: 1, a: " + '"\\' * 40_000,
+        " " * 90_000 + "\nSteps: 1",
+        "<lora:" * 15_000 + "\nSteps: 1",
+        "x\n" * 40_000 + "Steps: 1",
+    ],
+)
+def test_what_another_tool_wrote_is_read_in_linear_time(tmp_path: Path, text: str) -> None:
+    path = png(tmp_path / "a.png", parameters=text)
+    started = time.process_time()
+    with contextlib.suppress(InputError):
+        recorded(path)
+    assert time.process_time() - started < 2
+    with pytest.raises(InputError, match="more than 100000 characters"):
+        recorded(png(path, parameters=text + "x" * 100_000))
+
+
+def test_another_onnxruntime_is_a_difference(tmp_path: Path, pipe: edgediff.Pipeline) -> None:
+    path = pipe.generate("a fox", seed=1, steps=1).save(tmp_path / "a.png")[0]
+    made = recorded(path)
+    assert made.onnxruntime == edgediff.backend.session.version()
+    settings = pipe.generate("a fox", seed=1, steps=1).settings
+    assert made.differences(settings) == []
+    other = dataclasses.replace(made, onnxruntime="1.0.0")
+    now = f"this is onnxruntime {made.onnxruntime}"
+    assert other.differences(settings) == [f"onnxruntime 1.0.0 ran it, {now}"]
+    older = dataclasses.replace(made, onnxruntime=None)
+    assert older.differences(settings) == []
