@@ -258,7 +258,7 @@ class Pipeline:
         wrap: replaces the function that runs a stage, for this run; for measurements.
 
         Raises InputError if the request was resolved for another bundle."""
-        return self._run(request, deadline, on_progress, wrap)
+        return self._run(request, CancelToken(deadline), on_progress, wrap)
 
     def generate(
         self,
@@ -277,9 +277,9 @@ class Pipeline:
         on_progress, deadline: as in `run`.
 
         Raises InputError, ProviderError, DeadlineExceeded, and TypeError for an unknown option."""
-        started = time.perf_counter()
+        started, token = time.perf_counter(), CancelToken(deadline)
         request = resolve(self.bundle, prompt, options)
-        return self._run(request, deadline, on_progress, started=started).result(on_step)
+        return self._run(request, token, on_progress, started=started).result(on_step)
 
     def stream(
         self,
@@ -294,7 +294,8 @@ class Pipeline:
         `Run.result` decodes the latents of the last step to images; `decode` decodes the latents or
         x0 of any step. The options, as in `generate`, are checked now; nothing is computed before
         the first step is requested."""
-        return self._run(resolve(self.bundle, prompt, options), deadline, on_progress)
+        token = CancelToken(deadline)
+        return self._run(resolve(self.bundle, prompt, options), token, on_progress)
 
     def decode(self, latents: NDArray[np.float32]) -> list[Image.Image]:
         """latents (n, c, h/8, w/8) float32 → n RGB images. Raises ProviderError if the provider
@@ -315,18 +316,22 @@ class Pipeline:
     def _run(
         self,
         request: Request,
-        deadline: float | None,
+        token: CancelToken,
         on_progress: Callable[[Progress], None] | None,
         wrap: Callable[[RunStage], RunStage] | None = None,
         started: float | None = None,
     ) -> Run:
+        if not isinstance(request, Request):
+            raise InputError(
+                f"the request is {type(request).__name__}: expected a Request, as"
+                " `Pipeline.resolve` returns it"
+            )
         if request.settings.bundle != self.bundle.id:
             raise InputError(
                 f"the request was resolved for {request.settings.model}"
                 f" ({request.settings.bundle[:12]}), but this pipeline runs {self.name}"
                 f" ({self.bundle.id[:12]}): resolve it again with this pipeline"
             )
-        token = CancelToken(deadline)
         run_stage = self._stages.runner(token)
         return Run(
             request,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import statistics
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Self
@@ -15,6 +16,7 @@ from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.run_stage import RunStage
 from edgediff.backend.session import version
 from edgediff.bundle.manifest import Manifest
+from edgediff.errors import InputError
 from edgediff.initial_latents import Start, from_latents, repaint, start
 from edgediff.networks.autoencoder import Vae, to_sample
 from edgediff.networks.controlnet import choose_unet
@@ -64,7 +66,7 @@ class Run(Iterator[Step]):
         self.settings = dataclasses.replace(
             request.settings, provider=provider, onnxruntime=version()
         )
-        self.seeds = list(request.seeds)
+        self.seeds = request.seeds
         self._manifest = manifest
         self._run_stage = run_stage
         self._text = text
@@ -79,6 +81,7 @@ class Run(Iterator[Step]):
         self._steps = self._denoise()
         self._finished: tuple[Array, PromptReport]  # set after the last step
         self._error: BaseException | None = None
+        self._in_use = threading.RLock()
         self._result: Result | None = None
 
     def cancel(self) -> None:
@@ -93,13 +96,8 @@ class Run(Iterator[Step]):
         """The next denoising step. The first call also encodes the prompt and the initial image.
 
         Raises InputError, BundleError, ProviderError, Cancelled, DeadlineExceeded."""
-        try:
+        with self._used(), self._ending():
             return next(self._steps)
-        except StopIteration:
-            raise
-        except BaseException as e:
-            self._error = e  # a generator that has raised only stops on the next call
-            raise
 
     def result(self, on_step: Callable[[Step], None] | None = None) -> Result:
         """Run the remaining steps, decode the latents of the last one, and return the images.
@@ -107,14 +105,36 @@ class Run(Iterator[Step]):
         on_step: called after each step; an exception that it raises stops the run and reaches the
             caller.
         Raises the same errors as iterating; a run that failed before raises its error again."""
-        for step in self:
-            if on_step is not None:
-                on_step(step)
+        with self._used(), self._ending():
+            for step in self._steps:
+                if on_step is not None:
+                    on_step(step)
+            if self._result is None:
+                self._result = self._decode(*self._finished)
+            return self._result
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """Refuse a second thread, which would destroy the run for the first."""
+        if not self._in_use.acquire(blocking=False):
+            raise InputError("another thread is iterating this run: start a run for each thread")
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Raise the error that ended the run before, and remember one that ends it now."""
         if self._error is not None:
             raise self._error
-        if self._result is None:
-            self._result = self._decode(*self._finished)
-        return self._result
+        try:
+            yield
+        except StopIteration:
+            raise
+        except BaseException as e:
+            self._error = e
+            raise
 
     def _decode(self, latents: Array, report: PromptReport) -> Result:
         with self._phase("decoder"):
@@ -128,7 +148,7 @@ class Run(Iterator[Step]):
         )
         return Result(
             images=images,
-            seeds=self.seeds,
+            seeds=list(self.seeds),
             timings=timings,
             prompt=report,
             settings=self.settings,

@@ -342,3 +342,69 @@ def test_ctrl_c_ends_a_step(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "Interrupted" in err
     assert took < TOLERANCE
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_thread_is_refused_and_does_no_harm(pipe: edgediff.Pipeline) -> None:
+    inside, done = threading.Event(), threading.Event()
+    run = pipe.stream("a fox", seed=0, steps=2)
+
+    def wait(_: edgediff.Step) -> None:
+        inside.set()
+        assert done.wait(30)
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        first = pool.submit(run.result, wait)
+        assert inside.wait(30)
+        with pytest.raises(InputError, match="another thread is iterating this run"):
+            run.result()
+        with pytest.raises(InputError, match="another thread is iterating this run"):
+            next(run)
+        done.set()
+        images = first.result().images
+    expected = pipe.generate("a fox", seed=0, steps=2).images
+    assert (np.asarray(images[0]) == np.asarray(expected[0])).all()
+
+
+def test_an_error_that_ended_a_run_is_raised_again(pipe: edgediff.Pipeline) -> None:
+    def stop(_: edgediff.Step) -> None:
+        raise KeyError("stop")
+
+    run = pipe.stream("a fox", seed=0, steps=2)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="stop"):
+            run.result(stop)
+    with pytest.raises(KeyError, match="stop"):
+        next(run)
+    cancelled = pipe.stream("a fox", seed=0, steps=2)
+    cancelled.cancel()
+    for _ in range(2):
+        with pytest.raises(Cancelled):
+            list(cancelled)
+
+
+def test_a_request_is_frozen_and_nothing_else_runs(pipe: edgediff.Pipeline) -> None:
+    request = pipe.resolve("a fox")
+    with pytest.raises(TypeError):
+        request.controls["canny"] = None  # type: ignore[index]
+    with pytest.raises(InputError, match="expected a Request"):
+        pipe.run("a fox")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", ["12", {1: 2}])
+def test_text_and_mappings_are_not_seeds(pipe: edgediff.Pipeline, seed: Any) -> None:
+    with pytest.raises(InputError, match="`seed` is"):
+        pipe.resolve("a fox", seed=seed)
+
+
+def test_a_deadline_counts_from_the_call(
+    pipe: edgediff.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = edgediff.pipeline.resolve
+
+    def slow(*arguments: Any) -> edgediff.Request:
+        time.sleep(0.2)
+        return resolve(*arguments)
+
+    monkeypatch.setattr(edgediff.pipeline, "resolve", slow)
+    with pytest.raises(DeadlineExceeded):
+        pipe.generate("a fox", seed=0, steps=1, deadline=0.1)

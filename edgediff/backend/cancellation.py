@@ -76,5 +76,8 @@ def check_deadline(deadline: float) -> float:
     """Raise InputError unless it is a positive number of seconds."""
     seconds = check_number("deadline", deadline)
     if not 0 < seconds <= threading.TIMEOUT_MAX:  # nan too
-        raise InputError(f"`deadline` is {deadline!r}: expected a positive number of seconds")
+        raise InputError(
+            f"`deadline` is {deadline!r}: expected a positive number of seconds, at most"
+            f" {threading.TIMEOUT_MAX:.0e}; leave it out for no limit"
+        )
     return seconds

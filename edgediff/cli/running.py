@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -103,9 +104,12 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
     pressed = threading.Event()
 
     def cancel(*_: object) -> None:
-        run.cancel()
         if pressed.is_set():
-            raise KeyboardInterrupt
+            # The interpreter cannot end in order while onnxruntime computes in the other thread.
+            click.echo("\nInterrupted.", err=True)
+            sys.stdout.flush()
+            os._exit(130)
+        run.cancel()
         pressed.set()
 
     future: concurrent.futures.Future[Result] = concurrent.futures.Future()

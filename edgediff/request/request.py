@@ -7,6 +7,7 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -168,7 +169,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         settings=settings,
         seeds=seeds,
         inputs=inputs,
-        controls=controls,
+        controls=MappingProxyType(controls),
         plans=plans,
         notes=notes,
     )
@@ -367,7 +368,7 @@ def resolve_seeds(seed: int | Iterable[int] | None) -> tuple[int, ...]:
         return (secrets.randbelow(2**32),)
     if type(seed) is int:
         return (check_seed(seed),)
-    if not isinstance(seed, Iterable) or isinstance(seed, _BYTES):
+    if not isinstance(seed, Iterable) or isinstance(seed, (str, Mapping, *_BYTES)):
         seeds: list[object] = [seed]
     elif isinstance(seed, np.ndarray) and seed.ndim == 0:
         seeds = [seed]
