@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from edgediff.providers import PROVIDERS as KNOWN
+from edgediff.backend.providers import PROVIDERS as KNOWN
 from edgediff_export.targets.table import CONVERTERS, PROVIDERS, Target
 
 
