@@ -2,14 +2,19 @@
 
     python -m benchmarks.emoji [--bundle BUNDLE] [--float BUNDLE] [--teacher BUNDLE]
                                [--data DIR] [--seeds 4] [--concepts N] [--out DIR]
+    python -m benchmarks.emoji --scenes JUDGE --originals DIR [--bundle BUNDLE] [--out DIR]
 
 The classifier (emoji_judge.onnx) was trained on the published drawings, never on generated images.
 emoji_concepts.json lists its concepts, and the (concept, style) pairs and wordings that the model's
-training did not use. `export/demo_model/train.py judge` writes both.
+training did not use. `export/demo_model/train_emoji.py judge` writes both.
 
 --float: the same weights in float32, for PSNR. --teacher: the model before few-step training,
 sampled with 20 steps and guidance. --data: the folder with images.npy from the recipe, to find the
 nearest training image. OUT gets emoji.json and contact sheets.
+
+--scenes: a judge of scenes (`benchmarks.scenes`), for a model that draws them. Its measures replace
+those above. --originals: a shard of composed scenes that no training saw.
+
 """
 
 import argparse
@@ -26,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import edgediff
+from benchmarks import scenes
 from benchmarks.contact_sheet import sheet, strip
 from benchmarks.measure import Check, machine, print_checks, print_machine, print_table
 from edgediff.backend.session import ort
@@ -284,8 +290,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="%(default)s")
     parser.add_argument("--concepts", type=int, help="number of the 300, spread evenly [all]")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", type=Path, metavar="JUDGE", help="measure scenes by this judge")
+    parser.add_argument("--originals", type=Path, metavar="DIR", help="with --scenes")
     arguments = parser.parse_args()
+    if (arguments.scenes is None) != (arguments.originals is None):
+        parser.error("`--scenes` and `--originals` go together: give both or neither")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.scenes is not None:
+        measure_scenes(arguments)
+        return
     judge = Judge()
     found: dict[str, Any] = {"machine": machine(), "provider": "cpu"}
     print_machine(found["machine"])
@@ -321,6 +334,35 @@ def main() -> None:
     ]
     print_table(("prompts", "images", "concept", "style"), rows)
     print_checks(checks(found))
+    print(arguments.out, file=sys.stderr)
+
+
+def measure_scenes(arguments: argparse.Namespace) -> None:
+    """Measure how a bundle draws scenes, print the bars, and write scenes.json."""
+    judge = scenes.SceneJudge(arguments.scenes)
+    originals = np.load(arguments.originals / "images.npy", mmap_mode="r")
+    found: dict[str, Any] = {"machine": machine(), "provider": "cpu"}
+    print_machine(found["machine"])
+    with edgediff.load(arguments.bundle, provider="cpu") as pipe:
+        found["bundle"] = pipe.bundle.id
+        figures = scenes.measure(judge, pipe, np.asarray(originals), limit=arguments.concepts)
+        found["figures"] = figures
+        listed = scenes.checks(figures)
+        if arguments.float_bundle:
+            with edgediff.load(arguments.float_bundle, provider="cpu") as reference:
+                entries = judge.prompts["relation"][:PSNR_PAIRS]
+                asked = [
+                    Request(prompt=e["prompt"], seed=FIRST_SEED + k, concept=0)
+                    for k, e in enumerate(entries)
+                ]
+                found["int8"] = int8_against_float(pipe, reference, asked)
+            for key, bar in (("median_db", 38.0), ("minimum_db", 30.0)):
+                what = f"int8 to float, {key.removesuffix('_db')}"
+                listed.append(Check(what=what, value=found["int8"][key], bar=bar, at_least=True))
+        size = sum(f.stat().st_size for f in pipe.bundle.root.iterdir()) / 1e6
+        listed.append(Check(what="package, MB", value=size, bar=24.0))
+    (arguments.out / "scenes.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    print_checks(listed)
     print(arguments.out, file=sys.stderr)
 
 

@@ -215,11 +215,11 @@ def test_sizes(pipe: Pipeline, size: int | tuple[int, int]) -> None:
         ({"guidance_interval": 0.8}, "guidance_interval=0.8"),
         (
             {"guidance_interval": (0.4, 0.45), "guidance_scale": 3, "steps": 4},
-            r"guidance_interval=\(0.4, 0.45\): none of 4 steps begins there",
+            r"guidance_interval=\(0.4, 0.45\)`: none of 4 steps begins there",
         ),
         ({"variation_seed": 1}, "give `variation_strength` too"),
         ({"variation_strength": 0.2}, "give `variation_seed` too"),
-        ({"variation_seed": 1.5, "variation_strength": 0.2}, "`seed` is 1.5"),
+        ({"variation_seed": 1.5, "variation_strength": 0.2}, "`variation_seed` is 1.5"),
         ({"variation_seed": 1, "variation_strength": 2}, "`variation_strength` is 2"),
         ({"seed": []}, "`seed` is an empty list"),
         ({"seed": 2**64}, "`seed` is"),

@@ -203,7 +203,7 @@ OUT = "unet/t981/out/out_sample"
         (
             spoil(lambda a: [a.pop(k) for k in list(a) if k.startswith("vae_encoder/")]),
             "vae_encoder",
-            "holds no case of this stage",
+            "has no case of this stage",
         ),
         (drop_fidelity, "vae_encoder", "does not say how far"),
         (spoil(lambda a: a.update({"other/c/out/x": np.zeros(1)})), "fixtures", "is of nothing"),
@@ -217,7 +217,7 @@ OUT = "unet/t981/out/out_sample"
         ),
         (replace_fixtures(b""), "fixtures", "cannot be read"),
         (replace_fixtures(b"hello"), "fixtures", "cannot be read"),
-        (replace_fixtures(b"PK\5\6" + bytes(18)), "unet", "holds no case"),
+        (replace_fixtures(b"PK\5\6" + bytes(18)), "unet", "has no case"),
         (replace_fixtures(zip_bomb()), "fixtures", "more than is read"),
         (replace_fixtures(pickled()), "fixtures", "Object arrays cannot be loaded"),
         (spoil(lambda a: a.update({"unet": np.zeros(1)})), "fixtures", "is not named as"),

@@ -192,7 +192,7 @@ class Archive:
         return self._files.get(name)
 
 
-def _codepoints(emoji: str) -> list[str]:
+def codepoints(emoji: str) -> list[str]:
     """The ways in which packages spell an emoji in hexadecimal, e.g. 2764-fe0f and 2764."""
     points = [f"{ord(c):04x}" for c in emoji]
     return ["-".join(points), "-".join(p for p in points if p != "fe0f")]
@@ -215,7 +215,7 @@ class IconSet:
 
     def svg(self, emoji: str, names: Iterable[str]) -> str | None:
         """The icon as an SVG document, or None."""
-        found = [self._by_points.get(points) for points in _codepoints(emoji)]
+        found = [self._by_points.get(points) for points in codepoints(emoji)]
         found += [self._by_name.get(_squeeze(name)) for name in names]
         for name in found:
             if name is not None and name in self._icons:
@@ -340,7 +340,7 @@ def build(tarballs: Path, out: Path) -> None:
             svg = icons.svg(concept.emoji, names)
             if svg is not None:
                 drawn[name] = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
-        for points in _codepoints(concept.emoji):
+        for points in codepoints(concept.emoji):
             data = solid.get(f"assets/{points}.webp")
             if data is not None:
                 drawn["@lobehub/fluent-emoji-3d"] = data

@@ -1,6 +1,6 @@
 """Export the trained pipeline into the package: `python export/demo_model/ship.py [--work DIR]`.
 
-With --work, the weights that train.py left there become weights.safetensors first.
+With --work, the weights that train_emoji.py left there become weights.safetensors first.
 """
 
 import argparse
@@ -14,7 +14,7 @@ if not __package__:  # run as a script: let the package, not its folder, be impo
 from edgediff_export.export import Options, export
 
 from demo_model import autoencoder, recover, tokenizer
-from demo_model.train import final_networks, load_latents
+from demo_model.train_emoji import final_networks, load_latents
 
 OUT = Path(__file__).resolve().parents[2] / "edgediff" / "models" / "emoji"
 MOST_BYTES = 16_000_000
@@ -35,7 +35,7 @@ ATTRIBUTION = (
 def main() -> None:
     """Write the int8 bundle; exit 1 where it is too large to ship."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, help="the folder that train.py used")
+    parser.add_argument("--work", type=Path, help="the folder that train_emoji.py used")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=OUT)

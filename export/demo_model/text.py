@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, log_softmax, softmax
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_model import captions, checkpoint, dictionary, sentences
 from demo_model.concepts import COLOURS, NUMBERS
 from demo_model.dataset import Concept, for_training, is_unseen_wording, published
 from demo_model.replicas import Replicas
+from demo_model.text_encoder.model import PADS, Shape, cut, new_encoder, tokenize
 
 BATCH = 128
 LR = 1.5e-3
@@ -36,51 +36,10 @@ P_WORD_STYLED = 0.3  # of those: with a word for a style beside them
 P_STYLE = 0.8
 TEMPERATURE = 0.03  # of the teacher's likeness to concepts, as a distribution over them
 COMPONENTS = 192  # of the latents: 94 % of their variance
-PADS = 3  # states after the text's end that must tell the same
 W_PICTURE = 4.0
 SAVE_EVERY = 60.0  # seconds
 VARIANTS = ("", *COLOURS, *NUMBERS)
 NO_STYLE = len(captions.STYLES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The text encoder's sizes; the defaults are those of the model that ships."""
-
-    width: int = 192
-    layers: int = 3
-    heads: int = 3
-
-
-def new_encoder(tokenizer: CLIPTokenizer, shape: Shape) -> CLIPTextModel:
-    """Untrained."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.width,
-            intermediate_size=4 * shape.width,
-            projection_dim=shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """(n, length) int64, padded and cut to the tokenizer's length as the pipeline does it."""
-    encoded = tokenizer(
-        list(texts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids: Tensor = encoded.input_ids
-    return ids
 
 
 class Student(nn.Module):
@@ -112,25 +71,6 @@ class Student(nn.Module):
         states = hidden.take_along_dim(ends.unsqueeze(-1), 1)
         heads = (self.sentence, self.concept, self.style, self.variant, self.picture)
         return tuple(head(states) for head in heads)
-
-
-def cut(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """ids (n, length) -> no more columns than the longest text and PADS need, and their places.
-
-    Padding is attended like any token, and the UNet sees all of it. Instead of all, a few at
-    places drawn at random are trained: what is right of a token changes nothing for it.
-    """
-    n, length = ids.shape
-    ends = (ids == ids[:, -1:]).int().argmax(1, keepdim=True)
-    columns = min(length, int(ends.max()) + 1 + PADS)
-    # The first columns after a text's end get the least of so many numbers beyond it.
-    drawn = torch.rand(n, length).masked_fill(torch.arange(length) <= ends, -1.0)
-    kept = drawn.argsort(1, descending=True)[:, : columns - 1]
-    order = torch.where(drawn.gather(1, kept) < 0, length, kept).sort(1).values
-    places = torch.arange(columns).expand(n, -1).clone()
-    after = torch.arange(columns) - ends - 1  # of a column: how many pads before it
-    beyond = order.gather(1, after.clamp(0, order.shape[1] - 1)).clamp(max=length - 1)
-    return ids[:, :columns], torch.where(after >= 0, beyond, places)
 
 
 def loss(student: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:

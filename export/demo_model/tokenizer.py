@@ -39,14 +39,14 @@ def _bytes() -> list[str]:
     return [chr(byte) for byte in kept] + [chr(256 + k) for k in range(len(moved))]
 
 
-def train(texts: Iterable[str], folder: Path) -> None:
-    """Write a CLIPTokenizer's files (vocab.json, merges.txt, …) of at most VOCABULARY entries."""
+def train(texts: Iterable[str], folder: Path, size: int = VOCABULARY) -> None:
+    """Write a CLIPTokenizer's files (vocab.json, merges.txt, …) of at most `size` entries."""
     alphabet = _bytes()
     symbols = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
     known = set(symbols)
     merges = []
-    for left, right in _merges(texts, VOCABULARY):
-        if len(symbols) + 2 == VOCABULARY:
+    for left, right in _merges(texts, size):
+        if len(symbols) + 2 == size:
             break
         merges.append(f"{left} {right}")
         if left + right not in known:
@@ -61,8 +61,8 @@ def train(texts: Iterable[str], folder: Path) -> None:
     load(folder).save_pretrained(os.fspath(folder))
 
 
-def load(folder: Path) -> CLIPTokenizer:
-    """The tokenizer; padding is the end token, as in Stable Diffusion 1."""
+def load(folder: Path, length: int = MAX_LENGTH) -> CLIPTokenizer:
+    """The tokenizer, for texts of at most `length` tokens; padding is the end token, as in SD 1."""
     return CLIPTokenizer(
         os.fspath(folder / "vocab.json"),
         os.fspath(folder / "merges.txt"),
@@ -70,5 +70,5 @@ def load(folder: Path) -> CLIPTokenizer:
         eos_token=END,
         unk_token=END,
         pad_token=END,
-        model_max_length=MAX_LENGTH,
+        model_max_length=length,
     )

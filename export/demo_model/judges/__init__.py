@@ -1,0 +1,1 @@
+"""Classifiers that judge generated scenes. They are trained on composed originals only."""
