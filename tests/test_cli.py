@@ -85,7 +85,7 @@ def test_a_image_from_a_image(tiny_bundle: Path, tmp_path: Path) -> None:
     made = tmp_path / "made.png"
     done = run("generate", "a", *flags, *given, "--keep-unmasked", "--tile", 256, "-o", made)
     assert done.returncode == 0, done.stderr
-    assert f"Note: {tmp_path / 'photo.png'}: what is transparent was laid on white" in done.stderr
+    assert f"Note: {tmp_path / 'photo.png'}: transparent parts were laid on white" in done.stderr
     assert "64x72, 1 step of euler" in done.stderr
     with Image.open(made) as image:
         assert image.getpixel((60, 60)) == (227, 157, 157)

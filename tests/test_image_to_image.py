@@ -186,7 +186,7 @@ def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None
     rgba = np.dstack([photograph(), np.full((64, 64), 128, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     result = pipe.generate("a fox", seed=0, init_image=tmp_path / "a.png")
-    assert result.notes == (f"{tmp_path / 'a.png'}: what is transparent was laid on white",)
+    assert result.notes == (f"{tmp_path / 'a.png'}: transparent parts were laid on white",)
     assert pipe.generate("a fox", seed=0).notes == ()
 
 

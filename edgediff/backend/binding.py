@@ -56,8 +56,8 @@ class Binding:
     def run(self, inputs: Mapping[str, AnyArray], options: Any) -> dict[str, AnyArray]:
         """Copy the inputs in, run, and copy the outputs out. options: RunOptions.
 
-        A read-only array that was given the last time stays where it is: what holds for a whole
-        image crosses to the device once."""
+        A read-only array that was given the last time is not copied again: constants of an image
+        cross to the device once."""
         for name, array in inputs.items():
             if array is self._unchanging.get(name):
                 continue

@@ -59,8 +59,8 @@ def _of(listing: Listing, kind: str) -> dict[Path, tuple[int, int]]:
 
 
 def default_cache_dir(bundle_id: str) -> Path | None:
-    """Where what a provider compiles of a bundle is kept unless told otherwise: a folder of the
-    bundle's own in the user's cache. None where that could not be written. Creates nothing."""
+    """The default folder, in the user's cache, for the results of a provider that compiles this
+    bundle. None if it could not be written. Creates nothing."""
     try:
         folder = _user_cache() / "edgediff" / bundle_id[:16]
         existing = next(f for f in (folder, *folder.parents) if f.exists())

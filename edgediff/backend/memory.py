@@ -19,12 +19,12 @@ UNITS = {
 
 
 WIDENED = {"fp32": 1, "fp16": 2, "int8": 4}
-"""Bytes that a byte of stored weights takes once loaded, at most: where a provider has no kernel of
+"""Bytes that a byte of stored weights takes once loaded, at most: if a provider has no kernel of
 the precision, as onnxruntime's CPU has none for most, the weights become float32 while loading."""
 
 
 WORK_BYTES_PER_PIXEL = 4608
-"""What a run takes beside the weights for each pixel of the image: 1.2 GB at 512×512, measured on
+"""What a run takes besides the weights for each pixel of the image: 1.2 GB at 512×512, measured on
 the UNet and on the decoder of Stable Diffusion 1.5's shape, in float32."""
 
 
@@ -81,9 +81,9 @@ def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
 def memory_limit(
     manifest: Manifest, max_memory: int | str | None, tile: int | None = None
 ) -> int | None:
-    """A limit as `load` takes it → bytes, None where there is none. tile: see `estimate`.
+    """A limit as `load` takes it → bytes, None if there is none. tile: see `estimate`.
 
-    Raises InputError where it is no size, or where a stage alone takes more."""
+    Raises InputError if it is not a size, or if a stage alone takes more."""
     if max_memory is None:
         return None
     limit = parse_memory(max_memory)

@@ -72,11 +72,11 @@ class Stages:
         return run_stage
 
     def session(self, stage: str, dimensions: Mapping[str, int]) -> Session:
-        """The stage's session, loaded where it is not. Raises BundleError, ProviderError."""
+        """The stage's session, loaded if it is not. Raises BundleError, ProviderError."""
         key = (stage, tuple(sorted(dimensions.items())))
         with self._lock:
             session = self._sessions.pop(key, None)
-            # Also where it is loaded: its run may take more than that of the stage before.
+            # Also if it is loaded: its run may take more than that of the stage before.
             if self._max_memory is not None:
                 self._release_down_to(self._max_memory - self._memory[stage].peak)
             if session is None:

@@ -13,12 +13,12 @@ from edgediff.errors import InputError
 class Provider:
     """An execution provider: ONNX Runtime's name for it and how a user gets it.
 
-    `plugin` is the package of a provider that installs beside the stock onnxruntime, and `upgrade`
+    `plugin` is the package of a provider that installs next to the stock onnxruntime, and `upgrade`
     what brings the two to versions that fit; `static_shapes` says that it compiles the graph and
     needs every dimension fixed for that. `device`: onnxruntime's name of the memory that it
-    computes in, where that is not the processor's. `graph_option`: the provider option that records
+    computes in, if that is not the processor's. `graph_option`: the provider option that records
     a run as a CUDA graph. `fallback`: the provider that takes what this one leaves, before the CPU.
-    `packages`: whose versions matter beside onnxruntime's."""
+    `packages`: whose versions matter besides onnxruntime's."""
 
     onnxruntime_name: str
     install: str

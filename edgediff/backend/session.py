@@ -60,7 +60,7 @@ class SessionOptions:
     """How sessions run. `threads`: intra-op CPU threads, None = one per core; at most
     `most_threads` run.
 
-    `cache_dir`: where a provider that compiles keeps its result, made when the first session is;
+    `cache_dir`: folder for the results of a provider that compiles, made with the first session;
     None = nowhere. `provider_options` are handed to the provider as they are, and override what
     edgediff would set. `shrink_arena`: give the work space back after every run, on the CPU; the
     next run then takes a third longer for large images."""
@@ -106,7 +106,7 @@ def is_installed(name: str) -> bool:
 
 
 def why_missing(name: str) -> str | None:
-    """Why the provider `name` cannot be used here and what to install; None where it can."""
+    """Why the provider `name` cannot be used here and what to install; None if it can."""
     provider = PROVIDERS[name]
     if _built_in(provider):
         return None
@@ -146,8 +146,8 @@ class Session:
     Where the provider computes in memory of its own, inputs and outputs have buffers there, see
     `Binding`, and runs take turns.
 
-    Raises ProviderError where the provider is absent, refuses the graph, or takes no node of it;
-    BundleError where the graph is not the one that the GraphSpec describes."""
+    Raises ProviderError if the provider is absent, refuses the graph, or takes no node of it;
+    BundleError if the graph is not the one that the GraphSpec describes."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Session:
         """source: the graph's file, or what was read of it.
         dimensions: fixes free dimensions of the graph by name.
         every_step: it runs at every step of an image, which is worth recording as a CUDA graph
-            where the provider can."""
+            if the provider can."""
         missing = why_missing(options.provider)
         if missing is not None:
             raise ProviderError(f"provider {options.provider!r}: {missing}")
@@ -209,7 +209,7 @@ class Session:
         except EdgediffError:
             raise
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
-            token.check()  # a run that was told to stop fails, too
+            token.check()  # a run that was asked to stop fails, too
             option = self._provider.graph_option
             remedy = f": try the provider option {option}=0" if self._captures else ""
             raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}{remedy}") from e
@@ -218,11 +218,11 @@ class Session:
 
     def cached(self) -> dict[str, Outcome]:
         """What became of the provider's caches, by kind; complete after the first run, since some
-        engines are built then. Empty where nothing is kept."""
+        engines are built then. Empty if nothing is kept."""
         return {} if self._cache is None else self._cache.outcomes()
 
     def _load(self, files: GraphFiles, dimensions: Mapping[str, int]) -> ort.InferenceSession:
-        """Load the graph; where a provider refuses to record it, without that, and note it."""
+        """Load the graph; if a provider cannot capture it, load it without that and note it."""
         captures, asked = self._captures, self._asked_to_capture()
         create = functools.partial(
             _create, files, self.spec, self._options, dimensions, self._cache
@@ -238,7 +238,7 @@ class Session:
             return found
 
     def _asked_to_capture(self) -> bool | None:
-        """What the caller's provider options say of CUDA graphs, None where nothing."""
+        """The caller's provider option for CUDA graphs, None if it is not set."""
         asked = self._options.provider_options.get(self._provider.graph_option or "")
         return None if asked is None else asked.lower() in ("1", "true")
 
@@ -296,7 +296,7 @@ class Session:
 
     def placement(self) -> dict[str, tuple[int, int]]:
         """onnxruntime's name of a provider → the nodes that it took and in how many pieces, for a
-        session that observes its placement; empty where onnxruntime does not tell."""
+        session that observes its placement; empty if onnxruntime does not say."""
         found: dict[str, tuple[int, int]] = {}
         for part in _placed(self._session) or []:
             nodes, pieces = found.get(part.ep_name, (0, 0))
@@ -431,7 +431,7 @@ def _session_options(
     session_options.log_severity_level = 4  # errors come back as exceptions
     session_options.intra_op_num_threads = min(options.threads or 0, most_threads())
     if options.provider == "cpu":
-        # A memory pattern is a second work space beside that of the first run, and no faster here.
+        # A memory pattern is a second work space besides that of the first run, and no faster here.
         session_options.enable_mem_pattern = False
     for key, value in spec.session_config.items():
         if key == PRECISE and has_int8_dot():
@@ -460,7 +460,7 @@ def _providers(provider: Provider, options: dict[str, str]) -> list[tuple[str, d
 
 @functools.cache
 def _load_cuda() -> None:
-    """Load CUDA and cuDNN where they were installed as Python packages, which onnxruntime does not
+    """Load CUDA and cuDNN if they were installed as Python packages, which onnxruntime does not
     look into by itself. What it cannot load it prints; that the provider does not start is told."""
     if hasattr(ort, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(io.StringIO()):
@@ -468,7 +468,7 @@ def _load_cuda() -> None:
 
 
 def _placed(session: ort.InferenceSession) -> list[Any] | None:
-    """The partitions that onnxruntime cut the graph into, None where it does not tell."""
+    """The partitions that onnxruntime cut the graph into, None if it does not say."""
     if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
         return None
     return list(session.get_provider_graph_assignment_info())
@@ -501,7 +501,7 @@ def _register(provider: Provider) -> None:
 
 
 def _plugin_devices(provider: Provider) -> list[Any]:
-    """The plug-in's CPU device, or else its first; empty where the machine has none for it."""
+    """The plug-in's CPU device, or else its first; empty if the machine has none for it."""
     _register(provider)
     devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.onnxruntime_name]
     cpus = [d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU]

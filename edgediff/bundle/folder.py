@@ -43,7 +43,7 @@ class Bundle:
         try:
             exists = root.exists()
         except (OSError, ValueError) as e:
-            raise BundleError(f"{path}: is no path to a bundle ({e})") from e
+            raise BundleError(f"{path}: is not a path to a bundle ({e})") from e
         if not exists:
             raise BundleError(f"{root}: no such bundle: give a folder that `edgediff export` wrote")
         if not root.is_dir():

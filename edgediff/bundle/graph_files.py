@@ -27,7 +27,7 @@ MAX_GRAPH = 2**31 - 1
 @dataclass(frozen=True, kw_only=True)
 class GraphFiles:
     """model: the serialized graph. folder: where the files of its weights lie.
-    linked: weights file → where its link leads; onnxruntime follows no link out of the folder."""
+    linked: weights file → target of its link; onnxruntime follows no link out of the folder."""
 
     model: bytes = field(repr=False)
     folder: Path

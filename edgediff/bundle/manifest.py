@@ -303,7 +303,7 @@ class MergedEmbedding:
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where the weights came from, under what terms, what was merged into them, and the versions
-    that made the bundle. controlnets: control network → where it came from."""
+    that made the bundle. controlnets: control network → its source."""
 
     source: str
     license: str | None = None

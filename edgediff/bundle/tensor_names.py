@@ -26,7 +26,7 @@ POOLED_STATES = "text_embeds"
 """Text encoder (output), denoiser, control network: an embedding of the whole prompt (b, features).
 """
 TIME_IDS = "time_ids"
-"""Denoiser, control network: the size of the image, as SDXL is told of it, (b, 6)."""
+"""Denoiser, control network: SDXL's size conditioning, (b, 6)."""
 
 CONTROL_IMAGE = "controlnet_cond"
 """Control network: the pixels to follow (b, 3, h, w) in [0, 1]."""

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Let stdin, stdout and stderr exist where they were closed (`2>&-`): the next file to be
+    """Let stdin, stdout and stderr exist if they were closed (`2>&-`): the next file to be
     opened would get the number of one, and what a library writes to stderr."""
     with contextlib.suppress(OSError):
         number = os.open(os.devnull, os.O_RDWR)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from edgediff.errors import InputError
 
 MAX_SIDE = 8192
-"""Pixels of a sheet's longer side, about; images are made smaller where they would exceed it."""
+"""Pixels of a sheet's longer side, about; images are made smaller if they would exceed it."""
 
 _MARGIN = 8
 _MIN_WIDTH = 320  # below it a title has no room
@@ -29,10 +29,10 @@ def contact_sheet(
     """Images row by row, each above its label, below a title → one RGB image.
 
     Labels and title are in pillow's own font, which knows little but ASCII (accents are left out,
-    all else becomes ?), broken into at most three lines, and end in … where that is too few.
+    all else becomes ?), broken into at most three lines, and end in … if that is too few.
     columns: None = by count and size: 2 in one row, 5 in rows of three, 36 in rows of six.
 
-    Raises InputError where there is no image, not a label for each, or no column."""
+    Raises InputError if there is no image, not a label for each, or no column."""
     if not images:
         raise InputError("a contact sheet of no images: give at least one")
     if len(labels) != len(images):
@@ -104,7 +104,7 @@ def _font(side: int) -> ImageFont.FreeTypeFont:
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A text in lines of at most `width` pixels, broken between words where it can be."""
+    """A text in lines of at most `width` pixels, broken between words if possible."""
     lines: list[str] = []
     rest = _writable(" ".join(text.split())[:_MAX_TEXT], font)
     while rest:

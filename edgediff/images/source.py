@@ -61,8 +61,8 @@ class OpenedImage:
         return np.asarray(self.rgb.resize((width, height), Image.Resampling.LANCZOS))
 
     def notes_at(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
-        """What `at` does that one might not expect: where that size was asked for, other
-        proportions; else, another size."""
+        """What may be unexpected of `at`: other proportions if that size was requested, another
+        size otherwise."""
         now, then = f"{width}x{height}", "{}x{}".format(*self.size)
         ratio = (width / self.size[0]) / (height / self.size[1])
         if not 1 / _ALIKE < ratio < _ALIKE:
@@ -81,7 +81,7 @@ def open_image(source: Source, what: str) -> OpenedImage:
     Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
     CMYK images become RGB, without regard to colour profiles; of several frames, the first.
 
-    Raises InputError where it cannot be read, has no pixels, or has more than MAX_PIXELS."""
+    Raises InputError if it cannot be read, has no pixels, or has more than MAX_PIXELS."""
     if isinstance(source, OpenedImage):
         return source
     if isinstance(source, np.ndarray):
@@ -118,7 +118,7 @@ def pillow_errors(where: str, *, formats: Sequence[str] = FORMATS) -> Iterator[N
 
 
 def identify(file: IO[bytes], formats: Sequence[str] = FORMATS) -> Image.Image:
-    """As Image.open, whose own limit of size is not ours: it warns, and does not tell the size.
+    """As Image.open, whose own limit of size is not ours: it warns, and does not say the size.
 
     Raises UnidentifiedImageError, and anything else that pillow raises for a damaged file."""
     Image.init()
@@ -168,7 +168,7 @@ def _convert(image: Image.Image, where: str, what: str, name: str) -> OpenedImag
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     rgb = upright.convert("RGB")
     if transparent:
-        notes.append(f"{what}: what is transparent was laid on white")
+        notes.append(f"{what}: transparent parts were laid on white")
     if image.mode == "CMYK":
         notes.append(f"{what}: CMYK was converted without its colour profile")
     return OpenedImage(rgb=rgb, name=name, what=what, notes=tuple(notes), transparent=transparent)

@@ -21,14 +21,14 @@ from edgediff.sampling.samplers import Noise
 class Encoded:
     """What an encoder makes of images: latents as the UNet has them (n, c, h/8, w/8) float32, or
     a distribution of such, N(mean, std²) each: Kingma and Welling 2014 (arXiv:1312.6114), eq. 9.
-    `std` is None where the encoder gives latents."""
+    `std` is None if the encoder gives latents."""
 
     mean: Array
     std: Array | None
 
     def sample(self, noise: Noise) -> Array:
         """Latents of the mean's shape, or of the noise's where one image is for several; noise is
-        drawn where there is a distribution, as in diffusers."""
+        drawn if there is a distribution, as in diffusers."""
         return self.mean if self.std is None else self.mean + self.std * noise(0)
 
 
@@ -50,7 +50,7 @@ class Vae:
         self._tile = None if tile is None else check_tile(tile, downscale) // downscale
 
     def decode(self, latents: Array) -> list[Image.Image]:
-        """latents (n, c, h/8, w/8) float32 → n RGB images. Raises ProviderError where they, or
+        """latents (n, c, h/8, w/8) float32 → n RGB images. Raises ProviderError if they, or
         the decoder's values, are not finite."""
         if not np.isfinite(latents).all():
             raise ProviderError(
@@ -67,7 +67,7 @@ class Vae:
     def encode(self, sample: Array) -> Encoded:
         """sample (n, 3, h, w) float32 in [-1, 1], see `to_sample` → its latents.
 
-        Raises InputError where the bundle has no encoder, ProviderError where the encoder's values
+        Raises InputError if the bundle has no encoder, ProviderError if the encoder's values
         are not finite."""
         encoder = require_encoder(self._manifest, "init_image")
         (output,) = encoder.graph.outputs
@@ -87,7 +87,7 @@ class Vae:
 
     def _decode(self, latents: Array) -> Array:
         """The decoder alone: (1, c, h/8, w/8) → (1, 3, h, w) float32 in [-1, 1], or a little past
-        them. Raises ProviderError where they are not finite."""
+        them. Raises ProviderError if they are not finite."""
         return self._mapped(
             self._manifest.decoder, latents, down=1, up=self._manifest.latent.downscale
         )

@@ -162,7 +162,7 @@ class _Network:
 
 
 def _timesteps(control: Steering, plan: Plan) -> frozenset[float]:
-    """The timesteps at which a control acts: all of a step, where its sampler evaluates twice."""
+    """The timesteps at which a control acts: all of a step, if its sampler evaluates twice."""
     steps = plan.steps
     acting = (step for i, step in enumerate(steps) if control.acts(i, len(steps)))
     return frozenset(t for step in acting for t in step.timesteps.values())
@@ -170,7 +170,7 @@ def _timesteps(control: Steering, plan: Plan) -> frozenset[float]:
 
 def _zeros(spec: TensorSpec, sample: tuple[int, ...]) -> Array:
     """A residual of zeros for a sample of shape (m, c, h, w). `spec` calls its sides "height_4" and
-    the like where they are a quarter of the sample's, rounded up."""
+    the like if they are a quarter of the sample's, rounded up."""
     m, _, h, w = sample
     sides = {"batch": m}
     for k in _HALVINGS:

@@ -193,14 +193,14 @@ def _as_tokens(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def time_ids(width: int, height: int) -> NDArray[np.float32]:
-    """What SDXL's UNet is told of an image of this size in pixels, (1, 6) float32: that it was
-    never larger, is not cropped, and is to be as large (Podell et al. 2023, arXiv:2307.01952,
+    """SDXL's size conditioning for an image of this size in pixels, (1, 6) float32: the original
+    size, no crop, and the target size (Podell et al. 2023, arXiv:2307.01952,
     section 2.2)."""
     return np.array([[height, width, 0, 0, height, width]], np.float32)
 
 
 def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning:
-    """The same for an image of another size in pixels, where the network is told of it."""
+    """The same for an image of another size in pixels, if the network is conditioned on size."""
     if TIME_IDS not in conditioning.extra:
         return conditioning
     extra = {**conditioning.extra, TIME_IDS: time_ids(width, height)}
@@ -220,7 +220,7 @@ def _zeros(conditioning: Conditioning) -> Conditioning:
 def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
     """The output of a text encoder that conditions the UNet: the first, or that of clip_skip.
 
-    Raises InputError where the graph has no such output."""
+    Raises InputError if the graph has no such output."""
     outputs = [spec.name for spec in graph.outputs]
     if clip_skip is None:
         return outputs[0]
@@ -233,6 +233,6 @@ def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
             f" {' or '.join(able)} of its layers, or none"
         )
     raise InputError(
-        f"`clip_skip` is {clip_skip}: this bundle's text encoder gives its last layer alone:"
+        f"`clip_skip` is {clip_skip}: this bundle's text encoder outputs only its last layer:"
         " export the bundle again"
     )

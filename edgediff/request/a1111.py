@@ -69,7 +69,7 @@ def _variation_fields(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
-    """How the prompts were read, where that is not what the readers of this form take for granted:
+    """How the prompts were read, if that is not what the readers of this form take for granted:
     they count the last layer as clip skip 1, and give brackets weight."""
     fields: dict[str, object] = {}
     if record.get("clip_skip") is not None:
@@ -181,7 +181,7 @@ def _unquote(value: str) -> str:
 
 
 def _take(fields: dict[str, str], key: str, pattern: str, convert: Any) -> Any:
-    """A field's value, which then is no longer among the fields; None where it cannot be read."""
+    """A field's value, which then is no longer among the fields; None if it cannot be read."""
     value = fields.get(key)
     if value is None or not re.fullmatch(pattern, value, re.ASCII):
         return None

@@ -41,10 +41,10 @@ class Recorded:
     options: of that call, with its seed (a contact sheet: all its seeds).
     given: option → what its PNG says of images that the call was given, such as init_image. They
         are not in it, and have to be given again.
-    model, bundle, provider: what made it: names, and the bundle's id; None where it does not say.
-    version: of edgediff; None where another tool made it.
-    onnxruntime: its version; None where it does not say.
-    ignored: what it says beside that, and has no counterpart here.
+    model, bundle, provider: what made it: names, and the bundle's id; None if it does not say.
+    version: of edgediff; None if another tool made it.
+    onnxruntime: its version; None if it does not say.
+    ignored: what it says besides that, and has no counterpart here.
     """
 
     prompt: str
@@ -58,7 +58,7 @@ class Recorded:
     ignored: tuple[str, ...]
 
     def differences(self, settings: Settings) -> list[str]:
-        """Why a call of these settings may give another image, a clause each, where it is not by
+        """Why a call of these settings may give another image, a clause each, if it is not by
         prompt or options: another tool, edgediff, bundle, provider or image that was given."""
         if self.version is None:
             by = f" with {self.model}" if self.model else ""
@@ -90,7 +90,7 @@ def recorded(path: str | PathLike[str]) -> Recorded:
     """Read how an image was made: of a PNG by edgediff everything, of one by a tool that writes
     as AUTOMATIC1111's web UI does, what has a counterpart here.
 
-    Raises InputError where the file is no PNG, is damaged, or does not say."""
+    Raises InputError if the file is not a PNG, is damaged, or does not say."""
     path = Path(path)
     texts = _texts(path)
     if "parameters" in texts and "edgediff" not in texts:
@@ -101,7 +101,7 @@ def recorded(path: str | PathLike[str]) -> Recorded:
 def read_record(path: Path) -> dict[str, Any]:
     """What a PNG by edgediff says: its version, `seed` or `seeds`, and Settings by field, as JSON.
 
-    Raises InputError where the file is no PNG, is damaged, or does not say."""
+    Raises InputError if the file is not a PNG, is damaged, or does not say."""
     return _record(_texts(path), path)
 
 
@@ -181,9 +181,9 @@ def _record(texts: Mapping[Any, Any], path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {MAX_RECORD} characters")
         record = load_json(text)
     except ValueError as e:
-        raise InputError(f"{path}: its `edgediff` text is no JSON ({first_line(e)})") from e
+        raise InputError(f"{path}: its `edgediff` text is not JSON ({first_line(e)})") from e
     if not isinstance(record, dict):
-        raise InputError(f"{path}: its `edgediff` text is no record of an image")
+        raise InputError(f"{path}: its `edgediff` text is not a record of an image")
     return record
 
 

@@ -270,7 +270,7 @@ def _check_guided(guidance: Guidance, steps: int) -> None:
 
 
 def _check_variation(options: Options) -> tuple[int | None, float]:
-    """(variation seed, strength); (None, 0.0) where there is nothing to vary."""
+    """(variation seed, strength); (None, 0.0) if there is nothing to vary."""
     seed, strength = options.get("variation_seed"), options.get("variation_strength")
     if seed is None and strength is None:
         return None, 0.0

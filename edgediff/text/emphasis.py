@@ -39,9 +39,9 @@ def parse_weights(prompt: str) -> list[Fragment]:
     """A prompt's text without its brackets, by weight.
 
     `(text:1.3)` multiplies by 1.3, `(text)` by STEP, `[text]` divides by STEP; they nest. A
-    backslash makes a bracket, or a backslash, text. Brackets without their partner are text, where
-    the web UI stretches an open one to the end; and so is what follows a colon and is no number of
-    digits, point and sign: `(text:nan)` and `(text:1e9)` are `(text)` with that in it.
+    backslash makes a bracket, or a backslash, text. Unmatched brackets are text
+    (the web UI stretches an open one to the end), and so is anything after a colon that is not a
+    number of digits, point and sign: `(text:nan)` and `(text:1e9)` are `(text)` with that in it.
 
     Raises InputError for a weight beyond MAX_WEIGHT either way."""
     pieces = list(_PIECES.finditer(prompt))
@@ -101,7 +101,7 @@ def apply_weights(states: NDArray[np.float32], weights: NDArray[np.float32]) -> 
     """Hidden states (1, t, d) float32 times their tokens' weights (t) float32, scaled so that the
     mean over all is as before. Weights of 1 give `states` themselves.
 
-    Raises InputError where the weights leave a mean too small for that."""
+    Raises InputError if the weights leave a mean too small for that."""
     if (weights == 1).all():
         return states
     weighted: NDArray[np.float32] = states * weights[None, :, None]

@@ -1,4 +1,4 @@
-"""Prompts to token ids, with `tokenizers` alone; what does not fit is reported, never silent."""
+"""Prompts to token ids, with only `tokenizers`; what does not fit is reported, never silent."""
 
 import contextlib
 import dataclasses
@@ -97,7 +97,7 @@ class Tokenizer:
         weighted: brackets in `text` weigh its words, see `parse_weights`; what stands between two
         of them is tokenized by itself. chunked: what does not fit goes on in further chunks, each
         with its own begin and end, and the word BREAK starts a new one. A full chunk ends after
-        its last comma where that is near its end, as in AUTOMATIC1111's web UI.
+        its last comma if that is near its end, as in AUTOMATIC1111's web UI.
 
         Raises InputError, also for text of more than MAX_CHUNKS chunks."""
         if not isinstance(text, str):
@@ -228,7 +228,7 @@ def cut(tokens: Sequence[_Token], limit: int, comma: Sequence[int]) -> list[Sequ
 
     A full chunk gives what follows its last comma to the next, unless that is more than 20 tokens
     of 75, or the next begins with a comma itself. comma: its ids. Tokens of one span stay together
-    where they fit into a chunk."""
+    if they fit into a chunk."""
     chunks: list[Sequence[_Token]] = []
     start = 0
     while len(tokens) - start > limit:

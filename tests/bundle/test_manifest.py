@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_path_that_is_none() -> None:
     for path in ("x" * 300, "a\0b"):
-        with pytest.raises(BundleError, match=r"is no path to a bundle|no such bundle"):
+        with pytest.raises(BundleError, match=r"is not a path to a bundle|no such bundle"):
             Bundle.open(path)
 
 

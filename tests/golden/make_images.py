@@ -1,6 +1,6 @@
 """Draw the golden images of the built-in model: `python -m tests.golden.make_images`.
 
-They are made anew when the model is, and only then.
+They are redrawn when the model is, and only then.
 """
 
 from pathlib import Path

@@ -81,7 +81,7 @@ def test_transparent_parts_lie_on_white_and_it_is_said(tmp_path: Path) -> None:
     assert (found[0, 0] == 255).all()
     assert np.abs(found[1, 1] - (gradient()[1, 1] / 2 + 127.5)).max() <= 1.5
     assert (found[2:] == gradient()[2:]).all()
-    assert opened.notes == (f"{path}: what is transparent was laid on white",)
+    assert opened.notes == (f"{path}: transparent parts were laid on white",)
     assert opened.transparent
     assert (pixels(rgba) == found).all()
 

@@ -492,7 +492,7 @@ def test_strength_takes_the_steps_that_diffusers_takes(
 
 
 def test_pndm_of_part_of_its_steps_is_a_run_of_its_own() -> None:
-    """What diffusers' scheduler does where it is told of the steps left, their second one twice."""
+    """What diffusers' scheduler does where it is given the steps left, their second one twice."""
     schedule = make_schedule(timestep_spacing="leading")
     scheduler = diffusers_scheduler(schedule, "pndm")
     scheduler.set_timesteps(8)

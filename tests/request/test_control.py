@@ -171,7 +171,7 @@ def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None
     Image.new("RGBA", (32, 48)).save(tmp_path / "a.png")
     control = {"canny": Control(tmp_path / "a.png"), "depth": Control(Image.new("L", (99, 99)))}
     assert pipe.generate("a fox", seed=0, steps=1, control=control).notes == (
-        f"{tmp_path / 'a.png'}: what is transparent was laid on white",
+        f"{tmp_path / 'a.png'}: transparent parts were laid on white",
         f"{tmp_path / 'a.png'}: was stretched from 32x48 to 64x64 pixels",
     )
 

@@ -54,7 +54,7 @@ UP, DOWN = 1.1, 1 / 1.1
         ("(a [b) c]", [("a [b", UP), (" c]", 1)]),
         (":( :)", [(":", 1), (" :", UP)]),
         (")(", [(")(", 1)]),
-        # What is no number is text.
+        # What is not a number is text.
         ("(fox:x)", [("fox:x", UP)]),
         ("(fox:)", [("fox:", UP)]),
         ("(fox:1.2.3)", [("fox:1.2.3", UP)]),

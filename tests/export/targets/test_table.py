@@ -2,8 +2,9 @@
 
 from typing import get_args
 
-from edgediff.providers import PROVIDERS as KNOWN
 from edgediff_export.targets.table import CONVERTERS, PROVIDERS, Target
+
+from edgediff.backend.providers import PROVIDERS as KNOWN
 
 
 def test_every_target_and_precision_has_a_converter_and_providers() -> None:

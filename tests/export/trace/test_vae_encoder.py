@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from edgediff_export import convert
 from edgediff_export.export import Exported, Options, export
-from edgediff_export.fidelity import measure as fidelity
 
 import edgediff
 from edgediff.verification import verify
@@ -20,8 +20,8 @@ from edgediff.verification import verify
 def with_encoder(
     small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], Exported]:
-    """Shape, precision → its bundle with an encoder, exported once; lowered graphs count as
-    faster, as whether so small ones are is left to chance."""
+    """Shape, precision → its bundle with an encoder, exported once; converted graphs count as
+    faster, since it is up to chance whether such small ones are."""
 
     def seconds(path: Path, *_: Any, **__: Any) -> float:
         return 2.0 if path.parent.name == "float" else 1.0
@@ -31,7 +31,7 @@ def with_encoder(
     def run(shape: str, precision: str) -> Exported:
         if (shape, precision) not in done:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(fidelity, "seconds", seconds)
+                patch.setattr(convert, "seconds", seconds)
                 done[shape, precision] = export(
                     Options(
                         source=str(small_pipeline(shape)),
