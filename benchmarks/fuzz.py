@@ -4,7 +4,8 @@ and files of prompts.
     python -m benchmarks.fuzz [--cases N] [--seed S] [--only KIND ...] [--state FILE]
 
 Each case is made from its number and the seed, so that one can be run again by itself (`--first K
---cases 1`). Cases run in a worker process, which must survive them. The command counts:
+--cases 1`). Cases run in a worker process, which must survive them. It has 4 GiB of address space,
+because a graph may ask for any amount of memory. The command counts:
 
 * crashes: the worker died;
 * hangs: no answer in 10 seconds;
@@ -17,10 +18,12 @@ Exit status 1 if any is not 0. With --state, an interrupted run goes on from tha
 
 import argparse
 import collections
+import copy
 import hashlib
 import io
 import json
 import random
+import resource
 import select
 import shutil
 import struct
@@ -47,6 +50,9 @@ from edgediff.text.tokenizer import Tokenizer
 TINY = Path(__file__).parent.parent / "tests" / "golden" / "tiny"
 HANG = 10.0
 """Seconds without an answer; on a loaded machine they are measured in the worker's own time."""
+
+MEMORY = 4 * 2**30
+"""Bytes of address space of a worker."""
 
 HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, -(2**63), 10**18, 0.0, -0.5, 1e-320, 1e308),
@@ -150,7 +156,7 @@ def mutate_json(raw: Any, source: random.Random) -> str:
                 continue
             act = source.random()
             if act < 0.7:
-                place[key] = source.choice(HOSTILE)
+                place[key] = copy.deepcopy(source.choice(HOSTILE))
             elif act < 0.85:
                 del place[key]
             elif isinstance(place, dict):
@@ -357,6 +363,8 @@ def kind_of(case: int, seed: int, only: list[str]) -> str:
 def work(first: int, cases: int, seed: int, only: list[str]) -> None:
     """The worker: a line before each case, and one after it."""
     silence_log()
+    # A graph may ask for any amount of memory; only the system can bound that.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         for case in range(first, first + cases):

@@ -189,6 +189,13 @@ class Session:
                 f"{spec.file}: takes {sorted(found)}, but bundle.json says {sorted(self._inputs)}:"
                 " the files of two bundles were mixed: copy or export the bundle again"
             )
+        given = {o.name for o in self._session.get_outputs()}
+        if not given >= {*self._output_names}:
+            raise BundleError(
+                f"{spec.file}: gives {sorted(given)[:8]}, but bundle.json says"
+                f" {sorted(self._output_names)[:8]}: the files of two bundles were mixed: copy or"
+                " export the bundle again"
+            )
 
     def run(self, token: CancelToken | None = None, /, **inputs: AnyArray) -> dict[str, AnyArray]:
         """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only

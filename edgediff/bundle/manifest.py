@@ -96,6 +96,10 @@ class GraphSpec:
     loaded_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        for of, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = {tensor.name for tensor in tensors}
+            ok = 0 < len(names) == len(tensors)
+            require(ok, f"graphs: {of}", sorted(names)[:8], "one or more, each listed once")
         for key, value in self.session_config.items():
             values = SESSION_CONFIG.get(key)
             if values is None:
