@@ -1,5 +1,5 @@
-"""What a call asks of control networks (Zhang et al. 2023, arXiv:2302.05543): which of a bundle's,
-under what image, how strongly, and on which steps."""
+"""How a call uses a bundle's control networks (Zhang et al. 2023, arXiv:2302.05543): which ones,
+with which image, how strongly, and on which steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,14 +28,15 @@ PROCESSES: dict[Process, Callable[[Image.Image], Image.Image]] = {"edges": edges
 class Control:
     """An image for a control network to follow.
 
-    image: a path, a pillow image or an array (h, w, 3) uint8: the map that the network knows, such
-        as edges or depth. It is resized to the image's size, whatever its proportions.
-    scale: how strongly; what the network adds is multiplied by it.
-    start, end: on which part of the steps, from 0 to 1 (under `hires`, of each pass). On the others
-        the network does not run.
-    process: what to make of the image first, at the image's size. "edges" finds them, as
+    image: a path, a pillow image or an array (h, w, 3) uint8: a map of the kind that the network
+        was trained on, such as edges or depth. It is stretched to the size of the result.
+    scale: the strength: the network's outputs are multiplied by it.
+    start, end: the part of the steps, from 0 to 1, in which the network runs; with `hires`, of each
+        pass.
+    process: how to prepare the image, at the size of the result. "edges" finds edges, as
         `edgediff.edges` does; "invert" turns dark lines on white into light ones on black.
-    """
+
+    `resolve` checks these values, and raises InputError."""
 
     image: Source
     _: KW_ONLY
@@ -50,7 +51,8 @@ class Control:
         return inside and self.scale != 0
 
     def pixels(self, width: int, height: int) -> NDArray[np.float32]:
-        """The image as the network takes it: (1, 3, height, width) float32 in [0, 1]."""
+        """The image as the network takes it: (1, 3, height, width) float32 in [0, 1]. Raises
+        InputError if the image cannot be read."""
         pixels = open_image(self.image, "`control`").at(width, height)
         if self.process is not None:
             pixels = np.asarray(PROCESSES[self.process](Image.fromarray(pixels)))
@@ -59,7 +61,7 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """A Control as an image's record keeps it."""
+    """A Control as it is kept in the record of an image."""
 
     name: str
     image: ImageRecord | None
@@ -70,10 +72,10 @@ class ControlSettings:
 
 
 def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) -> dict[str, Control]:
-    """Controls with their images read, in the order of the bundle.
+    """Controls with their images read, in the bundle's order.
 
-    Raises InputError for a network that the bundle does not have, for a scale or a part of the
-    steps that is none, and for an image that cannot be read."""
+    Raises InputError for a network that the bundle does not have, a scale or an interval of steps
+    out of range, and an image that cannot be read."""
     if controls is None:
         return {}
     if not isinstance(controls, Mapping):
@@ -90,23 +92,24 @@ def open_controls(manifest: Manifest, controls: Mapping[str, Control] | None) ->
 
 
 def check_controls(controls: Mapping[str, Control], steps: int) -> None:
-    """Raise InputError if one of the opened controls acts on none of so many steps."""
+    """Raise InputError if one of the opened controls acts on none of the steps."""
     for name, control in controls.items():
         if control.scale != 0 and not any(control.acts(i, steps) for i in range(steps)):
             raise InputError(
                 f"`control` {name!r}: from {control.start} to {control.end} of {steps} steps"
-                " there is no whole one: give a wider part, or more steps"
+                " is less than a whole step: give a wider interval, or more steps"
             )
 
 
 def control_records(controls: Mapping[str, Control]) -> tuple[ControlSettings, ...] | None:
-    """Opened controls, as an image's record keeps them; None of none."""
+    """Opened controls, as they are kept in the record of an image; None if there are none."""
     return tuple(_record(name, control) for name, control in controls.items()) or None
 
 
 def control_notes(controls: Mapping[str, Control], width: int, height: int) -> tuple[str, ...]:
-    """What was done to opened images of controls, at the size of the image made, that one might
-    not expect."""
+    """Notes on changes to the opened images of controls that a caller might not expect.
+
+    width, height: of the result, in pixels."""
     images = [c.image for c in controls.values() if isinstance(c.image, OpenedImage)]
     return tuple(n for p in images for n in (*p.notes, *p.notes_at(width, height, asked=True)))
 
@@ -123,9 +126,7 @@ def _record(name: str, control: Control) -> ControlSettings:
 
 
 def _how_to_export(name: str) -> str:
-    return (
-        f"it has no control networks at all: edgediff export … --controlnet {name}=SOURCE adds one"
-    )
+    return f"it has no control networks: edgediff export … --controlnet {name}=SOURCE adds one"
 
 
 def _opened(name: str, control: Control) -> Control:

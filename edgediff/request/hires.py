@@ -1,4 +1,4 @@
-"""The second pass: an image's latents made larger, to be worked over at that size."""
+"""The second pass: it enlarges the image of the first and denoises it again at that size."""
 
 import math
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from edgediff.networks.autoencoder import require_encoder
 Mode = Literal["latent", "pixel"]
 
 DEFAULT_STRENGTH = 0.25
-"""What keeps the first pass's composition: with the built-in model half of the steps melt it."""
+"""Low enough to keep the first pass's composition; with the built-in model, 0.5 loses it."""
 FEWEST_STEPS = 4
-"""By default: of so many, DEFAULT_STRENGTH leaves one."""
+"""The default's minimum: with fewer, DEFAULT_STRENGTH would leave no step."""
 
 
 class HiresSettings(TypedDict, total=False):
-    """The part of a call's settings that is about the second pass; empty where there is none."""
+    """The settings of the second pass; empty if there is none."""
 
     hires: float
     hires_strength: float
@@ -29,9 +29,11 @@ class HiresSettings(TypedDict, total=False):
 def resolve_hires(
     manifest: Manifest, options: Mapping[str, Any], size: tuple[int, int], steps: int
 ) -> HiresSettings:
-    """Fill in defaults. size: (width, height) of the first pass in pixels; steps: its number.
+    """The settings of the second pass, with defaults filled in.
 
-    Raises InputError for values that make no second pass, or one that the bundle cannot run."""
+    size: (width, height) of the first pass, in pixels. steps: of the first pass.
+
+    Raises InputError for values out of range, and for a pass that the bundle cannot run."""
     factor, mode = options.get("hires"), options.get("hires_mode")
     if factor is None:
         for name in ("hires_strength", "hires_steps", "hires_mode"):
@@ -40,8 +42,8 @@ def resolve_hires(
         return {}
     if options.get("mask") is not None:
         raise InputError(
-            "`hires` with `mask` would paint over what is kept: make the image larger in a"
-            " call of its own"
+            "`hires` with `mask` would paint over the kept parts: enlarge the image in a second"
+            " call"
         )
     strength, own_steps = options.get("hires_strength"), options.get("hires_steps")
     _check_factor(check_number("hires", factor), size, manifest.latent.downscale)
@@ -77,13 +79,14 @@ def _check_factor(factor: float, size: tuple[int, int], multiple: int) -> None:
 
 
 def larger(size: tuple[int, int], factor: float, multiple: int) -> tuple[int, int]:
-    """(width, height) in pixels times the factor, each to the nearest multiple, halves up."""
+    """(width, height) in pixels times `factor`, each rounded to the nearest multiple of `multiple`,
+    halves up."""
     width, height = (math.floor(side * factor / multiple + 0.5) * multiple for side in size)
     return width, height
 
 
 def rounding(size: tuple[int, int], factor: float | None, multiple: int) -> tuple[str, ...]:
-    """A note where `larger` is not just the factor; None is no second pass."""
+    """A note if `larger` rounds. factor: None = no second pass."""
     if factor is None:
         return ()
     made = larger(size, factor, multiple)

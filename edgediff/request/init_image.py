@@ -1,4 +1,4 @@
-"""The images that a call sets out from: one to change, and a mask of what to paint anew."""
+"""The images that a call starts from: one to change, and a mask of the parts to repaint."""
 
 import math
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from edgediff.images.source import OpenedImage, Source, open_image
 from edgediff.networks.autoencoder import require_encoder
 
 DEFAULT_STRENGTH = 0.8
-"""Of image to image; of inpainting it is 1. Both as in diffusers."""
+"""For image to image; for inpainting it is 1. Both as in diffusers."""
 _SPARE = 4
-"""An image keeps its own size where it has up to so many times the pixels of the bundle's default,
-and as few as that part of them."""
+"""An image keeps its own size if it has at most this many times the pixels of the bundle's default
+size, and at least 1/_SPARE of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """An image that was given, as the record of the one made from it keeps it: its file's name
-    without the folders, and SHA-256, in hex, of its pixels as (h, w, 3) uint8, upright."""
+    """An input image, as it is kept in the record of the result: its file name without folders, and
+    the SHA-256, in hex, of its upright pixels as (h, w, 3) uint8."""
 
     name: str
     sha256: str
@@ -38,18 +38,18 @@ class Inputs:
     mask: OpenedImage | None
 
     def notes(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
-        """What was done to them, at the size of the image made, that one might not expect.
+        """Notes on changes to them that a caller might not expect.
 
-        asked: whether the call asked for that size."""
+        width, height: of the result, in pixels. asked: whether the call asked for that size."""
         found = [n for p in (self.init_image, self.mask) if p is not None for n in p.notes]
         if self.init_image is not None:
             found += self.init_image.notes_at(width, height, asked=asked)
         return tuple(found)
 
     def strength(self, asked: object) -> float | None:
-        """The strength asked for or, where that is None, the default; None without an image.
+        """The strength asked for, or the default if that is None; None without an image.
 
-        Raises InputError for what is no number, and for a strength without an image."""
+        Raises InputError if it is not a number, or if there is no image."""
         if self.init_image is None and asked is None:
             return None
         if self.init_image is None:
@@ -61,14 +61,16 @@ class Inputs:
         return check_number("strength", asked)
 
     def keep_unmasked(self, asked: object) -> bool:
-        """Raises InputError for what is neither True nor False, and for True without a mask."""
+        """Whether to restore the pixels outside the mask.
+
+        Raises InputError unless it is True, False or None, and for True without a mask."""
         keep = check_flag("keep_unmasked", asked)
         if keep and self.mask is None:
             raise InputError("`keep_unmasked` is given, but there is no `mask`: give one")
         return keep
 
     def restored(self, image: Image.Image) -> Image.Image:
-        """An image, made from these, with what the mask keeps as it was given, in RGB."""
+        """An image made from these, in RGB, with the pixels outside the mask as in `init_image`."""
         if self.init_image is None or self.mask is None:
             return image
         size = image.size
@@ -79,8 +81,8 @@ class Inputs:
 
 
 def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
-    """Read the images, each once. Raises InputError for what cannot be read, and for a mask that
-    has no image, another size than it, transparency, or nothing white."""
+    """Read the images, each once. Raises InputError for an image that cannot be read, and for a
+    mask without an image, of another size, with transparency, or with nothing white."""
     image = None if init_image is None else open_image(init_image, "`init_image`")
     if mask is None:
         return Inputs(init_image=image, mask=None)
@@ -96,20 +98,18 @@ def open_inputs(init_image: Source | None, mask: Source | None) -> Inputs:
         )
     if opened.transparent:
         raise InputError(
-            f"`mask` {name}: has transparent parts, which say neither keep nor repaint: save"
-            " it without transparency, white where to paint anew and black where to keep"
+            f"`mask` {name}: has transparent parts, which mean neither keep nor repaint: save it"
+            " without transparency, white to repaint and black to keep"
         )
     if not mask_at(opened, *opened.size).any():
-        raise InputError(
-            f"`mask` {name}: nothing in it is white, so there is nothing to paint anew"
-        )
+        raise InputError(f"`mask` {name}: nothing in it is white, so there is nothing to repaint")
     return Inputs(init_image=image, mask=opened)
 
 
 def inpaints(manifest: Manifest) -> bool:
-    """Whether the UNet takes a mask, and the latents of what is kept, beside those to denoise.
+    """Whether the denoiser takes a mask and the latents of the masked image as further channels.
 
-    Raises BundleError where it takes something else."""
+    Raises BundleError for any other number of channels."""
     graph = manifest.denoiser.graph
     spec = graph.input(SAMPLE)
     taken = spec.shape[1] if spec is not None else None
@@ -123,50 +123,52 @@ def inpaints(manifest: Manifest) -> bool:
 
 
 def check_inputs(manifest: Manifest, inputs: Inputs) -> None:
-    """Raise InputError where the bundle cannot take these images, or needs some."""
+    """Raise InputError if the bundle cannot take these images, or needs some."""
     if inputs.init_image is not None:
         require_encoder(manifest, "init_image")
     if inputs.mask is None and inpaints(manifest):
         raise InputError(
-            f"{manifest.name} paints parts of an image anew: give `init_image` and `mask`"
+            f"{manifest.name} repaints parts of an image: give `init_image` and `mask`"
         )
 
 
 def record(image: OpenedImage | None) -> ImageRecord | None:
+    """The record of an image; None for None."""
     return None if image is None else ImageRecord(name=image.name, sha256=image.sha256)
 
 
 def mask_at(mask: OpenedImage, width: int, height: int) -> NDArray[np.bool_]:
-    """A mask at a size in pixels, as diffusers' VaeImageProcessor makes it: True, which is white,
-    from half the brightness on; (height, width)."""
+    """A mask at a size in pixels, (height, width) bool: True, for white, from half the brightness
+    up, as in diffusers' VaeImageProcessor."""
     grey = np.asarray(Image.fromarray(mask.at(width, height)).convert("L"))
     return grey.astype(np.float32) / 255 >= 0.5
 
 
 def latent_mask(mask: NDArray[np.bool_], downscale: int) -> NDArray[np.float32]:
-    """A mask (h, w) → (1, 1, h/downscale, w/downscale) float32 of 0 and 1, the nearest pixel each,
-    as torch's interpolate has it."""
+    """A mask (h, w) bool → (1, 1, h/downscale, w/downscale) float32 of 0 and 1, by the nearest
+    pixel, as torch's interpolate chooses it."""
     return mask[::downscale, ::downscale][None, None].astype(np.float32)
 
 
 def check_mask(inputs: Inputs, width: int, height: int, downscale: int) -> None:
-    """Raise InputError where nothing of the mask is left in latents of an image of that size."""
+    """Raise InputError if nothing of the mask is left in the latents of an image of this size, in
+    pixels. downscale: pixels a side to a latent."""
     if inputs.mask is not None:
         mask = latent_mask(mask_at(inputs.mask, width, height), downscale)
         if not mask.any():
             raise InputError(
-                f"`mask` {inputs.mask.name}: what is white in it is too fine for latents of"
-                f" {downscale} pixels a side: make it thicker"
+                f"`mask` {inputs.mask.name}: its white parts are too fine for latents of"
+                f" {downscale} pixels a side: make them thicker"
             )
 
 
 def size_of(image: OpenedImage, manifest: Manifest) -> tuple[int, int]:
-    """The size to make of an image, where none is asked for, in pixels.
+    """The (width, height) in pixels of an image to make from this one if no size is asked for.
 
-    Its own, cut down to whole latents as in diffusers, unless it has far more or far fewer pixels
-    than the bundle's default size: then about as many as that, in its proportions.
+    Its own size, cut to whole latents as in diffusers, unless it has far more or far fewer pixels
+    than the bundle's default size: then about as many as that, with its proportions.
 
-    Raises InputError where a side is longer than any image's."""
+    Raises InputError if a side would be longer than MAX_SIDE."""
     multiple = manifest.latent.downscale
     pixels = manifest.defaults.width * manifest.defaults.height
     width, height = image.size
@@ -175,7 +177,7 @@ def size_of(image: OpenedImage, manifest: Manifest) -> tuple[int, int]:
     made = [max(1, int(side * scale) // multiple) * multiple for side in (width, height)]
     if max(made) > MAX_SIDE:
         raise InputError(
-            f"`init_image` {image.name}: is {width}x{height} pixels, and at most {MAX_SIDE} a"
-            " side are made: crop it, or give `size`"
+            f"`init_image` {image.name}: is {width}x{height} pixels, but a side of the result has"
+            f" at most {MAX_SIDE}: crop it, or give `size`"
         )
     return made[0], made[1]

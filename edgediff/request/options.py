@@ -9,49 +9,50 @@ from edgediff.sampling.sigmas import Spacing
 
 
 class Options(TypedDict, total=False):
-    """What a call of `generate` or `stream` may ask for. What is left out, or None, comes from the
-    bundle's defaults.
+    """The options of `generate` and `stream`. Those left out, or None, take the bundle's defaults.
 
-    negative_prompt: what to steer away from; has an effect where guidance_scale > 1.
+    negative_prompt: text to steer away from; has an effect only if guidance_scale > 1.
     steps: denoising steps.
     guidance_scale: classifier-free guidance; up to 1 there is none.
-    seed: torch's; one, or one for each image. None draws one, which the result tells.
+    seed: as for torch.Generator: one, or one for each image. None draws one, which is in the
+        result.
     size: (width, height) in pixels, or one side of a square.
     sampler: a name in `edgediff.sampling.samplers.SAMPLERS`.
-    spacing: how the sampler's noise levels are spread, instead of by timesteps: "karras",
+    spacing: how the sampler's noise levels are spaced, instead of by timesteps: "karras",
         "exponential" or "beta". The bundle's default, if any, goes with its default sampler.
-    guidance_rescale: from 0 (off) to 1, how much of a guided prediction is scaled back to the
+    guidance_rescale: from 0 (off) to 1, how far a guided prediction is scaled back to the standard
         deviation that it has without guidance, against overexposure.
-    guidance_interval: guidance on part of the steps alone, as fractions of them from 0 to 1: (0.0,
-        0.8) leaves it out of the last fifth, whose steps then cost half. A step belongs to the part
-        that it begins in; one where none begins is refused.
-    variation_seed, variation_strength: the noise of each image is drawn between its seed's and
-        the variation seed's, from 0 (its own) to 1 (the other's); the two go together.
-    prompt_weights: brackets in both prompts weigh words, `(word:1.3)`, `(word)`, `[word]`, as in
-        AUTOMATIC1111's web UI; otherwise they are text. Weights go from -100 to 100; brackets
-        without a partner, and what follows a colon and is no such number (nan, 1e9), are text.
-    long_prompts: what does not fit the text encoder goes on in further chunks of tokens instead of
-        being cut; the word BREAK starts a new one.
-    clip_skip: how many of the text encoder's last layers to leave out for the prompt, though not
-        for the negative one, as in diffusers (the web UI counts one more, and does both); needs a
+    guidance_interval: guide only part of the steps, as fractions from 0 to 1: (0.0, 0.8) leaves
+        the last fifth unguided, at half the cost. A step is guided if it begins inside; an interval
+        in which no step begins is refused.
+    variation_seed, variation_strength: the noise of each image is interpolated between that of its
+        seed (strength 0) and that of the variation seed (1). Give both or neither.
+    prompt_weights: brackets in both prompts weight words, `(word:1.3)`, `(word)`, `[word]`, as in
+        AUTOMATIC1111's web UI; otherwise they are text. Weights go from -100 to 100. Unmatched
+        brackets are text, and so is anything else after a colon (nan, 1e9).
+    long_prompts: a prompt that does not fit the text encoder is encoded in several chunks of tokens
+        instead of being cut; the word BREAK starts a new chunk.
+    clip_skip: how many of the text encoder's last layers to skip, for the prompt but not for the
+        negative prompt, as in diffusers (the web UI counts one more, and skips for both). Needs a
         text encoder that was exported with those outputs.
-    control: name of a control network of the bundle → the image that it is to follow.
-    init_image: an image to change: a path, a pillow image, or an array (h, w, 3) uint8. Without a
-        size, its own is taken, in whole latents, if the bundle's default is not far from it, and
-        else about as many pixels as that has; with one, it is stretched to that. `Result.notes` say
-        what became of its size. Needs a bundle with an encoder.
-    strength: how much of it is made anew, above 0 and up to 1: the last int(steps·strength) steps
-        are taken. 0.8, or 1 with a mask.
-    mask: as large as init_image, given likewise: white where to paint anew, black where to keep,
-        divided at half the brightness. What is kept goes through the autoencoder.
-    keep_unmasked: give back what lies outside the mask as it was, pixel for pixel.
-    hires: make the image this many times larger in a second pass, image to image; to the nearest
-        whole latents, which `Result.notes` say where they are not just that.
-    hires_strength: of the second pass, 0.25 if unset, which keeps what the first has drawn. More
-        draws more anew; a model of few steps, such as the built-in one, then loses the composition.
-    hires_steps: of the second pass before hires_strength; if unset, as many as `steps`, 4 at least.
-    hires_mode: what is made larger in between: "pixel", which needs an encoder and is the default
-        where there is one, or "latent", which is quicker and blurs, the more the less strength.
+    control: name of a control network of the bundle → the image to follow.
+    init_image: an image to change: a path, a pillow image, or an array (h, w, 3) uint8. If `size`
+        is unset, the result has the image's own size, cut to whole latents, or if that is far from
+        the bundle's default, about as many pixels as the default. If `size` is set, the image is
+        stretched to it. `Result.notes` say how it was resized. Needs a bundle with an encoder.
+    strength: how much of the image changes, above 0 and up to 1: only the last int(steps·strength)
+        steps run. 0.8 if unset, or 1 with a mask.
+    mask: an image of the same size as init_image: white for the parts to repaint, black for the
+        parts to keep, divided at half the brightness. Kept parts go through the autoencoder.
+    keep_unmasked: restore everything outside the mask, pixel for pixel.
+    hires: make the image this many times larger, in a second image-to-image pass. The size is
+        rounded to whole latents; `Result.notes` say if that changes it.
+    hires_strength: the strength of the second pass, 0.25 if unset, which keeps the first pass's
+        composition. A model of few steps, such as the built-in one, loses it at higher values.
+    hires_steps: the steps of the second pass before hires_strength applies; if unset, `steps`, and
+        at least 4.
+    hires_mode: what to enlarge between the passes: "pixel", the default if the bundle has the
+        encoder that it needs, or "latent", which is faster but blurs, more so at low strength.
     """
 
     negative_prompt: str | None

@@ -1,4 +1,4 @@
-"""What a call of `generate` may ask for, and what it asks for once every default is filled in."""
+"""The settings of a call of `generate`: its options, with every default filled in."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from edgediff.sampling.sigmas import Spacing
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides an image but its seed; each default has been filled in.
+    """Everything that determines an image, except its seed; every default has been filled in.
 
     It goes into the image's PNG as JSON, and is read back by name: a field has the name of its
     option (width and height: size), and a new one a default, None or what is off, which is how an
@@ -46,7 +46,7 @@ class Settings:
     hires_mode: Mode | None = None
 
     def guidance(self, embedding_dim: int | None) -> Guidance:
-        """How this call is guided; embedding_dim: see `Guidance`."""
+        """The guidance of this call. embedding_dim: see `Guidance`."""
         return Guidance(
             scale=self.guidance_scale,
             rescale=self.guidance_rescale,

@@ -250,7 +250,7 @@ def test_what_is_no_control(pipe: Pipeline, control: Any, message: str) -> None:
         ({"end": 1.1}, "from 0.0 to 1.1 of the steps"),
         ({"end": NAN}, "from 0.0 to nan of the steps"),
         ({"process": "depth"}, "process is 'depth': expected 'edges' or 'invert', or None"),
-        ({"start": 0.3, "end": 0.7}, "from 0.3 to 0.7 of 2 steps there is no whole one"),
+        ({"start": 0.3, "end": 0.7}, "from 0.3 to 0.7 of 2 steps is less than a whole step"),
     ],
 )
 def test_what_a_control_may_not_say(pipe: Pipeline, fields: Any, message: str) -> None:
@@ -262,7 +262,7 @@ def test_what_a_control_may_not_say(pipe: Pipeline, fields: Any, message: str) -
 def test_a_bundle_without_control_says_how_to_get_it(tiny_bundle: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"`control` 'canny': tiny has none of that name; it has no control networks at all:"
+        match=r"`control` 'canny': tiny has none of that name; it has no control networks:"
         r" edgediff export … --controlnet canny=SOURCE adds one",
     ):
         edgediff.load(tiny_bundle).generate("a fox", control={"canny": Control("a.png")})
