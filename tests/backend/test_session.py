@@ -34,7 +34,7 @@ def test_runs_by_name(decoder: Session) -> None:
     assert outputs["sample"].dtype == np.float32
 
 
-def test_outputs_keep_nothing_of_the_session(decoder: Session) -> None:
+def test_outputs_do_not_keep_the_session_alive(decoder: Session) -> None:
     outputs = decoder.run(latent_sample=np.zeros((1, 4, 8, 8), np.float32))
     assert outputs["sample"].flags.owndata
     assert outputs["sample"].flags.writeable
@@ -74,7 +74,7 @@ def test_a_graph_of_another_stage_is_refused(tiny_bundle: Path, spec: GraphSpec)
         Session(tiny_bundle / "text_encoder.onnx", spec, SessionOptions())
 
 
-def test_a_file_that_is_no_graph(tmp_path: Path, spec: GraphSpec) -> None:
+def test_a_file_that_is_not_a_graph(tmp_path: Path, spec: GraphSpec) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
     with pytest.raises(ProviderError, match="provider 'cpu' refused it"):
         Session(tmp_path / "bad.onnx", spec, SessionOptions())
@@ -168,7 +168,7 @@ def install_plugin(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
 
 
 @pytest.mark.parametrize("api", ["missing", "refuses"])
-def test_a_plug_in_of_another_time_than_onnxruntime_names_both_versions(
+def test_a_plug_in_that_does_not_match_onnxruntime_names_both_versions(
     api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_name: str, _path: str) -> None:
@@ -214,7 +214,7 @@ class OptionsOfASession:
     ("device", "expected"),
     [("CPU", {"INFERENCE_NUM_THREADS": "2"}), ("GPU", {})],
 )
-def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
+def test_openvino_gets_its_cache_and_threads_as_device_properties(
     device: str,
     expected: dict[str, str],
     tiny_bundle: Path,
@@ -241,7 +241,7 @@ def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
     assert folder.is_dir()
 
 
-def test_a_cache_that_cannot_be_made_is_named(
+def test_a_cache_that_cannot_be_created_is_named(
     tiny_bundle: Path, spec: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -256,14 +256,14 @@ def test_the_cpu_makes_no_cache(tiny_bundle: Path, spec: GraphSpec, tmp_path: Pa
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_plug_in_without_a_device_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_without_a_device_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "_register", lambda _: None)
     monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "finds no device here" in (why_missing("openvino") or "")
 
 
-def test_provider_options_pass_through_over_the_defaults(
+def test_provider_options_override_the_defaults(
     tiny_bundle: Path, spec: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []

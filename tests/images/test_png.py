@@ -76,7 +76,7 @@ def test_parameters_without_a_negative_prompt_and_with_an_awkward_name() -> None
         ({"negative_prompt": "[fog]"}, "Emphasis: None"),
     ],
 )
-def test_parameters_say_how_prompts_were_read(changes: dict[str, Any], field: str) -> None:
+def test_parameters_have_the_options_of_prompts(changes: dict[str, Any], field: str) -> None:
     assert f", {field}, Version" in parameters(RECORD | changes)
     weighted = parameters(RECORD | changes | {"prompt_weights": True})
     assert ("Emphasis" in weighted) is False

@@ -20,7 +20,7 @@ def pipe(tiny_bundle: Path) -> Pipeline:
     return edgediff.load(tiny_bundle, threads=1)
 
 
-def test_pixels_become_minus_one_to_one() -> None:
+def test_pixels_are_scaled_to_minus_one_to_one() -> None:
     pixels = np.array([[[0, 51, 255]], [[102, 204, 255]]], np.uint8)
     sample = to_sample(pixels)
     assert (sample.shape, sample.dtype) == ((1, 3, 2, 1), np.float32)
@@ -56,7 +56,7 @@ def test_tiles_encode_nearly_the_same_latents(pipe: Pipeline, tiny_bundle: Path)
 
 
 @pytest.mark.parametrize("tile", [0, -256, 255, 128, 248, 260, 256.0, "256", True])
-def test_tiles_of_no_use(tiny_bundle: Path, tile: Any) -> None:
+def test_tile_sizes_that_are_refused(tiny_bundle: Path, tile: Any) -> None:
     with pytest.raises(InputError, match=r"`tile` is .* a multiple of 8 from 256 up"):
         edgediff.load(tiny_bundle, tile=tile)
 
