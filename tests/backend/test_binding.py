@@ -1,5 +1,5 @@
-"""Buffers on the device, tried where the device is the processor: the same values as without them,
-nothing copied that has not changed, and a CUDA graph for each set of shapes."""
+"""Buffers on the device, tested with the processor as the device: values are the same as without
+buffers, only changed inputs are copied, and each set of shapes has its own CUDA graph."""
 
 import dataclasses
 import threading
@@ -32,7 +32,7 @@ def spec(tiny_bundle: Path) -> GraphSpec:
 
 @pytest.fixture(scope="module")
 def plain(tiny_bundle: Path, spec: GraphSpec) -> Session:
-    """A session without buffers of its own."""
+    """A session without buffers on the device."""
     session = Session(tiny_bundle / spec.file, spec, ONE_THREAD)
     assert session._provider.device is None
     return session
@@ -40,8 +40,8 @@ def plain(tiny_bundle: Path, spec: GraphSpec) -> Session:
 
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider cpu computes in buffers, as those with a device do; that it records a CUDA
-    graph, it takes no notice of."""
+    """Make the provider cpu compute in buffers, as providers with a device do. It ignores the
+    option to capture a CUDA graph."""
     cpu = dataclasses.replace(PROVIDERS["cpu"], device="cpu", graph_option="enable_cuda_graph")
     monkeypatch.setitem(PROVIDERS, "cpu", cpu)
 
@@ -67,7 +67,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, ...]]:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of each run, the CUDA graph that it is recorded as or replays."""
+    """For each run, the CUDA graph that it captures or replays."""
     seen: list[str] = []
     run = ort.InferenceSession.run_with_iobinding
 
@@ -266,7 +266,7 @@ def test_each_set_of_shapes_gets_a_graph_after_its_first_run(
     for side in (4, 12, 16, 20, 24, 28, 32):
         session.run(**inputs(side))
         session.run(**inputs(side))
-    # Those beyond eight run, but are not recorded.
+    # Sets of shapes beyond the eighth run, but are not captured.
     assert graphs[1::2] == ["3", "4", "5", "6", "7", "8", "-1"]
 
 
@@ -292,7 +292,7 @@ def test_stages_that_run_once_per_image_are_not_captured(
 
 
 class Refusing(ort.InferenceSession):  # type: ignore[misc]
-    """As onnxruntime-gpu with a graph of which it cannot record a part."""
+    """Like onnxruntime-gpu with a graph that it cannot capture whole."""
 
     asked: tuple[tuple[str, dict[str, str]], ...] = ()
 

@@ -1,4 +1,4 @@
-"""Where what providers compile is kept, and whether it was there already."""
+"""The caches of providers that compile: their folders, and their hits and misses."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def fill(path: Path, text: str) -> None:
 
 
 def test_each_graph_and_each_set_of_shapes_has_a_folder(tmp_path: Path) -> None:
-    """TensorRT's file names would not tell them apart."""
+    """TensorRT's file names would be the same."""
     folders = {
         Cache(tmp_path, "unet.onnx", SHAPE).folder,
         Cache(tmp_path, "unet.onnx", {**SHAPE, "width": 64}).folder,

@@ -1,4 +1,4 @@
-"""Stages under a memory limit: what is loaded, what is released, and sizes as people write them."""
+"""Stages under a memory limit: loading and releasing them, and sizes as text."""
 
 import dataclasses
 import gc
@@ -167,7 +167,7 @@ def test_a_released_session_is_freed_at_once_unless_in_use(bundle: Bundle) -> No
 def test_cache_outcomes_are_reported_by_stage(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that compiles has a session for each set of shapes; one that missed counts."""
+    """A provider that compiles has a session for each set of shapes; one miss makes it a miss."""
 
     class Compiled:
         def __init__(self, *asked: Any, **_: Any) -> None:
@@ -210,12 +210,12 @@ def test_images_are_the_same_and_stages_load_when_needed(tiny_bundle: Path, leas
         assert pipe.loaded_stages == ("text_encoder",)
         for _ in range(2):
             assert (image(pipe) == expected).all()
-            assert "text_encoder" not in pipe.loaded_stages  # it went for the UNet
+            assert "text_encoder" not in pipe.loaded_stages  # released for the UNet
 
 
 @pytest.mark.usefixtures("sized")
 def test_threads_share_a_limit(tiny_bundle: Path) -> None:
-    """Each thread's stages push out the other's, in the middle of its runs."""
+    """Each thread's stages displace the other's while it runs."""
     alone = edgediff.load(tiny_bundle, threads=1)
     expected = {s: np.asarray(alone.generate("a", seed=s, steps=3).images[0]) for s in range(4)}
     pipe = edgediff.load(tiny_bundle, threads=1, max_memory=70)

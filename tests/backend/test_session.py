@@ -1,4 +1,4 @@
-"""Sessions: what goes in is checked, and a provider that was asked for runs or says why not."""
+"""Sessions check their inputs, and the provider that was asked for runs or an error says why not."""
 
 import importlib.metadata
 import json
@@ -109,7 +109,7 @@ def test_a_provider_that_is_absent_says_what_to_install(
 def test_a_silent_fallback_is_an_error(
     tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime-gpu on a machine without a GPU: listed, asked for, and quietly the CPU."""
+    """As onnxruntime-gpu without a GPU: the provider is listed, but the CPU silently runs instead."""
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     real = ort.InferenceSession
@@ -125,7 +125,7 @@ def test_a_silent_fallback_is_an_error(
 def test_a_provider_that_takes_no_node_is_an_error(
     tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CoreML or TensorRT with operators that it does not know: listed, and all on the CPU."""
+    """As CoreML or TensorRT without a known operator: it is listed, but all nodes are on the CPU."""
     names = ["CoreMLExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     real = ort.InferenceSession
@@ -160,7 +160,7 @@ def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def install_plugin(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
-    """A package of the plug-in's name, beside an onnxruntime without OpenVINO built in."""
+    """A package with the plug-in's name, and an onnxruntime without OpenVINO built in."""
     fake = SimpleNamespace(__spec__=SimpleNamespace(), **contents)
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", fake)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -199,7 +199,7 @@ def test_a_plug_in_that_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 
 class OptionsOfASession:
-    """Takes what edgediff sets, and records what it hands to the plug-in's device."""
+    """Accepts the settings of edgediff, and records those for the plug-in's device."""
 
     given: tuple[object, dict[str, str]]
 
@@ -222,7 +222,7 @@ def test_openvino_gets_its_cache_and_threads_as_device_properties(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The plug-in ignores `cache_dir` and `num_of_threads`, with no more than a line in a log."""
+    """The plug-in ignores `cache_dir` and `num_of_threads`, with only a line in its log."""
     kind = getattr(ort.OrtHardwareDeviceType, device)
     found = SimpleNamespace(ep_name="OpenVINOExecutionProvider", device=SimpleNamespace(type=kind))
     install_plugin(monkeypatch, get_library_path=lambda: "plugin.so")

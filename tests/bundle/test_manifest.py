@@ -1,4 +1,4 @@
-"""The bundle's schema, and every way in which a bundle on disk can be wrong."""
+"""The bundle's schema, and errors in bundles on disk."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Version 1 of bundle.json becomes the present version before it is parsed."""
+"""Version 1 of bundle.json is upgraded to the present version before it is parsed."""
 
 import copy
 import json

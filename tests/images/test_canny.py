@@ -1,4 +1,4 @@
-"""Control maps made of an image: edges as Canny has them, and light for dark."""
+"""Control maps made from an image: Canny's edges, and inverted brightness."""
 
 import time
 
@@ -54,7 +54,7 @@ def test_a_disc_gives_a_closed_thin_ring(sigma: float) -> None:
 
 
 def test_it_turns_and_mirrors_with_the_image() -> None:
-    """All but a few ties, which fall to one side."""
+    """Except for a few ties."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
     smooth = coarse.resize((64, 64), Image.Resampling.BICUBIC)

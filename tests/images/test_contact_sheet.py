@@ -1,4 +1,4 @@
-"""Contact sheets: where images and labels stand, and what no sheet can be made of."""
+"""Contact sheets: the positions of images and labels, and arguments that are refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Pixels, PNGs that are written whole or not at all, and what stands in them."""
+"""Pixels, PNGs that are written whole or not at all, and their metadata."""
 
 import json
 import os

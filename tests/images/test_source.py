@@ -1,4 +1,4 @@
-"""Images as callers give them: every kind that is read, and every kind that is refused."""
+"""A caller's images: every kind that is read, and every kind that is refused."""
 
 import hashlib
 import io
@@ -52,7 +52,7 @@ def test_images_are_resized_by_lanczos() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
-    """By the EXIF standard: how the stored rows and columns become the upright image."""
+    """As the EXIF standard maps stored rows and columns to the upright image."""
     turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -175,7 +175,7 @@ def test_files_that_are_not_images(tmp_path: Path) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG that claims a size but holds no pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT\x35\xaf\x06\x1e"
@@ -183,8 +183,8 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [8001, 10_000, 20_000, 100_000, 2**30])
 def test_enormous_files_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
-    """In our words alone: pillow itself warns from 89 megapixels, and refuses from 179 without
-    their number."""
+    """Only by our own error: pillow warns from 89 megapixels, and from 179 raises an error without
+    the size."""
     path = tmp_path / "a.png"
     path.write_bytes(png_header(side, side))
     with warnings.catch_warnings(record=True) as warned:

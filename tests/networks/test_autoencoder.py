@@ -1,4 +1,4 @@
-"""The autoencoder of a bundle: what it encodes and decodes, whole and in tiles."""
+"""A bundle's autoencoder: encoding and decoding whole images and in tiles."""
 
 import dataclasses
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_the_memory_of_decoding_follows_the_tile(sized_bundle: Bundle) -> None:
 
 @pytest.fixture
 def sized_bundle(tiny_bundle: Path) -> Bundle:
-    """Whose images are 1024x1024."""
+    """A bundle whose images are 1024x1024."""
     bundle = Bundle.open(tiny_bundle)
     defaults = dataclasses.replace(bundle.manifest.defaults, width=1024, height=1024)
     return dataclasses.replace(

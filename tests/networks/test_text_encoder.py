@@ -1,4 +1,4 @@
-"""What a call's prompts become: chunks, weights, clip skip, and the record of them. Torch-free."""
+"""Encoding a call's prompts: chunks, weights, clip skip, and their record. Without torch."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ LONG = ", ".join(f"a {colour} thing" for colour in ("red", "green", "blue", "gre
 
 @pytest.fixture(scope="module", params=["tiny", "emoji"])
 def pipe(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Pipeline]:
-    """A float32 bundle of random weights, and the built-in one, whose graphs are int8."""
+    """A float32 bundle with random weights, and the built-in bundle, whose graphs are int8."""
     with edgediff.load(tiny_bundle if request.param == "tiny" else "emoji", threads=1) as pipe:
         yield pipe
 

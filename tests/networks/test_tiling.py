@@ -1,4 +1,4 @@
-"""Maps tile by tile: equal to the whole where the map is local, smooth where it is not."""
+"""Maps in tiles: equal to the map of the whole if the map is local, and smooth if it is not."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_an_input_that_fits_in_a_tile_is_run_once_and_unchanged() -> None:
 
 
 def test_padding_at_the_edges_of_tiles_does_not_show() -> None:
-    """A map that is wrong in the two outermost samples of what it sees."""
+    """With a map that is wrong in the two outermost samples of its input."""
 
     def spoilt(x: np.ndarray) -> np.ndarray:
         out = x.copy()

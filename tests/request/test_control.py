@@ -1,4 +1,4 @@
-"""Control networks at run time, on a bundle of random weights: torch-free."""
+"""Control networks at run time, with a bundle of random weights and without torch."""
 
 import dataclasses
 import json

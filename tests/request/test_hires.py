@@ -1,4 +1,4 @@
-"""The second pass: its size, and latents made larger."""
+"""The second pass: its size, its defaults, and enlarged latents."""
 
 from pathlib import Path
 from typing import Any

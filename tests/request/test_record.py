@@ -1,4 +1,4 @@
-"""Images made again from their own PNG, and files that do not say how they were made."""
+"""Images made again from the record in their file, and files without a record."""
 
 import contextlib
 import dataclasses
@@ -131,7 +131,7 @@ def test_possible_differences_are_reported(pipe: edgediff.Pipeline, tmp_path: Pa
     ):
         (difference,) = recorded(written(tmp_path, **{**same, **changes})).differences(settings)
         assert message in difference
-    # Before it is loaded, a bundle's provider is not known.
+    # The provider is not known before a bundle is loaded.
     open_yet = dataclasses.replace(settings, provider="auto")
     assert recorded(written(tmp_path, **same, provider="cuda")).differences(open_yet) == []
 
@@ -166,7 +166,7 @@ def bomb(path: Path) -> None:
 
 
 def large(path: Path) -> None:
-    """As many pixels as no decoder takes; the text is read all the same."""
+    """More pixels than any decoder takes; the text is read all the same."""
     header = (2**31 - 1).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
     text = b"edgediff\0\0\0\0\0" + json.dumps({"prompt": 3}).encode()
     chunks = chunk(b"IHDR", header) + chunk(b"iTXt", text) + chunk(b"IDAT", b"")
@@ -223,7 +223,7 @@ SETTINGS = [field.name for field in dataclasses.fields(Settings)]
 def test_nonsense_in_a_record_raises_only_input_errors(
     pipe: edgediff.Pipeline, tmp_path: Path, name: str, junk: Any
 ) -> None:
-    with contextlib.suppress(InputError):  # some of it is a value of some setting
+    with contextlib.suppress(InputError):  # some values are valid for some settings
         made = recorded(written(tmp_path, **{name: junk}))
         pipe.generate(made.prompt, **made.options)
 

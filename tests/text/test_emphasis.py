@@ -1,4 +1,4 @@
-"""Weights in prompts: what is read as one, and what becomes of the hidden states."""
+"""Weights in prompts: how they are parsed, and how they change the hidden states."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ UP, DOWN = 1.1, 1 / 1.1
         ("(a:1)b", [("ab", 1)]),
         ("()", []),
         ("(:1.3)", []),
-        # Escaped, brackets are text.
+        # Escaped brackets are text.
         (r"\(fox\)", [("(fox)", 1)]),
         (r"\[fox\]", [("[fox]", 1)]),
         (r"(fox\):1.3)", [("fox)", 1.3)]),
@@ -40,7 +40,7 @@ UP, DOWN = 1.1, 1 / 1.1
         (r"(a\\)", [("a\\", UP)]),
         (r"a\b", [("a\\b", 1)]),
         ("a\\", [("a\\", 1)]),
-        # Without a partner they are text, and what is open stays so.
+        # Unmatched brackets are text; they do not close others.
         ("(fox", [("(fox", 1)]),
         ("fox)", [("fox)", 1)]),
         ("[fox", [("[fox", 1)]),
@@ -54,7 +54,7 @@ UP, DOWN = 1.1, 1 / 1.1
         ("(a [b) c]", [("a [b", UP), (" c]", 1)]),
         (":( :)", [(":", 1), (" :", UP)]),
         (")(", [(")(", 1)]),
-        # What is no number is text.
+        # Anything but a number is text.
         ("(fox:x)", [("fox:x", UP)]),
         ("(fox:)", [("fox:", UP)]),
         ("(fox:1.2.3)", [("fox:1.2.3", UP)]),
@@ -99,7 +99,7 @@ def test_weights_that_are_too_large(prompt: str) -> None:
     ids=range(9),
 )
 def test_long_nonsense_is_parsed_quickly(nonsense: str) -> None:
-    """Time that grew with its square would be minutes."""
+    """Quadratic time would be minutes."""
     parse_weights((nonsense * 19999)[:19999])
 
 

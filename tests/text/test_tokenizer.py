@@ -1,4 +1,5 @@
-"""Framing and the report of what was cut; ids are compared with CLIPTokenizer in parity/."""
+"""The frame of a prompt, chunks, and the report of cut text. Tests in parity/ compare the ids with
+CLIPTokenizer's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_the_cut_text_is_reported_as_written(tokenizer: Tokenizer) -> None:
 
 
 def test_a_token_of_several_vectors(tiny_bundle: Path, spec: TokenizerSpec) -> None:
-    """Each vector takes a place; a token whose end does not fit is told as cut."""
+    """Each vector takes a place; a token whose last vectors do not fit is reported as cut."""
     plain = Tokenizer(tiny_bundle / spec.file, spec)
     (token,) = plain.encode("a").ids[0, 1:2].tolist()
     tokenizer = Tokenizer(
@@ -156,7 +157,7 @@ def test_the_pieces_of_one_character_stay_together(tokenizer: Tokenizer) -> None
         ids(tokenizer, "a " * 73),
         ids(tokenizer, "😀 b"),
     ]
-    # Longer than a chunk, they cannot.
+    # Pieces longer than a chunk cannot.
     assert words(tokenizer, "a\u0301\u0302 " * 100) != []
 
 
