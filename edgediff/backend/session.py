@@ -174,7 +174,7 @@ class Session:
 
     def run(self, token: CancelToken | None = None, /, **inputs: AnyArray) -> dict[str, AnyArray]:
         """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only
-        array must hold what it held when it was last given.
+        array must have the same values as when it was last given.
 
         token: stops the run before its next operator.
 

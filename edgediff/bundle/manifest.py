@@ -257,8 +257,8 @@ class MergedEmbedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the weights came from, under what terms, what was merged into them, and the versions
-    that made the bundle. controlnets: control network → where it came from."""
+    """The source of the weights, their license and attribution, the LoRAs and embeddings that were
+    merged, and the versions that made the bundle. controlnets: control network → its source."""
 
     source: str
     license: str | None = None

@@ -71,7 +71,7 @@ def _variation_fields(record: Mapping[str, Any]) -> dict[str, object]:
 
 def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
     """The fields for options that change how the prompts are read. Readers of this form count the
-    last layer as clip skip 1, and give brackets weight unless told otherwise."""
+    last layer as clip skip 1, and give brackets weight unless a field says no."""
     fields: dict[str, object] = {}
     if record.get("clip_skip") is not None:
         fields["Clip skip"] = record["clip_skip"] + 1

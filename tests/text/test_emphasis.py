@@ -40,7 +40,7 @@ UP, DOWN = 1.1, 1 / 1.1
         (r"(a\\)", [("a\\", UP)]),
         (r"a\b", [("a\\b", 1)]),
         ("a\\", [("a\\", 1)]),
-        # Unmatched brackets are text; they do not close others.
+        # Unmatched brackets are text.
         ("(fox", [("(fox", 1)]),
         ("fox)", [("fox)", 1)]),
         ("[fox", [("[fox", 1)]),
