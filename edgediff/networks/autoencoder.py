@@ -54,7 +54,7 @@ class Vae:
         if not np.isfinite(latents).all():
             raise ProviderError(
                 f"the latents are not finite on {self._provider}: run `edgediff verify` to see"
-                " whether a stage is at fault, or lower `guidance_scale`"
+                " whether a stage is at fault, or use less guidance"
             )
         # One by one, so that an image in a batch is bit for bit the same as by itself.
         return [
