@@ -256,7 +256,7 @@ def _check_long_prompts(manifest: Manifest, value: object) -> bool:
     states = manifest.denoiser.graph.input(ENCODER_HIDDEN_STATES)
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(
-            f"`long_prompts`: the UNet of this bundle takes exactly {states.shape[1]} tokens:"
+            f"`long_prompts`: the UNet of this bundle takes {states.shape[1]} tokens exactly:"
             " leave it out, or export the bundle again"
         )
     return wanted

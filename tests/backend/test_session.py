@@ -1,4 +1,4 @@
-"""Sessions check their inputs, and the provider that was asked for runs or an error says why not."""
+"""Sessions check their inputs; the provider that was asked for runs, or an error says why not."""
 
 import importlib.metadata
 import json
@@ -109,7 +109,7 @@ def test_a_provider_that_is_absent_says_what_to_install(
 def test_a_silent_fallback_is_an_error(
     tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As onnxruntime-gpu without a GPU: the provider is listed, but the CPU silently runs instead."""
+    """As onnxruntime-gpu without a GPU: the provider is listed, but the CPU silently takes over."""
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     real = ort.InferenceSession
@@ -125,7 +125,7 @@ def test_a_silent_fallback_is_an_error(
 def test_a_provider_that_takes_no_node_is_an_error(
     tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As CoreML or TensorRT without a known operator: it is listed, but all nodes are on the CPU."""
+    """As CoreML or TensorRT if it knows none of the operators: listed, but all are on the CPU."""
     names = ["CoreMLExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     real = ort.InferenceSession
