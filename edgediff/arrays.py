@@ -6,6 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
-"""Latents, predictions, embeddings, noise."""
+"""Float32: latents, predictions, embeddings, noise."""
 AnyArray = npt.NDArray[Any]
-"""A graph's input or output, of any dtype."""
+"""Any dtype: inputs and outputs of graphs."""

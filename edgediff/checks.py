@@ -1,4 +1,4 @@
-"""Checks of single values that callers give. All raise InputError, naming the option."""
+"""Checks of single values from callers. Those that refuse raise InputError, naming the option."""
 
 import math
 import numbers
@@ -10,7 +10,7 @@ import numpy as np
 from edgediff.errors import InputError
 
 MAX_SIDE = 4096
-"""Pixels; beyond it a single float32 feature map of a decoder takes tens of gigabytes."""
+"""In pixels. Beyond it, a single float32 feature map of a decoder takes tens of gigabytes."""
 
 
 def is_number(value: object) -> bool:
@@ -33,12 +33,14 @@ def whole_number(value: object) -> int | None:
 
 
 def check_number(name: str, value: object) -> float:
-    """A real number, numpy's too → float: nan passes, and an int that is too large is infinity."""
+    """A real number, numpy's too, as a float. nan passes; an int too large for a float is infinity.
+
+    Raises InputError for any other type."""
     if not is_number(value):
         raise InputError(f"`{name}` is {value!r}: expected a number")
     try:
         return float(cast(float, value))
-    except OverflowError:  # an int has no largest
+    except OverflowError:  # ints have no limit
         return math.inf
 
 
@@ -51,7 +53,7 @@ def check_whole(name: str, value: object) -> int:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """True or False; None, which is unset, is False."""
+    """True or False, numpy's too; None means unset and is False. Otherwise raises InputError."""
     if value is not None and not isinstance(value, bool | np.bool_):
         raise InputError(f"`{name}` is {value!r}: expected True or False")
     return bool(value)

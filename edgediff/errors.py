@@ -1,7 +1,7 @@
 """Every error that edgediff raises on purpose.
 
     EdgediffError
-    ├── BundleError      the bundle on disk is missing, damaged, or not what it says it is
+    ├── BundleError      the bundle on disk is missing, damaged, or contradicts its manifest
     ├── InputError       an argument of a call is out of range (also a ValueError)
     ├── ProviderError    an execution provider that was asked for cannot run
     ├── Cancelled        the run was cancelled from another thread, or by Ctrl-C
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class EdgediffError(Exception):
-    """Base of all errors below; its text is fit to be shown to a user as it is."""
+    """Base of all errors below. Its text can be shown to a user as it is."""
 
 
 class BundleError(EdgediffError):
@@ -29,11 +29,11 @@ class BundleError(EdgediffError):
 class InputError(EdgediffError, ValueError):
     """An argument is of the wrong type or out of range.
 
-    The text has options in backticks under their Python names, `steps`, and a value whose form
-    differs elsewhere beside its option, `guidance_interval=(0.0, 0.8)`."""
+    The text has options in backticks under their Python names, such as `steps`. A value that has
+    another form on a command line goes with its option: `guidance_interval=(0.0, 0.8)`."""
 
     def spelled(self, spell: "Spell") -> "InputError":
-        """The same error with options spelled another way."""
+        """The same error, with each option replaced as `spell` says."""
 
         def respell(match: re.Match[str]) -> str:
             try:
@@ -47,7 +47,7 @@ class InputError(EdgediffError, ValueError):
 
 
 Spell = Callable[[str, Any], str | None]
-"""(option's name in Python, its value or None) → text in place of both; None = leave it."""
+"""(option's name in Python, its value or None) → the text to replace both; None = keep them."""
 _OPTION = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 
@@ -77,6 +77,6 @@ def printable(text: str) -> str:
 
 
 def first_line(e: BaseException) -> str:
-    """What another library's exception says, in a line that fits into one of ours."""
+    """The first line of another library's message, at most 200 characters, for use in our own."""
     lines = str(e).strip().splitlines()
     return printable(lines[0][:200]) if lines else type(e).__name__

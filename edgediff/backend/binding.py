@@ -1,4 +1,4 @@
-"""A graph's inputs and outputs in buffers on the device that computes it (I/O binding)."""
+"""Buffers for a graph's inputs and outputs on the device that runs it (I/O binding)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,19 +9,20 @@ from edgediff.arrays import AnyArray
 
 
 class Device(NamedTuple):
-    """Where buffers lie: onnxruntime's name of a kind of device ("cuda", "cpu"), and which one."""
+    """The device that holds the buffers: onnxruntime's name for its kind ("cuda", "cpu"), and its
+    number."""
 
     kind: str
     number: int
 
 
 class Binding:
-    """Buffers for one set of shapes. They keep their addresses, so that a recorded CUDA graph,
-    which reads and writes these, can be replayed.
+    """Buffers for one set of shapes. They keep their addresses, so that a captured CUDA graph,
+    which reads and writes them, can be replayed.
 
     session: an onnxruntime.InferenceSession. values: onnxruntime.OrtValue, which makes buffers.
-    inputs: arrays of the shapes and dtypes to come. outputs: the names of those wanted.
-    captures: the number of the CUDA graph that these buffers are captured in; None = none."""
+    inputs: arrays with the shapes and dtypes of every run. outputs: the names of the outputs to
+    return. captures: the number of the CUDA graph to capture these buffers in; None = none."""
 
     def __init__(
         self,
@@ -49,15 +50,15 @@ class Binding:
 
     @property
     def graph(self) -> int | None:
-        """The CUDA graph that the next run captures or replays. None for the first: in it
-        onnxruntime, which alone knows the outputs' shapes, allocates their buffers."""
+        """The CUDA graph that the next run captures or replays. None for the first run, in which
+        onnxruntime allocates the outputs' buffers, because only it knows their shapes."""
         return self._captures if self._outputs else None
 
     def run(self, inputs: Mapping[str, AnyArray], options: Any) -> dict[str, AnyArray]:
         """Copy the inputs in, run, and copy the outputs out. options: RunOptions.
 
-        A read-only array that was given the last time is not copied again: constants of an image
-        cross to the device once."""
+        A read-only array that was also given in the last run is not copied again, so that inputs
+        that stay the same for a whole image are copied to the device once."""
         for name, array in inputs.items():
             if array is self._unchanging.get(name):
                 continue

@@ -11,13 +11,13 @@ from edgediff.errors import Cancelled, DeadlineExceeded, InputError
 
 
 class Terminable(Protocol):
-    """onnxruntime's RunOptions: a run stops before its next operator once `terminate` is set."""
+    """onnxruntime's RunOptions. Once `terminate` is set, the run stops before its next operator."""
 
     terminate: bool
 
 
 class CancelToken:
-    """Belongs to one run, and ends it when `cancel` is called or the deadline has passed.
+    """Ends the run that it belongs to when `cancel` is called or the deadline has passed.
 
     deadline: seconds from now; None = no limit. Raises InputError unless it is positive."""
 
@@ -29,7 +29,7 @@ class CancelToken:
         self._running: list[Terminable] = []
 
     def cancel(self) -> None:
-        """End the run from any thread. The operator that is being computed finishes first."""
+        """End the run, from any thread. The operator that is running finishes first."""
         self._cancelled = True
         self._terminate()
 
@@ -45,7 +45,9 @@ class CancelToken:
 
     @contextlib.contextmanager
     def terminates(self, options: Terminable) -> Iterator[None]:
-        """While the block runs, let this token stop the onnxruntime run with these RunOptions."""
+        """While the block runs, let this token stop the onnxruntime run with these RunOptions.
+
+        Raises Cancelled or DeadlineExceeded if the token has ended already."""
         timer: threading.Timer | None = None
         with self._lock:
             self._running.append(options)
@@ -73,7 +75,7 @@ class CancelToken:
 
 
 def check_deadline(deadline: float) -> float:
-    """Raise InputError unless it is a positive number of seconds."""
+    """A deadline in seconds, as a float. Raises InputError unless it is a positive number."""
     seconds = check_number("deadline", deadline)
     if not 0 < seconds <= threading.TIMEOUT_MAX:  # nan too
         raise InputError(

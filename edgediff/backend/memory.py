@@ -1,4 +1,4 @@
-"""How much memory a bundle's stages take, and the limit that a caller sets."""
+"""Estimates the memory that a bundle's stages take, and parses the limit that a caller sets."""
 
 import math
 import re
@@ -19,36 +19,37 @@ UNITS = {
 
 
 WIDENED = {"fp32": 1, "fp16": 2, "int8": 4}
-"""Bytes that a byte of stored weights takes once loaded, at most: if a provider has no kernel of
-the precision, as onnxruntime's CPU has none for most, the weights become float32 while loading."""
+"""The most bytes that a byte of stored weights takes once loaded. If a provider has no kernel for
+the precision, as onnxruntime's CPU often does not, the weights become float32 while loading."""
 
 
 WORK_BYTES_PER_PIXEL = 4608
-"""What a run takes besides the weights for each pixel of the image: 1.2 GB at 512×512, measured on
-the UNet and on the decoder of Stable Diffusion 1.5's shape, in float32."""
+"""The memory that a run takes besides the weights, for each pixel of the image: 1.2 GB at 512×512,
+measured on a UNet and a decoder of Stable Diffusion 1.5's shape, in float32."""
 
 
 LOWERED_UNET_BYTES_PER_PIXEL = 600
-"""The same of a lowered UNet, whose attention never holds all its scores: 0.16 GB."""
+"""The same for a lowered UNet, whose attention never holds all its scores: 0.16 GB at 512×512."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageMemory:
-    """An estimate of what a stage takes, in bytes: `weights` once loaded, `work` while it runs."""
+    """An estimate of a stage's memory in bytes: `weights` once loaded, and `work` while it runs."""
 
     weights: int
     work: int
 
     @property
     def peak(self) -> int:
+        """Bytes while it runs."""
         return self.weights + self.work
 
 
 def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemory]:
-    """Stage → what it takes: its graph, its weight files as float32 at worst, and for the stages
-    that work on images an allowance for one of the default size (two rows under guidance).
+    """Stage → its memory: the graph, its weights, at worst widened to float32, and for the stages
+    that work on images the memory of a run at the default size (two rows with guidance).
 
-    tile: the side of the tiles, in pixels, that the autoencoder works on; None = whole images."""
+    tile: the side, in pixels, of the tiles that the autoencoder works on; None = whole images."""
     defaults = manifest.defaults
     pixels = defaults.width * defaults.height
     denoiser = manifest.denoiser.graph
@@ -56,10 +57,10 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
     guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
     rows = 2 if guided else 1
     lowered = denoiser.loaded_bytes is not None
-    unet = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
+    per_pixel = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
     works: dict[Role, int] = {"text_encoder": 0}
-    # A control network is half a UNet, whose results are as large as its inner values.
-    works |= dict.fromkeys(EVERY_STEP, rows * pixels * unet)
+    # A control network is half a UNet, but its outputs are as large as its inner values.
+    works |= dict.fromkeys(EVERY_STEP, rows * pixels * per_pixel)
     at_once = pixels if tile is None else min(tile, defaults.width) * min(tile, defaults.height)
     return {
         stage: StageMemory(
@@ -71,7 +72,7 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
 
 
 def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
-    """Bytes of a graph's weights once loaded: as the export reckoned, or widened at worst."""
+    """Bytes of a graph's weights once loaded: as the export states, or else at worst."""
     if graph.loaded_bytes is not None:
         return graph.loaded_bytes
     stored = sum(manifest.files[name].size for name in graph.data)
@@ -81,9 +82,9 @@ def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
 def memory_limit(
     manifest: Manifest, max_memory: int | str | None, tile: int | None = None
 ) -> int | None:
-    """A limit as `load` takes it → bytes, None if there is none. tile: see `estimate`.
+    """A limit as `load` takes it → bytes; None = no limit. tile: see `estimate`.
 
-    Raises InputError if it is not a size, or if a stage alone takes more."""
+    Raises InputError if it is not a size, or if one stage takes more than it."""
     if max_memory is None:
         return None
     limit = parse_memory(max_memory)
@@ -101,7 +102,7 @@ def memory_limit(
 def parse_memory(size: int | str) -> int:
     """A number of bytes, or text such as "1.4GB" (10⁹ bytes) or "1GiB" (2³⁰) → bytes.
 
-    Raises InputError."""
+    Raises InputError for anything else."""
     try:
         if isinstance(size, str):
             match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([a-z]*)\s*", size.lower())

@@ -1,4 +1,4 @@
-"""The sessions of a bundle's stages: loaded, and released again where memory is limited."""
+"""The sessions of a bundle's stages: loaded when needed, and released under a memory limit."""
 
 import ctypes
 import functools
@@ -21,10 +21,11 @@ from edgediff.bundle.manifest import EVERY_STEP
 
 
 class Stages:
-    """A bundle's sessions; may be called from several threads.
+    """A bundle's sessions. Safe to call from several threads.
 
-    With `max_memory` (bytes), the stages used longest ago are released before one that would not
-    fit beside them. A session that another thread is running lives on until that run ends."""
+    max_memory: in bytes; before a stage is loaded or run that would not fit, the least recently
+    used stages are released. A session that another thread is running stays until that run ends.
+    tile: see `estimate`."""
 
     def __init__(
         self,
@@ -50,12 +51,12 @@ class Stages:
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """The stages that are in memory now, least recently used first."""
+        """The stages that are loaded now, least recently used first."""
         with self._lock:
             return tuple(dict.fromkeys(stage for stage, _ in self._sessions))
 
     def runner(self, token: CancelToken | None = None) -> RunStage:
-        """The function by which one run runs its stages, each stopped by `token`. It raises
+        """The function with which one run runs its stages; `token` stops it. It raises
         BundleError, ProviderError, InputError, and Cancelled or DeadlineExceeded."""
         static = PROVIDERS[self._options.provider].static_shapes
 
@@ -72,11 +73,12 @@ class Stages:
         return run_stage
 
     def session(self, stage: str, dimensions: Mapping[str, int]) -> Session:
-        """The stage's session, loaded if it is not. Raises BundleError, ProviderError."""
+        """The stage's session, loaded if it is not. dimensions: the sizes of free dimensions to
+        fix, by name. Raises BundleError, ProviderError."""
         key = (stage, tuple(sorted(dimensions.items())))
         with self._lock:
             session = self._sessions.pop(key, None)
-            # Also if it is loaded: its run may take more than that of the stage before.
+            # Even if it is loaded: its run may take more than the run of the stage before.
             if self._max_memory is not None:
                 self._release_down_to(self._max_memory - self._memory[stage].peak)
             if session is None:
@@ -95,13 +97,13 @@ class Stages:
             return Session(files, graph, self._options, dimensions, every_step=every_step)
 
     def sessions(self) -> list[tuple[str, Session]]:
-        """Each stage's sessions that are in memory now."""
+        """(stage, session) for each session that is loaded now."""
         with self._lock:
             return [(stage, session) for (stage, _), session in self._sessions.items()]
 
     def caches(self) -> dict[str, dict[str, Outcome]]:
-        """Stage → kind of cache → what became of it, for the stages that are in memory now and keep
-        what they compile; "miss" where any set of shapes missed."""
+        """Stage → kind of cache → its outcome, for the stages that are loaded now and have a cache;
+        "miss" if any set of shapes missed."""
         found: dict[str, dict[str, Outcome]] = {}
         for stage, session in self.sessions():
             for kind, outcome in session.cached().items():
@@ -110,7 +112,7 @@ class Stages:
         return found
 
     def notes(self) -> list[str]:
-        """A line for each cache that was looked into, and the sessions' own notes."""
+        """A line for each stage that has caches, and the sessions' own notes."""
         cached = [
             f"{stage}: {', '.join(f'{kind} cache {outcome}' for kind, outcome in kinds.items())}"
             for stage, kinds in self.caches().items()
@@ -122,7 +124,7 @@ class Stages:
         return notes
 
     def close(self) -> None:
-        """Release all; the next `session` loads again."""
+        """Release all sessions; the next `session` loads again."""
         with self._lock:
             self._release_down_to(0)
 
@@ -161,9 +163,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 @functools.cache
 def _malloc_trim() -> Callable[[ctypes.c_size_t], int] | None:
-    """glibc's malloc_trim: without it, a third of a freed UNet's weights stays with the process.
+    """glibc's malloc_trim: without it, the process keeps a third of a freed UNet's weights.
 
-    None elsewhere: other allocators give back on their own."""
+    None elsewhere: other allocators return memory on their own."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library None

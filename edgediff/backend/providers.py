@@ -1,4 +1,4 @@
-"""The execution providers, and the options that edgediff gives each, in its own names."""
+"""The execution providers, and the options that edgediff gives to each."""
 
 import json
 import os
@@ -13,12 +13,13 @@ from edgediff.errors import InputError
 class Provider:
     """An execution provider: ONNX Runtime's name for it and how a user gets it.
 
-    `plugin` is the package of a provider that installs next to the stock onnxruntime, and `upgrade`
-    what brings the two to versions that fit; `static_shapes` says that it compiles the graph and
-    needs every dimension fixed for that. `device`: onnxruntime's name of the memory that it
-    computes in, if that is not the processor's. `graph_option`: the provider option that records
-    a run as a CUDA graph. `fallback`: the provider that takes what this one leaves, before the CPU.
-    `packages`: whose versions matter besides onnxruntime's."""
+    plugin: the package of a provider that installs next to the stock onnxruntime.
+    upgrade: the command that brings the two to matching versions.
+    static_shapes: whether it compiles the graph, for which every dimension must be fixed.
+    device: onnxruntime's name for the memory that it computes in; None = the processor's.
+    graph_option: the provider option that captures a run as a CUDA graph.
+    fallback: the provider that takes the nodes that this one leaves, before the CPU.
+    packages: the packages, besides onnxruntime, whose versions matter."""
 
     onnxruntime_name: str
     install: str
@@ -69,7 +70,7 @@ PROVIDERS = {
 
 
 def check_provider_name(name: str) -> None:
-    """Raise InputError, with the valid names, unless `name` is a provider's."""
+    """Raise InputError, listing the valid names, unless `name` is the name of a provider."""
     if name not in PROVIDERS:
         raise InputError(f"`provider` is {name!r}: expected auto or one of {', '.join(PROVIDERS)}")
 
@@ -84,12 +85,13 @@ def default_options(
     device: str = "CPU",
     captures: bool = False,
 ) -> dict[str, str]:
-    """What a provider needs to compute in the graph's precision, to keep what it compiles between
-    runs, and to keep to `threads` where ONNX Runtime's own setting does not reach it.
+    """The provider options with which a provider computes in the graph's precision, keeps its
+    compiled graphs between runs, and uses `threads` if it ignores ONNX Runtime's own setting.
 
-    cache, timing: folders for what it compiles and for TensorRT's timings, None = keep nothing.
-    device: the kind that a plug-in runs on, "CPU", "GPU" or "NPU".
-    records: record the first run as a CUDA graph, and replay that."""
+    cache, timing: folders for compiled graphs and for TensorRT's timings; None = keep nothing.
+    threads: None = one per core.
+    device: the kind of device that a plug-in runs on, "CPU", "GPU" or "NPU".
+    captures: capture a run as a CUDA graph, and replay it."""
     if provider == "openvino":
         return _openvino(cache, threads, device)
     if provider == "cuda":
@@ -106,7 +108,7 @@ def _tensorrt(
 ) -> dict[str, str]:
     options: dict[str, str] = {}
     if precision == "fp16":
-        options["trt_fp16_enable"] = "1"  # without it half-precision graphs are computed in float32
+        options["trt_fp16_enable"] = "1"  # without it, half-precision graphs run in float32
     if cache is not None:
         options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": os.fspath(cache)}
     if timing is not None:
@@ -117,11 +119,11 @@ def _tensorrt(
 
 
 def _openvino(cache: Path | None, threads: int | None, device: str) -> dict[str, str]:
-    """OpenVINO's own properties of a device, as JSON: the plug-in ignores `cache_dir` and
+    """OpenVINO's own device properties, as JSON. The plug-in ignores `cache_dir` and
     `num_of_threads`, which the provider took before it was a plug-in.
 
-    INFERENCE_PRECISION_HINT stays unset: OpenVINO computes in bfloat16 by itself where the
-    processor has instructions for it, and in float32 elsewhere."""
+    INFERENCE_PRECISION_HINT stays unset: OpenVINO then computes in bfloat16 if the processor has
+    instructions for it, and otherwise in float32."""
     properties: dict[str, str] = {}
     if cache is not None:
         properties["CACHE_DIR"] = os.fspath(cache)

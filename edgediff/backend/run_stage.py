@@ -1,8 +1,8 @@
-"""The function by which a run reaches the graphs of a bundle."""
+"""The type of the function with which a run runs the graphs of a bundle."""
 
 from collections.abc import Callable
 
 from edgediff.arrays import AnyArray
 
 RunStage = Callable[[str, dict[str, AnyArray]], dict[str, AnyArray]]
-"""(stage, inputs by name) → outputs by name."""
+"""(stage's name, inputs by name) → outputs by name."""

@@ -38,8 +38,8 @@ from edgediff.errors import (
     first_line,
 )
 
-# Since 1.29 onnxruntime reports models and devices to its maker unless told not to before it is
-# imported. What an app's user draws is nobody's business; an app may set the variable otherwise.
+# Since 1.29 onnxruntime reports models and devices to its maker unless this is set before it is
+# imported. edgediff turns that off by default; an app may set the variable otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
@@ -47,7 +47,7 @@ import onnxruntime as ort
 
 @dataclass(frozen=True, kw_only=True)
 class Observe:
-    """What sessions note down beside running, for benchmarks; it costs time.
+    """What sessions record while they run, for benchmarks; it costs time.
 
     placement: which provider each node got. profile: a folder for onnxruntime's own profiles."""
 
@@ -98,7 +98,7 @@ def version() -> str:
 
 
 def is_installed(name: str) -> bool:
-    """Whether the provider's package is there; `why_missing` says whether it also works."""
+    """Whether the provider's package is installed; `why_missing` says whether it also works."""
     provider = PROVIDERS[name]
     return _built_in(provider) or (
         provider.plugin is not None and importlib.util.find_spec(provider.plugin) is not None
@@ -106,7 +106,7 @@ def is_installed(name: str) -> bool:
 
 
 def why_missing(name: str) -> str | None:
-    """Why the provider `name` cannot be used here and what to install; None if it can."""
+    """Why the provider `name` cannot be used here, and the remedy; None if it can be used."""
     provider = PROVIDERS[name]
     if _built_in(provider):
         return None
@@ -134,16 +134,16 @@ def _version(package: str) -> str:
 
 
 _POLL = 0.02
-"""Seconds between two looks at whether a run was cancelled that waits for another."""
+"""Seconds between checks for cancelling while a run waits for another."""
 _MOST_SHAPES = 8
-"""Sets of shapes that a session keeps buffers for. A recorded CUDA graph is never given up, so that
-further ones run unrecorded."""
+"""The most sets of shapes for which a session keeps buffers. A captured CUDA graph is never
+released, so further sets of shapes run without one."""
 
 
 class Session:
     """One graph, loaded on one provider. May be run from several threads.
 
-    Where the provider computes in memory of its own, inputs and outputs have buffers there, see
+    If the provider computes in its own memory, inputs and outputs have buffers there, see
     `Binding`, and runs take turns.
 
     Raises ProviderError if the provider is absent, refuses the graph, or takes no node of it;
@@ -167,14 +167,14 @@ class Session:
             raise ProviderError(f"provider {options.provider!r}: {missing}")
         self.spec = spec
         self.notes: tuple[str, ...] = ()
-        """What was asked for and is not so, though the session runs."""
+        """Requests that were not met, although the session runs."""
         self._options = options
         self._provider = PROVIDERS[options.provider]
         self._inputs = {i.name: i for i in spec.inputs}
         self._output_names = [o.name for o in spec.outputs]
         self._cache = _open_cache(spec, options, dimensions or {})
         asked = self._asked_to_capture()
-        # A graph that is replayed shows a profile nothing of its nodes.
+        # The nodes of a replayed graph do not appear in a profile.
         can = self._provider.graph_option is not None and options.observe.profile is None
         self._captures = every_step and can if asked is None else asked
         files = source if isinstance(source, GraphFiles) else graph_files(source, spec)
@@ -199,7 +199,7 @@ class Session:
 
     def run(self, token: CancelToken | None = None, /, **inputs: AnyArray) -> dict[str, AnyArray]:
         """Run the graph. Inputs by name, in the dtypes and shapes of the GraphSpec. A read-only
-        array must hold what it held when it was last given.
+        array must have the same values as when it was last given.
 
         token: stops the run before its next operator.
 
@@ -216,7 +216,7 @@ class Session:
         except EdgediffError:
             raise
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
-            token.check()  # a run that was asked to stop fails, too
+            token.check()  # a run that the token stopped fails, too
             option = self._provider.graph_option
             remedy = f": try the provider option {option}=0" if self._captures else ""
             raise ProviderError(f"{self.spec.file}: the run failed: {first_line(e)}{remedy}") from e
@@ -224,8 +224,8 @@ class Session:
         return {n: np.array(o) for n, o in zip(self._output_names, outputs, strict=True)}
 
     def cached(self) -> dict[str, Outcome]:
-        """What became of the provider's caches, by kind; complete after the first run, since some
-        engines are built then. Empty if nothing is kept."""
+        """Kind of cache → its outcome; complete after the first run, because some engines are built
+        then. Empty if the provider keeps nothing."""
         return {} if self._cache is None else self._cache.outcomes()
 
     def _load(self, files: GraphFiles, dimensions: Mapping[str, int]) -> ort.InferenceSession:
@@ -245,12 +245,12 @@ class Session:
             return found
 
     def _asked_to_capture(self) -> bool | None:
-        """The caller's provider option for CUDA graphs, None if it is not set."""
+        """Whether the caller's provider options turn CUDA graphs on or off; None = neither."""
         asked = self._options.provider_options.get(self._provider.graph_option or "")
         return None if asked is None else asked.lower() in ("1", "true")
 
     def _run_options(self, graph: int | None = None) -> ort.RunOptions:
-        """Options of one run: of its own, so that stopping it stops no other.
+        """New options for one run, so that stopping it stops no other run.
 
         graph: the number of the CUDA graph to capture or replay; None = neither."""
         options = ort.RunOptions()
@@ -267,7 +267,7 @@ class Session:
         while not self._lock.acquire(timeout=_POLL):  # the buffers are shared
             token.check()
         try:
-            # Put back when it has run: one that failed is not used again.
+            # Put back only after it has run: a binding that failed is not used again.
             binding = self._bindings.pop(shapes, None) or self._bind(inputs)
             options = self._run_options(binding.graph)
             with token.terminates(options):
@@ -280,7 +280,7 @@ class Session:
         return found
 
     def _bind(self, inputs: Mapping[str, AnyArray]) -> Binding:
-        """Buffers for these shapes, which get a CUDA graph of their own."""
+        """Buffers for these shapes, with their own CUDA graph."""
         graph = None
         if self._captures and self._captured < _MOST_SHAPES:
             self._captured += 1
@@ -302,8 +302,8 @@ class Session:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
     def placement(self) -> dict[str, tuple[int, int]]:
-        """onnxruntime's name of a provider → the nodes that it took and in how many pieces, for a
-        session that observes its placement; empty if onnxruntime does not say."""
+        """onnxruntime's name of a provider → (nodes that it took, pieces that they are in), for a
+        session that observes its placement; empty if onnxruntime does not report it."""
         found: dict[str, tuple[int, int]] = {}
         for part in _placed(self._session) or []:
             nodes, pieces = found.get(part.ep_name, (0, 0))
@@ -311,7 +311,7 @@ class Session:
         return found
 
     def end_profiling(self) -> Path:
-        """Where the profile of a session that observes it was written, now that it ends."""
+        """End profiling, for a session that observes it; the path of the profile."""
         return Path(self._session.end_profiling())
 
     def _check(self, inputs: Mapping[str, AnyArray]) -> None:
@@ -342,18 +342,19 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 PRECISE = "session.x64quantprecision"
-"""Where x86 has no instruction that adds up products of bytes in 32 bits, products of pairs are
-added up in 16, which overflow; onnxruntime then turns signed weights unsigned, which is slower."""
+"""A session option for x86 without an instruction that sums products of bytes in 32 bits. There,
+pairs of products are summed in 16 bits, which overflows; with this option, onnxruntime turns signed
+weights into unsigned ones, which is slower."""
 
 
 @functools.cache
 def has_int8_dot() -> bool:
-    """Whether this processor is known to add up products of bytes in 32 bits (VNNI, or ARM)."""
+    """Whether this processor is known to sum products of bytes in 32 bits (VNNI, or ARM)."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:  # another system: the slower way is right everywhere
+    except OSError:  # another system: the slower way is correct everywhere
         return False
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
@@ -365,7 +366,7 @@ def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
 
 
 def free_dimensions(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
-    """Name -> value of the free dimensions of an input that will get `shape`."""
+    """Name → size of the free dimensions of an input that will get `shape`."""
     return {e: s for e, s in zip(spec.shape, shape, strict=True) if isinstance(e, str)}
 
 
@@ -438,7 +439,7 @@ def _session_options(
     session_options.log_severity_level = 4  # errors come back as exceptions
     session_options.intra_op_num_threads = min(options.threads or 0, most_threads())
     if options.provider == "cpu":
-        # A memory pattern is a second work space besides that of the first run, and no faster here.
+        # A memory pattern keeps a second work space next to the first run's, and is not faster.
         session_options.enable_mem_pattern = False
     for key, value in spec.session_config.items():
         if key == PRECISE and has_int8_dot():
@@ -457,7 +458,7 @@ def _session_options(
 
 
 def _providers(provider: Provider, options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """The provider, and the one that takes what it leaves, on the same device."""
+    """The provider, and on the same device the one that takes the nodes that it leaves."""
     found = [(provider.onnxruntime_name, options)]
     if provider.fallback in ort.get_available_providers():
         device = {k: v for k, v in options.items() if k == "device_id"}
@@ -467,15 +468,16 @@ def _providers(provider: Provider, options: dict[str, str]) -> list[tuple[str, d
 
 @functools.cache
 def _load_cuda() -> None:
-    """Load CUDA and cuDNN if they were installed as Python packages, which onnxruntime does not
-    look into by itself. What it cannot load it prints; that the provider does not start is told."""
+    """Load CUDA and cuDNN if they were installed as Python packages, which onnxruntime does not do
+    by itself. It prints the libraries that it cannot load; if the provider then does not start,
+    `_create` raises."""
     if hasattr(ort, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
 
 
 def _placed(session: ort.InferenceSession) -> list[Any] | None:
-    """The partitions that onnxruntime cut the graph into, None if it does not say."""
+    """The partitions that onnxruntime cut the graph into; None if it does not report them."""
     if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
         return None
     return list(session.get_provider_graph_assignment_info())
@@ -508,7 +510,7 @@ def _register(provider: Provider) -> None:
 
 
 def _plugin_devices(provider: Provider) -> list[Any]:
-    """The plug-in's CPU device, or else its first; empty if the machine has none for it."""
+    """The plug-in's CPU device, or else its first; empty if it supports no device here."""
     _register(provider)
     devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.onnxruntime_name]
     cpus = [d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU]

@@ -1,4 +1,4 @@
-"""The folder of a bundle: its files, held against what the manifest says of them."""
+"""A bundle's folder: opens it, and checks its files against the manifest."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ class Bundle:
     root: Path
     manifest: Manifest
     id: str
-    """SHA-256 of bundle.json, in hex; since that holds every file's hash, it names the whole."""
+    """SHA-256 of bundle.json, in hex. As that holds every file's hash, it identifies the bundle."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -135,7 +135,8 @@ def describe_files(root: Path, names: Iterable[str]) -> dict[str, FileSpec]:
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write bundle.json, after checking that what is written can be read back the same."""
+    """Write bundle.json, after checking that it reads back as the same manifest. Raises BundleError
+    if it does not."""
     text = manifest.to_json()
     if parse_manifest(text) != manifest:
         raise BundleError(f"{MANIFEST}: does not survive a round trip through JSON")

@@ -1,4 +1,4 @@
-"""The latent space of a model, and the shape of its latents."""
+"""A model's latent space, and the shapes of its latents."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,14 +19,14 @@ _SIZES = {
 class LatentSpec:
     """The latent space: samples = decode(latents / scaling_factor + shift_factor).
 
-    type: of what. Latents are (channels, h, w) for an image, (channels, frames, h, w) for a video,
-        (channels, t) for audio.
-    downscale: pixels a side to a latent; of audio, samples to a latent.
-    temporal_downscale: of a video, frames to a latent.
-    causal: whether a video's first frame has latents of its own, as in causal autoencoders.
-    sample_rate: of audio, in Hz.
+    type: the kind of sample. Latents are (channels, h, w) for an image, (channels, frames, h, w)
+        for a video, (channels, t) for audio.
+    downscale: pixels a side to a latent; for audio, samples to a latent.
+    temporal_downscale: for a video, frames to a latent.
+    causal: whether a video's first frame has its own latents, as in causal autoencoders.
+    sample_rate: for audio, in Hz.
 
-    Raises BundleError for values out of range, or that do not go together."""
+    Raises BundleError for values that are out of range or contradict each other."""
 
     type: LatentType = "image"
     channels: int
@@ -75,8 +75,8 @@ class LatentSpec:
         return (self.channels, latents, height, width)
 
     def size(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The inverse of `shape`: the size that latents of a shape (..., h, w), (..., frames, h, w)
-        or (..., t) decode to; what comes before is not read."""
+        """The inverse of `shape`: the size of the sample that latents of shape (..., h, w),
+        (..., frames, h, w) or (..., t) decode to. Leading dimensions are ignored."""
         if self.type == "audio":
             return (shape[-1] * self.downscale,)
         height, width = (side * self.downscale for side in shape[-2:])
@@ -87,7 +87,7 @@ class LatentSpec:
 
 
 def _whole(length: int, unit: int, of: str, apart: int = 0) -> int:
-    """How many latents a length takes. apart: what was taken off the length before."""
+    """The number of latents in a length. apart: the length of what was already taken off it."""
     if length % unit:
         first = f"1 and a multiple of {unit}" if apart else f"a multiple of {unit}"
         raise InputError(f"{length + apart} {of} are not whole latents: expected {first}")

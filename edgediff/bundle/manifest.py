@@ -1,6 +1,6 @@
-"""The bundle: the folder that an export writes and a device runs. This module is its only schema.
+"""The schema of `bundle.json`, the manifest of the folder that an export writes and a device runs.
 
-`bundle.json` is parsed once, here, into frozen dataclasses; nothing downstream sees a raw dict.
+It is parsed once, here, into frozen dataclasses; no other module sees a raw dict.
 Unknown keys are rejected, so that a typo or a newer writer is noticed rather than ignored.
 """
 
@@ -147,11 +147,11 @@ class TokenizerSpec:
     """How a tokenizer's ids are framed: bos and eos, if the encoder has them, around the template
     with the prompt in it, then `pad_token_id`.
 
-    max_length: the most ids that the encoder takes; what does not fit is cut from the prompt.
-    min_length: what shorter ones are padded to: max_length for an encoder of one length, such as
-        CLIP; 0 for as many as there are. Prompts that run together are padded alike.
+    max_length: the most ids that the encoder takes; a longer prompt is cut.
+    min_length: the length that shorter prompts are padded to: max_length for an encoder of fixed
+        length, such as CLIP; 0 = no padding. Prompts that run together get the same length.
     template: text with one `{prompt}`.
-    embeddings: what textual inversion added: a token → the ids that it stands for in a prompt."""
+    embeddings: of textual inversion: a token → the ids that it stands for in a prompt."""
 
     file: str
     max_length: int
@@ -185,10 +185,10 @@ class TokenizerSpec:
 class ConditioningSpec:
     """How the outputs of text encoders become inputs of the denoiser.
 
-    states: text encoders, in groups. The hidden states of a group are joined along the features, as
-        SDXL has them (Podell et al. 2023, arXiv:2307.01952, section 2.1), those of the groups along
-        the tokens, narrower ones filled up with zeros, as Stable Diffusion 3 has them (Esser et al.
-        2024, arXiv:2403.03206, section 4).
+    states: text encoders, in groups. Hidden states are joined within a group along the features, as
+        in SDXL (Podell et al. 2023, arXiv:2307.01952, section 2.1), and between groups along the
+        tokens, narrower ones padded with zeros, as in Stable Diffusion 3 (Esser et al. 2024,
+        arXiv:2403.03206, section 4).
     pooled: the text encoders whose embeddings of the whole prompt are joined along the features."""
 
     states: tuple[tuple[str, ...], ...]
@@ -197,9 +197,10 @@ class ConditioningSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What `generate` uses where the caller leaves an argument unset. Sizes are in pixels.
+    """The values that `generate` uses for options that the caller leaves unset. Sizes are in
+    pixels.
 
-    spacing: of the noise levels, with `sampler` alone."""
+    spacing: of the noise levels, only with `sampler`."""
 
     sampler: str
     steps: int
@@ -216,7 +217,7 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFidelity:
-    """A stage against the float model on the fixtures: error is ‖q − f‖ / ‖f‖ (unitless).
+    """A stage compared with the float model on the fixtures: error is ‖q − f‖ / ‖f‖, unitless.
 
     `tolerance` is the largest error that `edgediff verify` accepts on a device."""
 
@@ -232,9 +233,9 @@ class StageFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFidelity:
-    """A finished image against the float model's: PSNR in dB over 8-bit pixels, None = equal.
+    """A finished image compared with the float model's: PSNR in dB over 8-bit pixels, None = equal.
 
-    A fixture of the same `name` in fixtures.npz holds the float model's image."""
+    fixtures.npz holds the float model's image under the same `name`."""
 
     name: str
     prompt: str
@@ -249,7 +250,7 @@ class ImageFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """What the export cost in accuracy, measured when the bundle was made."""
+    """The accuracy lost by the export, measured when the bundle was made."""
 
     stages: dict[str, StageFidelity]
     images: tuple[ImageFidelity, ...] = ()
@@ -257,9 +258,9 @@ class Fidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSearch:
-    """A budget that the plan was searched for, and the PSNR in dB of the median image against
-    the float model's: on the images that the search used, and on others. None: equal, or no
-    such limit."""
+    """The budget for which the plan was searched, and the median PSNR in dB of images compared with
+    the float model's: on those that the search used, and on unseen ones. None: images are equal, or
+    there is no such limit."""
 
     min_psnr_db: float | None
     max_bytes: int | None
@@ -271,10 +272,11 @@ class PlanSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The precision asked for and, graph by graph and weight by weight, what each became.
+    """The precision asked for, and the precision of each weight.
 
+    tensors: graph → weight → precision.
     averaged_attention: whether keys and values are averaged at the highest resolution.
-    direct: graph by graph, the weights of the int8 convolutions that write bytes.
+    direct: graph → the weights of the int8 convolutions that write bytes.
     reduced_range: whether weights of int8 products have 7 bits, for x86 without VNNI."""
 
     precision: Precision
@@ -287,7 +289,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedLora:
-    """A LoRA that was merged: its file's name and SHA-256 in hex, and how much of it."""
+    """A merged LoRA: its file's name and SHA-256 in hex, and the scale it was merged with."""
 
     file: str
     scale: float
@@ -296,8 +298,7 @@ class MergedLora:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedEmbedding:
-    """A textual inversion that was merged: its file's name and SHA-256 in hex, and what a prompt
-    calls it."""
+    """A merged textual inversion: its file's name and SHA-256 in hex, and its token in prompts."""
 
     file: str
     token: str
@@ -306,8 +307,8 @@ class MergedEmbedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where the weights came from, under what terms, what was merged into them, and the versions
-    that made the bundle. controlnets: control network → its source."""
+    """The source of the weights, their license and attribution, the LoRAs and embeddings that were
+    merged, and the versions that made the bundle. controlnets: control network → its source."""
 
     source: str
     license: str | None = None
@@ -320,9 +321,9 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`bundle.json`, whole. `providers`: what it was made for, fastest first; `auto` takes the
-    first that runs. `graphs`: by the names of their stages. `tokenizers`: of each text encoder.
-    `zeros_for_no_negative`: guidance without a negative prompt takes zeros in place of an empty
+    """All of `bundle.json`. `providers`: those that it was made for, fastest first; `auto` takes
+    the first that runs. `graphs`: by the names of their stages. `tokenizers`: by text encoder.
+    `zeros_for_no_negative`: guidance without a negative prompt uses zeros instead of an empty
     prompt's embedding."""
 
     format_version: int = FORMAT_VERSION
@@ -356,7 +357,7 @@ class Manifest:
     @property
     def controlled_denoiser(self) -> Stage | None:
         """The same denoiser with the outputs of control networks as further inputs, or None. It
-        has the denoiser's weights file."""
+        shares the denoiser's weights file."""
         return next(iter(self._with_role("controlled_denoiser")), None)
 
     @property
@@ -379,8 +380,8 @@ class Manifest:
         return tuple(Stage(k, graph) for k, graph in self.graphs.items() if graph.role == role)
 
     def own_files(self, stage: str) -> list[str]:
-        """A stage's files that no stage before it has: the two UNets of a bundle with control
-        networks have one weights file."""
+        """A stage's files that no stage before it has: the two denoisers of a bundle with control
+        networks share one weights file."""
         names = list(self.graphs)
         before = {f for s in names[: names.index(stage)] for f in self.graphs[s].files}
         return [name for name in self.graphs[stage].files if name not in before]
@@ -419,7 +420,7 @@ def parse_manifest(text: str) -> Manifest:
 
 
 def _check_references(manifest: Manifest) -> None:
-    """Every file that is named must be listed, and every listed name must stay in the folder."""
+    """Every file that is used must be listed, and every listed name must stay in the folder."""
     for name in manifest.files:
         if not is_file_name(name) or name == MANIFEST:
             raise BundleError(
@@ -436,7 +437,7 @@ def _check_references(manifest: Manifest) -> None:
 
 
 def _check_stages(manifest: Manifest) -> None:
-    """The stages that this edgediff needs must be there, and their text encoders go together."""
+    """The stages that this edgediff needs must exist, and their text encoders must fit together."""
     roles = Counter(graph.role for graph in manifest.graphs.values())
     for role in ("text_encoder", *_EXACTLY_ONE):
         if not roles[role]:

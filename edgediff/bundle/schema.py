@@ -1,4 +1,4 @@
-"""JSON files into frozen dataclasses, parsed once at the edge; unknown keys are refused."""
+"""Parses JSON files into frozen dataclasses; unknown keys are refused."""
 
 import dataclasses
 import functools
@@ -76,8 +76,8 @@ def _is_text(text: str) -> bool:
 def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any:
     """Turn parsed JSON into `kind`: a dataclass, tuple[T, ...], dict[str, T], union or scalar.
 
-    A union of dataclasses is tagged: each has a field `type: Literal["..."]`, which JSON must hold.
-    `where` names the place in messages; `error` is raised for what does not fit."""
+    A union of dataclasses is tagged: each has a field `type: Literal["..."]`, which JSON must have.
+    `where` names the place in messages; `error` is raised for values that do not fit."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(typing.cast(type, kind), raw, where, error)
@@ -110,7 +110,7 @@ def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any
 
 @functools.cache
 def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Name -> (type, required) of a dataclass's fields."""
+    """Name → (type, required) of a dataclass's fields."""
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING
     return {

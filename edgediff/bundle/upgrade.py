@@ -1,4 +1,4 @@
-"""Earlier versions of bundle.json → the present one, from plain values to plain values.
+"""Upgrades earlier versions of bundle.json to the present one, as parsed JSON.
 
 Values that do not fit are left as they are: the parser refuses them."""
 
@@ -15,11 +15,12 @@ _ROLES = {
     "vae_decoder": "decoder",
     "vae_encoder": "encoder",
 }
-"""Of version 1, which knew stages by their names; the others were control networks."""
+"""Stage → role, in version 1, which identified stages by name; the others were control networks."""
 
 
 def upgraded(raw: Raw, version: int) -> Raw:
-    """A manifest of an earlier version → the same in the present version."""
+    """A manifest of an earlier version → the same manifest in the present version. `raw` is not
+    changed."""
     for step in _STEPS[version - 1 :]:
         raw = step(raw)
     return raw
@@ -67,12 +68,12 @@ def _object(raw: Any) -> Raw:
 
 
 def _objects(raw: Any) -> dict[str, Raw]:
-    """The objects in an object."""
+    """The members of a JSON object that are objects themselves."""
     return {k: v for k, v in _object(raw).items() if isinstance(v, dict)}
 
 
 def _with_images(raw: Raw) -> Raw:
-    """Version 1 called images pictures."""
+    """The manifest with version 1's word "pictures" replaced in its keys."""
     renamed = {**raw}
     if isinstance(raw.get("fidelity"), dict):
         renamed["fidelity"] = _renamed(raw["fidelity"], "pictures", "images")

@@ -1,4 +1,4 @@
-"""Control maps that numpy and pillow can make of an image: edges, and light for dark."""
+"""Control maps made from an image with numpy and pillow: edges, and inverted brightness."""
 
 import math
 
@@ -22,10 +22,11 @@ def edges(
     Canny 1986 (doi:10.1109/TPAMI.1986.4767851): Gaussian, Sobel, non-maximum suppression, and
     hysteresis.
 
-    low, high: gradients, 3×3 Sobel sums over 8-bit greys. An edge is at least `low` all along and
-        above `high` somewhere. Control networks for edges were trained with about 100 and 200.
-    sigma: standard deviation of the Gaussian in pixels, 0 = none, as those were trained; 1 to 2
-        for a noisy photo.
+    low, high: thresholds of the gradient, a 3×3 Sobel sum over 8-bit greys. An edge is at least
+        `low` everywhere and above `high` somewhere. Control networks for edges were trained with
+        about 100 and 200.
+    sigma: standard deviation of the Gaussian in pixels; 0 = no blur, as control networks were
+        trained. Use 1 to 2 for a noisy photo.
 
     Raises InputError unless 0 ≤ low ≤ high, both finite, and 0 ≤ sigma ≤ 100."""
     if not 0 <= low <= high < math.inf:  # nan too
@@ -45,12 +46,13 @@ def edges(
 
 
 def invert(image: Image.Image) -> Image.Image:
-    """Light for dark, in RGB: control networks for drawings want white lines on black."""
+    """The image with inverted brightness, in RGB: control networks for drawings expect white lines
+    on black."""
     return ImageOps.invert(image.convert("RGB"))
 
 
 def _blur(grey: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """A Gaussian, cut off at 3 sigma, along each axis in turn."""
+    """Blur by a Gaussian, cut off at 3 sigma, along each axis in turn."""
     radius = math.ceil(3 * sigma)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
     kernel /= kernel.sum()
@@ -75,9 +77,11 @@ def _sobel(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.f
 def _suppress(
     magnitude: NDArray[np.float32], gx: NDArray[np.float32], gy: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
-    """Where the gradient is larger than before and at least as large as behind, along itself.
+    """Non-maximum suppression: True if the gradient is larger than that of the neighbour before,
+    along its direction, and at least as large as that of the neighbour behind.
 
-    Two pixels of one height, as at a clean step, would else both be kept, or neither."""
+    With the same comparison on both sides, two equal pixels, as at a clean step, would both be kept
+    or both be dropped."""
     x, y = np.abs(gx), np.abs(gy)
     flat, steep = y <= x * _RADIANS_22_5, x < y * _RADIANS_22_5
     rising = (gx < 0) == (gy < 0)
@@ -98,10 +102,10 @@ def _suppress(
 
 
 def _hysteresis(weak: NDArray[np.bool_], strong: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The weak pixels that a chain of weak ones, eight neighbours each, joins to a strong one."""
+    """The strong pixels, and the weak ones connected to them through weak ones (8 neighbours)."""
     h, w = weak.shape
     width = w + 2
-    # A border of False on a flat array: neighbours are offsets, and none needs a bounds check.
+    # On a flat array with a border of False, neighbours are offsets that need no bounds check.
     open_ = np.pad(weak, 1).reshape(-1)
     found = np.pad(strong, 1).reshape(-1)
     open_ &= ~found

@@ -1,4 +1,4 @@
-"""Contact sheets: many images on one, each with its label."""
+"""Contact sheets: many images on one sheet, each with its label."""
 
 import math
 import unicodedata
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from edgediff.errors import InputError
 
 MAX_SIDE = 8192
-"""Pixels of a sheet's longer side, about; images are made smaller if they would exceed it."""
+"""About the most pixels of a sheet's longer side; images are shrunk if it would be longer."""
 
 _MARGIN = 8
 _MIN_WIDTH = 320  # below it a title has no room
@@ -26,13 +26,16 @@ def contact_sheet(
     title: str = "",
     columns: int | None = None,
 ) -> Image.Image:
-    """Images row by row, each above its label, below a title → one RGB image.
+    """One RGB image with a title, and below it the images row by row, each above its label.
 
-    Labels and title are in pillow's own font, which knows little but ASCII (accents are left out,
-    all else becomes ?), broken into at most three lines, and end in … if that is too few.
-    columns: None = by count and size: 2 in one row, 5 in rows of three, 36 in rows of six.
+    Labels and title are in pillow's own font, which has little more than ASCII: accents are
+    dropped, and any other character becomes "?". Text is broken into at most three lines; longer
+    text ends in "…".
+    columns: None = by count and size: square images go 2 in one row, 5 in rows of three, 36 in rows
+        of six.
 
-    Raises InputError if there is no image, not a label for each, or no column."""
+    Raises InputError if there are no images, if their number is not that of the labels, or if
+    `columns` is below 1."""
     if not images:
         raise InputError("a contact sheet of no images: give at least one")
     if len(labels) != len(images):
@@ -79,8 +82,9 @@ def contact_sheet(
 
 
 def _columns(count: int, width: int, height: int) -> int:
-    """How many columns: of those that make the sheet of `count` cells of a size up to three times
-    as wide as high, and no higher than wide, what leaves the fewest places empty."""
+    """The number of columns that leaves the fewest cells empty, among those that make the sheet at
+    least as wide as high, and at most _WIDEST times as wide. width, height: of a cell, in pixels.
+    """
     squarest = max(1, min(count, math.ceil(math.sqrt(count * height / width))))
 
     def rows(columns: int) -> int:
@@ -129,7 +133,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int, end: str = "")
 
 
 def _writable(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """A text with what the font has: letters without their accents, and ? for all others."""
+    """A text in characters that the font has: other letters lose their accents or become "?"."""
     absent = bytes(font.getmask("\uffff"))
 
     def has(character: str) -> bool:

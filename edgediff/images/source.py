@@ -1,6 +1,6 @@
-"""Images that a caller gives, from a file, pillow or numpy, as upright RGB of 8 bits.
+"""Reads a caller's images, from a file, pillow or numpy, as upright 8-bit RGB.
 
-`edgediff.images.png` is the other way round: what was decoded, and the PNG that it becomes.
+`edgediff.images.png` writes images.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from edgediff.errors import InputError, first_line
 from edgediff.files import open_regular
 
 MAX_PIXELS = 64_000_000
-"""An image of more is refused before it is decoded: in RGB it would take 192 MB and up."""
+"""Larger images are refused before they are decoded: in RGB they take 192 MB or more."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is read, by pillow's names. Pillow reads more, some of it (EPS) by starting programs."""
+"""The formats that are read, by pillow's names. Pillow reads more, some (EPS) by other programs."""
 IN_MEMORY = "in memory"
 _ALIKE = 1.05
 """Proportions that differ by less than this factor look the same."""
@@ -31,13 +31,13 @@ _ALIKE = 1.05
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedImage:
-    """An image that was given, upright.
+    """A caller's image, upright.
 
     rgb: its pixels, in mode RGB.
-    name: its file's name without the folders, or IN_MEMORY.
-    what: what notes call it: its path or, without one, the option that it was given by.
-    notes: what was done to it that one might not expect, a sentence each.
-    transparent: whether some of it was, and now lies on white.
+    name: its file's name without folders, or IN_MEMORY.
+    what: its name in notes: its path or, without one, its option.
+    notes: changes to it that a caller might not expect, a sentence each.
+    transparent: whether parts of it were transparent, which are now white.
     """
 
     rgb: Image.Image
@@ -61,8 +61,8 @@ class OpenedImage:
         return np.asarray(self.rgb.resize((width, height), Image.Resampling.LANCZOS))
 
     def notes_at(self, width: int, height: int, *, asked: bool) -> tuple[str, ...]:
-        """What may be unexpected of `at`: other proportions if that size was requested, another
-        size otherwise."""
+        """Notes on a change by `at` that a caller might not expect: to its proportions or, unless
+        that size was asked for, to its size. width, height: in pixels."""
         now, then = f"{width}x{height}", "{}x{}".format(*self.size)
         ratio = (width / self.size[0]) / (height / self.size[1])
         if not 1 / _ALIKE < ratio < _ALIKE:
@@ -71,15 +71,16 @@ class OpenedImage:
 
 
 Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | OpenedImage
-"""What an image is given as: a file's path, a pillow image, an array (h, w), (h, w, 3) or
-(h, w, 4) uint8, or one that was opened before."""
+"""The forms of an input image: a file's path, a pillow image, an array (h, w), (h, w, 3) or
+(h, w, 4) uint8, or an image that was opened before."""
 
 
 def open_image(source: Source, what: str) -> OpenedImage:
-    """Read an image whole. `what`, an option in backticks, names it in errors, before any path.
+    """Read an image and decode it. what: its option, in backticks, for messages.
 
-    Upright by its EXIF orientation; transparent parts on white; grey, 16-bit (scaled), palette and
-    CMYK images become RGB, without regard to colour profiles; of several frames, the first.
+    It is turned upright by its EXIF orientation, and its transparent parts become white. Grey,
+    16-bit (scaled), palette and CMYK images become RGB; colour profiles are ignored. Only the first
+    of several frames is read.
 
     Raises InputError if it cannot be read, has no pixels, or has more than MAX_PIXELS."""
     if isinstance(source, OpenedImage):
@@ -148,7 +149,7 @@ def _from_array(array: NDArray[np.uint8], what: str) -> Image.Image:
 
 
 def _convert(image: Image.Image, where: str, what: str, name: str) -> OpenedImage:
-    """Any of pillow's images → ours. `where` names it in errors, `what` in notes."""
+    """A pillow image of any mode → an OpenedImage. `where` names it in errors, `what` in notes."""
     width, height = image.size
     if width < 1 or height < 1:
         raise InputError(f"{where}: is {width}x{height} pixels: it has none")
@@ -175,7 +176,7 @@ def _convert(image: Image.Image, where: str, what: str, name: str) -> OpenedImag
 
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:
-    """Grey of 16 bits → of 8; pillow's own conversion would clip it."""
+    """16-bit grey → 8-bit grey, scaled; pillow's own conversion would clip it."""
     if image.mode == "F":
         raise InputError(
             f"{where}: has floating-point pixels, whose range is not said: use 16 bits"

@@ -29,11 +29,11 @@ _HALVINGS = (1, 2, 4, 8, 16, 32)
 
 
 class Steering(Protocol):
-    """What a call asks of one control network; `edgediff.Control` is one."""
+    """How a call uses one control network; `edgediff.Control` has this interface."""
 
     @property
     def scale(self) -> float:
-        """How strongly the network acts; its outputs are multiplied by it."""
+        """The strength of the network: its outputs are multiplied by this."""
 
     def acts(self, step: int, steps: int) -> bool:
         """Whether the network runs at step `step` (from 0) of `steps`."""
@@ -45,10 +45,11 @@ class Steering(Protocol):
 def choose_unet(
     manifest: Manifest, run_stage: RunStage, controls: Mapping[str, Steering]
 ) -> Callable[[Plan], UNet]:
-    """The network that a call runs, plan → UNet. `controls`: opened ones, by the networks' names.
+    """The denoiser for a call, as a function of its plan. controls: opened, by the names of their
+    networks.
 
-    If none of them does anything it is the plain UNet, so that the other need not be loaded.
-    Raises BundleError if the bundle has control networks, but no UNet that takes what they give."""
+    If no control has an effect it is the plain denoiser, and the controlled one is never loaded.
+    Raises BundleError if the bundle has no denoiser that takes the outputs of control networks."""
     acting = {name: c for name, c in controls.items() if c.scale != 0}
     if not acting:
         plain = GraphUNet(manifest.denoiser, run_stage)
@@ -56,20 +57,21 @@ def choose_unet(
     controlled = manifest.controlled_denoiser
     if controlled is None:
         raise BundleError(
-            f"{manifest.name} has no denoiser that control networks steer: export the bundle again"
+            f"{manifest.name} has no denoiser that control networks can steer: export the bundle"
+            " again"
         )
     steered = GraphUNet(controlled, run_stage)
     return lambda plan: ControlledUNet(manifest, steered, run_stage, acting, plan)
 
 
 class ControlledUNet:
-    """A `denoiser.UNet` that control networks steer (Zhang et al. 2023, arXiv:2302.05543): what
-    they give for a sample is added to the UNet's skip connections and to its middle block.
+    """A `denoiser.UNet` that control networks steer (Zhang et al. 2023, arXiv:2302.05543): their
+    outputs for a sample are added to the UNet's skip connections and to its middle block.
 
-    unet: the UNet that takes these residuals, by name, among its further inputs.
-    controls: opened ones, by the networks' names; at least one.
-    plan: says at which timesteps each of them acts.
-    Residuals of several networks add up; on steps where none runs they are zero."""
+    unet: the UNet with these residuals, by name, as further inputs.
+    controls: opened, by the names of their networks; at least one.
+    plan: gives the timesteps at which each control acts.
+    The residuals of several networks add up. They are zero on steps in which no network runs."""
 
     def __init__(
         self,
@@ -96,8 +98,8 @@ class ControlledUNet:
         extra: Mapping[str, Array],
         /,
     ) -> Array:
-        """One evaluation, as `denoiser.UNet` describes it."""
-        # An inpainting UNet has further channels, which say nothing to a control network.
+        """One evaluation, see `denoiser.UNet`."""
+        # A control network takes no mask and no masked image, which an inpainting UNet does.
         latents = sample[:, : self._latent.channels]
         total: Residuals = {}
         for network in self._networks:
@@ -117,7 +119,7 @@ class ControlledUNet:
 
 
 class _Network:
-    """One control network in one call. timesteps: those at which it runs."""
+    """One control network in one call. timesteps: the timesteps at which it runs."""
 
     def __init__(
         self,
@@ -156,21 +158,21 @@ class _Network:
             CONTROL_SCALE: self._scale,
         }
         for name, value in extra.items():
-            if self.graph.input(name) is not None:  # SDXL's, but not a guidance embedding
+            if self.graph.input(name) is not None:  # SDXL's inputs, but no guidance embedding
                 inputs[name] = batched(value, rows)
         return self._run_stage(self._stage, inputs)
 
 
 def _timesteps(control: Steering, plan: Plan) -> frozenset[float]:
-    """The timesteps at which a control acts: all of a step, if its sampler evaluates twice."""
+    """The timesteps at which a control acts: both of a step whose sampler evaluates twice."""
     steps = plan.steps
     acting = (step for i, step in enumerate(steps) if control.acts(i, len(steps)))
     return frozenset(t for step in acting for t in step.timesteps.values())
 
 
 def _zeros(spec: TensorSpec, sample: tuple[int, ...]) -> Array:
-    """A residual of zeros for a sample of shape (m, c, h, w). `spec` calls its sides "height_4" and
-    the like if they are a quarter of the sample's, rounded up."""
+    """A residual of zeros for a sample of shape (m, c, h, w). In `spec`, "height_4" is a quarter of
+    the sample's height, rounded up, and so on."""
     m, _, h, w = sample
     sides = {"batch": m}
     for k in _HALVINGS:

@@ -1,4 +1,4 @@
-"""Prompts to what the network is conditioned on, through the bundle's text encoders."""
+"""Prompts to the denoiser's conditioning, through the bundle's text encoders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from edgediff.text.tokenizer import MAX_FILE, EncodedPrompt, PromptReport, Token
 
 
 class TextSettings(Protocol):
-    """What a call's settings say of its prompts; `Settings` has more."""
+    """The part of a call's `Settings` that its prompts depend on."""
 
     @property
     def prompt(self) -> str: ...
@@ -64,8 +64,11 @@ class TextConditioner:
     def __call__(
         self, settings: TextSettings, run_stage: RunStage
     ) -> tuple[PromptReport, Conditioning, Conditioning | None]:
-        """What became of the prompts, and the conditioning of the prompt and of the negative one,
-        None if guidance does not need it. run_stage: runs a graph of the bundle."""
+        """A report on the prompts, the conditioning of the prompt, and that of the negative prompt,
+        which is None if guidance does not need it. run_stage: runs a graph of the bundle.
+
+        Raises InputError for prompts that are too long or badly weighted, and all that `run_stage`
+        raises."""
         prompt = self._tokenize(settings.prompt, settings)
         guided = settings.guidance(self.guidance_embedding_dim()).needs_negative
         zeros = settings.negative_prompt is None and self._manifest.zeros_for_no_negative
@@ -77,7 +80,7 @@ class TextConditioner:
         if zeros and against is not None:
             negative = _zeros(conditioning)
         for other in further:
-            # diffusers leaves out no layer for the negative prompt.
+            # As in diffusers, clip_skip does not apply to the negative prompt.
             negative = self._encode(other, settings, None, run_stage)
         main = self._manifest.conditioning.states[0][0]
         first = prompt[main]
@@ -93,7 +96,8 @@ class TextConditioner:
         return report, conditioning, negative
 
     def guidance_embedding_dim(self) -> int | None:
-        """The width of the denoiser's embedding of guidance, None if it has no such input."""
+        """The width of the denoiser's guidance embedding, or None if it has no such input. Raises
+        BundleError if the width is not fixed."""
         graph = self._manifest.denoiser.graph
         spec = graph.input(GUIDANCE_EMBEDDING)
         if spec is None:
@@ -106,7 +110,7 @@ class TextConditioner:
         return width
 
     def _tokenize(self, prompt: str, settings: TextSettings) -> dict[str, EncodedPrompt]:
-        """A prompt as each text encoder takes it."""
+        """Text encoder → the prompt, encoded for it."""
         return {
             encoder: tokenizer.encode(
                 prompt, weighted=settings.prompt_weights, chunked=settings.long_prompts
@@ -139,8 +143,8 @@ class TextConditioner:
         clip_skip: int | None,
         run_stage: RunStage,
     ) -> Conditioning:
-        """A prompt → its hidden states (1, tokens, width) float32, joined as the bundle says, each
-        encoder's chunk after chunk; and what else the denoiser takes of it."""
+        """A prompt → its hidden states (1, tokens, width) float32, chunk after chunk, joined across
+        the encoders as the manifest states; and the denoiser's other inputs for it."""
         joined, denoiser = self._manifest.conditioning, self._manifest.denoiser.graph
         encoders = {
             encoder: self._run_encoder(encoder, encoded, run_stage)
@@ -185,22 +189,21 @@ class TextConditioner:
 
 
 def _as_tokens(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Hidden states (1, tokens, width) of groups → one after the other along the tokens, as wide as
-    the widest."""
+    """The hidden states (1, tokens, width) of each group → joined along the tokens, narrower ones
+    padded with zeros to the widest."""
     width = max(states.shape[2] for states in groups)
     wide = [np.pad(states, ((0, 0), (0, 0), (0, width - states.shape[2]))) for states in groups]
     return np.concatenate(wide, axis=1)
 
 
 def time_ids(width: int, height: int) -> NDArray[np.float32]:
-    """SDXL's size conditioning for an image of this size in pixels, (1, 6) float32: the original
-    size, no crop, and the target size (Podell et al. 2023, arXiv:2307.01952,
-    section 2.2)."""
+    """SDXL's size conditioning for an image of this size in pixels, (1, 6) float32: original size,
+    crop offsets of 0, target size (Podell et al. 2023, arXiv:2307.01952, section 2.2)."""
     return np.array([[height, width, 0, 0, height, width]], np.float32)
 
 
 def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning:
-    """The same for an image of another size in pixels, if the network is conditioned on size."""
+    """The same conditioning for an image of another size in pixels, if it depends on the size."""
     if TIME_IDS not in conditioning.extra:
         return conditioning
     extra = {**conditioning.extra, TIME_IDS: time_ids(width, height)}
@@ -208,7 +211,7 @@ def at_size(conditioning: Conditioning, width: int, height: int) -> Conditioning
 
 
 def _zeros(conditioning: Conditioning) -> Conditioning:
-    """What SDXL was trained to take for no prompt at all: zeros, for an image of the same size."""
+    """Zeros, which SDXL was trained with in place of an empty prompt, for the same image size."""
     extra = {
         name: value if name in (TIME_IDS, ENCODER_ATTENTION_MASK) else np.zeros_like(value)
         for name, value in conditioning.extra.items()
@@ -218,9 +221,8 @@ def _zeros(conditioning: Conditioning) -> Conditioning:
 
 
 def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
-    """The output of a text encoder that conditions the UNet: the first, or that of clip_skip.
-
-    Raises InputError if the graph has no such output."""
+    """The name of the text encoder's output that conditions the denoiser: the first output, or the
+    one for clip_skip. Raises InputError if the graph has no such output."""
     outputs = [spec.name for spec in graph.outputs]
     if clip_skip is None:
         return outputs[0]
@@ -233,6 +235,6 @@ def states_output(graph: GraphSpec, clip_skip: int | None) -> str:
             f" {' or '.join(able)} of its layers, or none"
         )
     raise InputError(
-        f"`clip_skip` is {clip_skip}: this bundle's text encoder outputs only its last layer:"
-        " export the bundle again"
+        f"`clip_skip` is {clip_skip}: this bundle's text encoder has only the output of its last"
+        " layer: export the bundle again"
     )

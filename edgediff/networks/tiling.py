@@ -1,8 +1,8 @@
-"""Maps of images tile by tile, for an autoencoder whose work on a whole one would not fit.
+"""Runs an autoencoder tile by tile, for images that need more memory than there is.
 
-Neighbouring tiles overlap. What a tile gives near an edge that the image goes on beyond is wrong,
-since the network saw padding there: the outer parts of an overlap are taken from the tile that is
-further from its edge, and in between one tile's weight falls linearly as the other's rises.
+Neighbouring tiles overlap. Near an inner edge a tile's output is wrong, because the network saw
+padding there instead of the rest of the image. So the outer parts of an overlap come only from the
+tile whose edge is further away; in between, one tile's weight falls linearly as the other's rises.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 _Map = NDArray[np.float32]
 
 OVERLAP = 16
-"""What neighbouring tiles share at least, in latents; of tiles below twice that, half a tile. What
-TAESD's decoder gives 7 latents from an edge is within 40 dB of what it gives of the whole."""
+"""The least overlap of neighbouring tiles, in latents; half a tile if tiles are shorter than twice
+this. At 7 latents from an edge, TAESD's decoder is within 40 dB of its output for the whole."""
 _CUT = 1 / 4
-"""Which part of an overlap, on either side of it, one tile alone decides."""
+"""The part of an overlap, on either side, that comes from only one tile."""
 
 
 def tiled(run: Callable[[_Map], _Map], x: _Map, tile: int, *, down: int = 1, up: int = 1) -> _Map:
-    """What `run` makes of x (1, c, h·down, w·down) float32, evaluated on tiles of one shape:
-    (1, c', h·up, w·up) float32, where h and w count latents.
+    """run(x), evaluated on tiles of one shape: (1, c, h·down, w·down) float32 →
+    (1, c', h·up, w·up) float32, with h and w in latents.
 
-    tile: a tile's side in latents, 4 or more; an axis that is no longer has one tile.
-    down, up: for an encoder, pixels to a latent, and 1; for a decoder, 1, and pixels to a latent.
-    """
+    tile: a tile's side in latents, 4 or more. An axis that fits into a tile has one tile.
+    down, up: for an encoder, the downscale and 1; for a decoder, 1 and the downscale.
+
+    Raises ValueError if x has no latents."""
     height, width = (side // down for side in x.shape[2:])
     out: _Map | None = None
     for row, row_weights in _spans(height, tile, up):
@@ -41,8 +42,8 @@ def tiled(run: Callable[[_Map], _Map], x: _Map, tile: int, *, down: int = 1, up:
 
 
 def _spans(length: int, tile: int, up: int) -> list[tuple[slice, NDArray[np.float64]]]:
-    """Tiles of one length, evenly spread over an axis of `length` latents, and for each what its
-    pixels count (tile·up,) float64: at every pixel, 1 in all."""
+    """Tiles of one length, spread evenly over an axis of `length` latents, each with the weights of
+    its pixels (tile·up,) float64. The weights of a pixel add up to 1."""
     tile = min(tile, length)
     stride = tile - min(OVERLAP, tile // 2)
     count = 1 + -(-(length - tile) // stride)

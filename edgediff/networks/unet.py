@@ -1,4 +1,4 @@
-"""The network of a bundle: its UNet's graph, alone or steered by control networks."""
+"""A bundle's denoiser: the graph that predicts noise, x0 or velocity from noisy latents."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from edgediff.bundle.tensor_names import (
 
 
 class GraphUNet:
-    """A `denoiser.UNet` behind a graph of a bundle."""
+    """A `denoiser.UNet` that runs a graph of the bundle."""
 
     def __init__(self, stage: Stage, run_stage: RunStage) -> None:
         self._graph = stage.graph
@@ -32,7 +32,7 @@ class GraphUNet:
         extra: Mapping[str, Array],
         /,
     ) -> Array:
-        """One evaluation, as `denoiser.UNet` describes it."""
+        """One evaluation, see `denoiser.UNet`."""
         outputs = self._run_stage(
             self._stage,
             {
@@ -46,12 +46,13 @@ class GraphUNet:
 
 
 def timestep_input(graph: GraphSpec, timestep: float) -> npt.NDArray[Any]:
-    """The timestep as the graph takes it: its dtype, and a scalar or a vector of one."""
+    """The timestep in the graph's dtype, as a scalar or a vector of one, as the graph takes it.
+    Raises BundleError if the graph has no such input."""
     spec = graph.require_input(TIMESTEP)
     value = np.asarray(timestep, dtype=spec.dtype)
     return value.reshape((1,) * len(spec.shape))
 
 
 def batched(value: Array, rows: int) -> Array:
-    """(1, …) or (rows, …) → (rows, …)."""
+    """(1, …) or (rows, …) → (rows, …): one row is repeated."""
     return value if len(value) == rows else np.repeat(value, rows // len(value), axis=0)

@@ -1,4 +1,4 @@
-"""The `parameters` text of an image, in the form of AUTOMATIC1111's web UI: written and read."""
+"""Writes and reads the `parameters` text of an image, in the form of AUTOMATIC1111's web UI."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from edgediff.errors import InputError
 from edgediff.request.options import Options
 from edgediff.sampling.discrete import SPACED
 
-# How AUTOMATIC1111's web UI, and the tools that read its PNGs, name the samplers.
+# The samplers' names in AUTOMATIC1111's web UI and in the tools that read its PNGs.
 SAMPLER_LABELS = {
     "euler": "Euler",
     "euler_a": "Euler a",
@@ -32,9 +32,10 @@ SPACING_LABELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Bet
 
 
 def parameters(record: Mapping[str, Any]) -> str:
-    """An image's settings as the `parameters` text that other tools read.
+    """The `parameters` text of an image, which other tools read.
 
-    The form is AUTOMATIC1111's: the prompt, a line for the negative prompt, a line of fields."""
+    record: the image's `Settings` and seed, by name. The form is AUTOMATIC1111's: the prompt, a
+    line for the negative prompt, a line of fields."""
     lines = [record["prompt"]]
     if record["negative_prompt"]:
         lines.append(f"Negative prompt: {record['negative_prompt']}")
@@ -69,8 +70,8 @@ def _variation_fields(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
-    """How the prompts were read, if that is not what the readers of this form take for granted:
-    they count the last layer as clip skip 1, and give brackets weight."""
+    """The fields for options that change how the prompts are read. Readers of this form count the
+    last layer as clip skip 1, and give brackets weight unless a field says no."""
     fields: dict[str, object] = {}
     if record.get("clip_skip") is not None:
         fields["Clip skip"] = record["clip_skip"] + 1
@@ -81,7 +82,7 @@ def _text_fields(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _pass_fields(record: Mapping[str, Any]) -> dict[str, object]:
-    """Of an image that was given, and of a second pass, whose strength has the same name there."""
+    """The fields of an input image and of a second pass; both call their strength the same."""
     if record.get("hires") is None:
         strength = record.get("strength")
         return {} if strength is None else {"Denoising strength": f"{strength:g}"}
@@ -106,7 +107,7 @@ _NETWORK = re.compile(r"(?<! ) *+(<(?:lora|lyco|hypernet):[^<>]{0,500}>)")
 
 
 _AUTOMATIC = {"DPM++ 2M": "Karras", "DPM++ SDE": "Karras", "DPM++ 2M SDE": "Exponential"}
-"""What "Schedule type: Automatic" is for these samplers; for others, none of its own."""
+"""The meaning of "Schedule type: Automatic" for these samplers; for others it has none."""
 
 
 _NEGATIVE = "Negative prompt:"
@@ -114,8 +115,8 @@ _NEGATIVE = "Negative prompt:"
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """A `parameters` text: the prompt, the options that have a counterpart here, the model's name,
-    and the rest as text."""
+    """A parsed `parameters` text: the prompt, the fields that have a counterpart in `Options`, the
+    model's name, and the other fields as text."""
 
     prompt: str
     options: Options
@@ -144,14 +145,14 @@ def parse_parameters(text: str) -> Parsed:
     ignored = _NETWORK.findall(prompt)
     prompt = _NETWORK.sub("", prompt).strip()
     model = fields.pop("Model", None)
-    for who in ("Model hash", "Version"):  # they say who made it, not how
-        fields.pop(who, None)
+    for origin in ("Model hash", "Version"):  # these do not change the image
+        fields.pop(origin, None)
     options: dict[str, Any] = {"negative_prompt": negative} if negative else {}
     if fields.get("Emphasis") == "None":
         del fields["Emphasis"]
-    elif {*"(["} & {*prompt, *negative}:  # there, brackets weigh words unless it says otherwise
+    elif {*"(["} & {*prompt, *negative}:  # brackets weight words there, unless this field is set
         options["prompt_weights"] = True
-    if fields.get("Clip skip") == "1":  # none
+    if fields.get("Clip skip") == "1":  # no layer is skipped
         del fields["Clip skip"]
     for name, value in (
         ("steps", _take(fields, "Steps", r"\d+", int)),
@@ -181,7 +182,7 @@ def _unquote(value: str) -> str:
 
 
 def _take(fields: dict[str, str], key: str, pattern: str, convert: Any) -> Any:
-    """A field's value, which then is no longer among the fields; None if it cannot be read."""
+    """Remove a field and return its value; None if it is missing or cannot be read."""
     value = fields.get(key)
     if value is None or not re.fullmatch(pattern, value, re.ASCII):
         return None
@@ -194,8 +195,8 @@ def _take(fields: dict[str, str], key: str, pattern: str, convert: Any) -> Any:
 
 
 def _take_sampling(fields: dict[str, str]) -> list[tuple[str, Any]]:
-    """Our sampler and spacing of those names. Newer versions write the spacing of the steps in a
-    field of its own, older ones behind the sampler's name."""
+    """The sampler and spacing of those names. Newer versions write the spacing in a field of its
+    own, older ones after the sampler's name."""
     samplers = {label: name for name, label in SAMPLER_LABELS.items()}
     spacings = {label: name for name, label in SPACING_LABELS.items()}
     label, spacing = fields.get("Sampler", ""), fields.get("Schedule type")
@@ -218,7 +219,7 @@ def _take_sampling(fields: dict[str, str]) -> list[tuple[str, Any]]:
 
 
 def _take_variation(fields: dict[str, str]) -> list[tuple[str, Any]]:
-    """Both or neither."""
+    """The variation's seed and strength, or neither."""
     names = ("Variation seed", "Variation seed strength")
     if not {*names} <= {*fields}:
         return []

@@ -18,7 +18,7 @@ from edgediff.images.source import OpenedImage, Source, open_image
 from edgediff.request.init_image import ImageRecord, record
 
 MAX_SCALE = 100.0
-"""Beyond any use, and below what makes float32 latents overflow."""
+"""Larger than any use, and small enough for float32 latents not to overflow."""
 
 Process = Literal["edges", "invert"]
 PROCESSES: dict[Process, Callable[[Image.Image], Image.Image]] = {"edges": edges, "invert": invert}

@@ -33,18 +33,17 @@ READ = ("PNG", "JPEG", "WEBP")
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What a PNG says of how it was made.
+    """How an image was made, as recorded in its file.
 
         made = edgediff.recorded("fox.png")
         again = edgediff.load().generate(made.prompt, **made.options)
 
-    options: of that call, with its seed (a contact sheet: all its seeds).
-    given: option → what its PNG says of images that the call was given, such as init_image. They
-        are not in it, and have to be given again.
-    model, bundle, provider: what made it: names, and the bundle's id; None if it does not say.
-    version: of edgediff; None if another tool made it.
-    onnxruntime: its version; None if it does not say.
-    ignored: what it says besides that, and has no counterpart here.
+    options: the options of that call, with its seed (for a contact sheet, all its seeds).
+    given: option → the record of its images, such as init_image. The images themselves are not in
+        the file and have to be given again.
+    model, bundle, provider: what made it: names, and the bundle's id; None where it does not say.
+    version: of edgediff; None where another tool made it.
+    ignored: what it says beside that, and has no counterpart here.
     """
 
     prompt: str
@@ -58,8 +57,8 @@ class Recorded:
     ignored: tuple[str, ...]
 
     def differences(self, settings: Settings) -> list[str]:
-        """Why a call of these settings may give another image, a clause each, if it is not by
-        prompt or options: another tool, edgediff, bundle, provider or image that was given."""
+        """The reasons, other than prompt and options, why a call with these settings may give
+        another image, a clause each: another tool, edgediff, bundle, provider or input image."""
         if self.version is None:
             by = f" with {self.model}" if self.model else ""
             return [f"another tool made it{by}"]
@@ -87,10 +86,10 @@ class Recorded:
 
 
 def recorded(path: str | PathLike[str]) -> Recorded:
-    """Read how an image was made: of a PNG by edgediff everything, of one by a tool that writes
-    as AUTOMATIC1111's web UI does, what has a counterpart here.
+    """Read how an image was made: everything if edgediff made it; if a tool that writes in the form
+    of AUTOMATIC1111's web UI made it, the fields that have a counterpart here.
 
-    Raises InputError if the file is not a PNG, is damaged, or does not say."""
+    Raises InputError if the file is not an image, is damaged, or has no such record."""
     path = Path(path)
     texts = _texts(path)
     if "parameters" in texts and "edgediff" not in texts:
@@ -99,19 +98,20 @@ def recorded(path: str | PathLike[str]) -> Recorded:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a PNG by edgediff says: its version, `seed` or `seeds`, and Settings by field, as JSON.
+    """The record in an image made by edgediff: its version, `seed` or `seeds`, and the fields of
+    Settings, as JSON values.
 
-    Raises InputError if the file is not a PNG, is damaged, or does not say."""
+    Raises InputError if the file is not an image, is damaged, or has no record."""
     return _record(_texts(path), path)
 
 
 def describe_given(record: Any) -> str:
-    """The names, in text, of the images that a call was given."""
+    """The names of a call's input images, as text."""
     return " and ".join(_names(record))
 
 
 def without_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the settings that are off, which an older edgediff did not know."""
+    """A record without the settings that are off, which an older edgediff would not have."""
     off = {f.name: f.default for f in dataclasses.fields(Settings) if f.default is not MISSING}
     off = json.loads(json.dumps(off))
     return {name: v for name, v in record.items() if name not in off or v != off[name]}

@@ -59,14 +59,13 @@ MAX_GUIDANCE = 1000.0
 class Request:
     """One call, resolved: `Pipeline.run` needs nothing else, and may run it any number of times.
 
-    settings: everything that decides an image but its seed, as its record keeps it. `provider` is
-        "auto", until a pipeline runs it.
+    settings: everything that determines an image, except its seed. `provider` is "auto" until a
+        pipeline runs the request.
     seeds: one for each image.
     inputs: the opened image to change, and its mask.
-    controls: by the networks' names, their images opened.
-    plans: of each pass: one, or two under `hires`.
-    notes: things done to given images, or to sizes, that a caller might not expect, a sentence
-        each."""
+    controls: by the names of their networks, with their images opened.
+    plans: one for each pass: one, or two with `hires`.
+    notes: changes to input images or sizes that a caller might not expect, a sentence each."""
 
     settings: Settings
     seeds: tuple[int, ...]
@@ -77,12 +76,12 @@ class Request:
 
     @property
     def steps(self) -> int:
-        """The denoising steps of all passes."""
+        """The number of denoising steps of all passes."""
         return sum(len(plan.steps) for plan in self.plans)
 
     @property
     def pixels(self) -> int:
-        """Of all images that it holds."""
+        """The number of pixels of all images that it holds."""
         images = (
             self.inputs.init_image,
             self.inputs.mask,
@@ -92,7 +91,8 @@ class Request:
 
 
 def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
-    """Fill in the bundle's defaults, read the images, and check everything that needs no session.
+    """Fill in the bundle's defaults, read the images, and check everything that can be checked
+    without a session.
 
     Raises InputError for a value out of range, TypeError for an unknown option."""
     _check_names(options)
@@ -216,8 +216,8 @@ def _remembered_plan(
 
 
 def _second_pass(schedule: Schedule, settings: Settings) -> tuple[Plan, ...]:
-    """The plan of the pass under `hires`, if any. Raises InputError for a strength that leaves no
-    step."""
+    """The plan of the second pass, if there is one. Raises InputError for a strength that leaves
+    no step."""
     if settings.hires_steps is None:
         return ()
     try:
@@ -261,16 +261,16 @@ def _check_guidance(guidance: float) -> float:
 
 
 def _check_guided(guidance: Guidance, steps: int) -> None:
-    """Raise InputError for guidance that would act on no step."""
+    """Raise InputError if the interval of guidance contains no step."""
     if guidance.acts and not guidance.steps(steps):
         raise InputError(
             f"`guidance_interval={guidance.interval!r}`: none of {steps} steps begins there:"
-            " give a wider part, or more steps"
+            " give a wider interval, or more steps"
         )
 
 
 def _check_variation(options: Options) -> tuple[int | None, float]:
-    """(variation seed, strength); (None, 0.0) if there is nothing to vary."""
+    """(variation seed, strength), or (None, 0.0) for no variation."""
     seed, strength = options.get("variation_seed"), options.get("variation_strength")
     if seed is None and strength is None:
         return None, 0.0
@@ -299,8 +299,8 @@ def _check_long_prompts(manifest: Manifest, value: object) -> bool:
     states = manifest.denoiser.graph.input(ENCODER_HIDDEN_STATES)
     if wanted and states is not None and isinstance(states.shape[1], int):
         raise InputError(
-            f"`long_prompts`: the UNet of this bundle takes {states.shape[1]} tokens, no more"
-            " and no less: leave it out, or export the bundle again"
+            f"`long_prompts`: the UNet of this bundle takes {states.shape[1]} tokens exactly:"
+            " leave it out, or export the bundle again"
         )
     return wanted
 
@@ -321,7 +321,7 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
 
 
 def check_text(name: str, text: object) -> None:
-    """Raise InputError unless `text` is a str that UTF-8 can hold; `name` says what it is."""
+    """Raise InputError unless `text` is a str that UTF-8 can encode. name: the option's name."""
     if not isinstance(text, str):
         raise InputError(f"`{name}` is {type(text).__name__}, expected text (str)")
     try:
@@ -361,7 +361,7 @@ def check_size(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
 
 
 def resolve_seeds(seed: int | Iterable[int] | None) -> tuple[int, ...]:
-    """One seed for each image; None draws one.
+    """The seeds, one for each image; None draws one.
 
     Raises InputError for an empty list, and for a value that is not a seed."""
     if seed is None:

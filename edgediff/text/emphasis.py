@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from edgediff.errors import InputError
 
 STEP = 1.1
-"""What a pair of brackets without a number multiplies by, or divides by if they are square."""
+"""The factor of a pair of round brackets without a number; square brackets divide by it."""
 MAX_WEIGHT = 100.0
-"""Either way; beyond any use, as is a weighted prompt that must be scaled by more."""
+"""The largest weight, positive or negative, and the largest factor to restore a prompt's mean.
+Larger ones are of no use."""
 
 # An escaped bracket; a bracket; a number and the bracket that it closes; other text.
 _PIECES = re.compile(
@@ -22,8 +23,8 @@ _PIECES = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """A stretch of a prompt that has one weight. `at`: where in the prompt, as it was typed, each
-    character of `text` stands."""
+    """A part of a prompt that has one weight. `at`: the index of each character of `text` in the
+    prompt as typed."""
 
     text: str
     weight: float
@@ -31,19 +32,19 @@ class Fragment:
 
 
 def plain(prompt: str) -> Fragment:
-    """A prompt as it was typed, at weight 1."""
+    """The whole prompt as typed, with weight 1."""
     return Fragment(text=prompt, weight=1.0, at=tuple(range(len(prompt))))
 
 
 def parse_weights(prompt: str) -> list[Fragment]:
-    """A prompt's text without its brackets, by weight.
+    """Split a prompt into fragments of one weight each, without their brackets.
 
     `(text:1.3)` multiplies by 1.3, `(text)` by STEP, `[text]` divides by STEP; they nest. A
-    backslash makes a bracket, or a backslash, text. Unmatched brackets are text
-    (the web UI stretches an open one to the end), and so is anything after a colon that is not a
-    number of digits, point and sign: `(text:nan)` and `(text:1e9)` are `(text)` with that in it.
+    backslash makes a bracket, or a backslash, text. Unmatched brackets are text; the web UI instead
+    extends an unclosed one to the end. A number after a colon has digits, a point and a sign;
+    anything else is text, so `(text:nan)` and `(text:1e9)` have the weight of `(text)`.
 
-    Raises InputError for a weight beyond MAX_WEIGHT either way."""
+    Raises InputError for a weight above MAX_WEIGHT or below -MAX_WEIGHT."""
     pieces = list(_PIECES.finditer(prompt))
     factors = _match_brackets(pieces)
     runs: list[tuple[float, list[str], list[int]]] = []
@@ -73,7 +74,7 @@ def parse_weights(prompt: str) -> list[Fragment]:
 
 
 def _match_brackets(pieces: list[re.Match[str]]) -> dict[int, float | None]:
-    """Index of each piece that is a bracket with a partner → the factor of an opening one, None of
+    """Index of each piece that is a matched bracket → the factor of an opening bracket, or None for
     a closing one."""
     factors: dict[int, float | None] = {}
     waiting: list[tuple[str, int]] = []
@@ -87,7 +88,7 @@ def _match_brackets(pieces: list[re.Match[str]]) -> dict[int, float | None]:
         bracket = "[" if text == "]" else "(" if text == ")" or piece[1] else None
         if bracket is None or not count[bracket]:
             continue
-        while True:  # what opened since has no partner
+        while True:  # brackets opened since then are unmatched
             found, opening = waiting.pop()
             count[found] -= 1
             if found == bracket:
@@ -98,21 +99,22 @@ def _match_brackets(pieces: list[re.Match[str]]) -> dict[int, float | None]:
 
 
 def apply_weights(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Hidden states (1, t, d) float32 times their tokens' weights (t) float32, scaled so that the
-    mean over all is as before. Weights of 1 give `states` themselves.
+    """Hidden states (1, t, d) float32 times the weights of their tokens (t) float32, rescaled to
+    the mean that all of them had before, as in AUTOMATIC1111's web UI. If all weights are 1, the
+    result is `states`.
 
-    Raises InputError if the weights leave a mean too small for that."""
+    Raises InputError if the weighted mean is too small to be rescaled."""
     if (weights == 1).all():
         return states
     weighted: NDArray[np.float32] = states * weights[None, :, None]
     before, after = (float(s.mean(dtype=np.float64)) for s in (states, weighted))
-    # Rounding alone: a last norm without a bias gives every state a mean of 0, weighted or not.
+    # Only rounding: a last norm without a bias gives every state a mean of 0, weighted or not.
     if abs(before) <= 1e-5 * float(np.abs(states).mean(dtype=np.float64)):
         return weighted
     if not abs(before) <= MAX_WEIGHT * abs(after):
         raise InputError(
             f"the weights of the prompt, from {weights.min():g} to {weights.max():g}, cancel each"
-            " other out: give weights nearer to 1"
+            " other out: give weights closer to 1"
         )
     weighted *= np.float32(before / after)
     return weighted

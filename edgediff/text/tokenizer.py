@@ -1,4 +1,4 @@
-"""Prompts to token ids, with only `tokenizers`; what does not fit is reported, never silent."""
+"""Prompts to token ids, with `tokenizers`. Text that does not fit is always reported."""
 
 import contextlib
 import dataclasses
@@ -22,16 +22,16 @@ MAX_CHARACTERS = 20_000
 MAX_FILE = 64_000_000
 """Bytes of a tokenizer.json; one of 256,000 tokens has 34 million."""
 MAX_CHUNKS = 32
-"""2400 tokens of CLIP's: beyond any use, and below what makes a UNet's attention take long."""
+"""For CLIP, 2400 tokens: more than any use, and few enough for a UNet's attention to stay fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompt:
-    """A prompt as a text encoder takes it, in one or more chunks.
+    """A prompt, encoded for a text encoder in one or more chunks.
 
-    `ids`: (chunks, length) int64; `weights` float32 and `mask` bool, False for padding: theirs, of
-    the same shape. `tokens`: how many the text has, without what frames it; `limit`: how many fit
-    into a chunk. `truncated`: the end of the text that did not fit, "" if all did."""
+    ids: (chunks, length) int64. weights, mask: of the ids, with the same shape; float32, and bool,
+    which is False for padding. tokens: the number of tokens of the text, without its frame; limit:
+    the number that fits into a chunk. truncated: the end of the text that did not fit, or ""."""
 
     text: str
     ids: NDArray[np.int64]
@@ -44,8 +44,8 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptReport:
-    """What became of a prompt. `truncated` and `negative_truncated` are the ends that were cut;
-    `chunks` is how many the prompt and the negative one were each encoded in."""
+    """How a prompt was encoded. truncated, negative_truncated: the ends that were cut off, or "".
+    tokens, limit: see `EncodedPrompt`. chunks: the number of chunks of each of the two prompts."""
 
     text: str
     tokens: int
@@ -57,8 +57,8 @@ class PromptReport:
 
 
 class _Token(NamedTuple):
-    """A token and its weight. `span`: the characters of the prompt, as typed, that it is made of;
-    tokens that stand for one piece of text together have the same."""
+    """A token and its weight. `span`: the range of characters in the prompt, as typed, that it
+    stands for; tokens that together stand for one piece of text have the same span."""
 
     id: int
     weight: float
@@ -91,15 +91,16 @@ class Tokenizer:
             )
 
     def encode(self, text: str, *, weighted: bool = False, chunked: bool = False) -> EncodedPrompt:
-        """Ids of begin of text and the template's beginning, as much of `text` as fits, the
-        template's end, end of text, and padding. A tokenizer may lack any of these.
+        """The ids of bos, the template's beginning, as much of `text` as fits, the template's end,
+        eos, and padding. A tokenizer may lack any of these but the text.
 
-        weighted: brackets in `text` weigh its words, see `parse_weights`; what stands between two
-        of them is tokenized by itself. chunked: what does not fit goes on in further chunks, each
-        with its own begin and end, and the word BREAK starts a new one. A full chunk ends after
-        its last comma if that is near its end, as in AUTOMATIC1111's web UI.
+        weighted: brackets in `text` weight its words, see `parse_weights`; the text of each
+        fragment is tokenized by itself. chunked: text that does not fit continues in further
+        chunks, each with its own frame, and the word BREAK starts a new one. A full chunk ends
+        after its last comma if that is near its end, as in AUTOMATIC1111's web UI.
 
-        Raises InputError, also for text of more than MAX_CHUNKS chunks."""
+        Raises InputError if `text` is not a str, needs more than MAX_CHUNKS chunks, or has a weight
+        out of range."""
         if not isinstance(text, str):
             raise InputError(f"the prompt is {type(text).__name__}, expected text (str)")
         fragments = parse_weights(text) if weighted else [plain(text)]
@@ -110,7 +111,7 @@ class Tokenizer:
             tokens = sum(map(len, sections))
             comma = self._plain_ids(",")
             chunks = [c for s in sections for c in cut(s, limit, comma)]
-            if len(chunks) > 1 and not chunks[-1]:  # BREAK at the end begins nothing
+            if len(chunks) > 1 and not chunks[-1]:  # BREAK at the end starts no chunk
                 chunks.pop()
             if len(chunks) > MAX_CHUNKS:
                 raise InputError(
@@ -123,7 +124,7 @@ class Tokenizer:
             if tokens > limit:
                 truncated = text[found[limit].span[0] :]
         framed = [self._frame(chunk) for chunk in chunks]
-        # A graph takes one token at least.
+        # A graph takes at least one token.
         length = max(1, self._spec.min_length, *(len(ids) for ids, _ in framed))
         shape = len(framed), length
         encoded = EncodedPrompt(
@@ -142,7 +143,7 @@ class Tokenizer:
         return encoded
 
     def extended(self, encoded: EncodedPrompt, chunks: int, length: int) -> EncodedPrompt:
-        """The same with empty chunks after its own, up to `chunks`, and each chunk padded to
+        """The prompt with empty chunks appended, up to `chunks` in all, and each chunk padded to
         `length` ids."""
         empty = self.encode("")
         more = chunks - len(encoded.ids)
@@ -224,11 +225,11 @@ def _given(id: int | None) -> list[int]:
 
 
 def cut(tokens: Sequence[_Token], limit: int, comma: Sequence[int]) -> list[Sequence[_Token]]:
-    """Tokens → chunks of at most `limit`; one empty chunk of none.
+    """Tokens → chunks of at most `limit` tokens; if there are none, one empty chunk.
 
-    A full chunk gives what follows its last comma to the next, unless that is more than 20 tokens
-    of 75, or the next begins with a comma itself. comma: its ids. Tokens of one span stay together
-    if they fit into a chunk."""
+    A full chunk passes the tokens after its last comma on to the next, unless they are more than 20
+    of 75, or the next begins with a comma itself. comma: the ids of a comma. Tokens of one span
+    stay together if they fit into a chunk."""
     chunks: list[Sequence[_Token]] = []
     start = 0
     while len(tokens) - start > limit:

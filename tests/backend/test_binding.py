@@ -1,5 +1,5 @@
-"""Buffers on the device, tried where the device is the processor: the same values as without them,
-nothing copied that has not changed, and a CUDA graph for each set of shapes."""
+"""Buffers on the device, tested with the processor as the device: values are the same as without
+buffers, only changed inputs are copied, and each set of shapes has its own CUDA graph."""
 
 import dataclasses
 import threading
@@ -32,7 +32,7 @@ def spec(tiny_bundle: Path) -> GraphSpec:
 
 @pytest.fixture(scope="module")
 def plain(tiny_bundle: Path, spec: GraphSpec) -> Session:
-    """A session without buffers of its own."""
+    """A session without buffers on the device."""
     session = Session(tiny_bundle / spec.file, spec, ONE_THREAD)
     assert session._provider.device is None
     return session
@@ -40,8 +40,8 @@ def plain(tiny_bundle: Path, spec: GraphSpec) -> Session:
 
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider cpu computes in buffers, as those with a device do; that it records a CUDA
-    graph, it takes no notice of."""
+    """Make the provider cpu compute in buffers, as providers with a device do. It ignores the
+    option to capture a CUDA graph."""
     cpu = dataclasses.replace(PROVIDERS["cpu"], device="cpu", graph_option="enable_cuda_graph")
     monkeypatch.setitem(PROVIDERS, "cpu", cpu)
 
@@ -67,7 +67,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, ...]]:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of each run, the CUDA graph that it is recorded as or replays."""
+    """For each run, the CUDA graph that it captures or replays."""
     seen: list[str] = []
     run = ort.InferenceSession.run_with_iobinding
 
@@ -91,7 +91,7 @@ def inputs(side: int = 8, rows: int = 1, seed: int = 0) -> dict[str, np.ndarray]
     }
 
 
-def test_the_same_values_as_without(plain: Session, bound: Session) -> None:
+def test_values_are_the_same_as_without_buffers(plain: Session, bound: Session) -> None:
     for seed in range(3):
         given = inputs(seed=seed)
         (expected,) = plain.run(**given).values()
@@ -99,7 +99,7 @@ def test_the_same_values_as_without(plain: Session, bound: Session) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-def test_results_are_the_callers_own(bound: Session) -> None:
+def test_results_belong_to_the_caller(bound: Session) -> None:
     (first,) = bound.run(**inputs(seed=1)).values()
     kept = first.copy()
     bound.run(**inputs(seed=2))
@@ -108,7 +108,7 @@ def test_results_are_the_callers_own(bound: Session) -> None:
     assert first.flags.writeable
 
 
-def test_shapes_that_alternate_have_buffers_that_stay(plain: Session, bound: Session) -> None:
+def test_alternating_shapes_keep_their_buffers(plain: Session, bound: Session) -> None:
     addresses = []
     for seed in range(3):
         for rows, side in ((1, 8), (2, 8), (1, 12)):
@@ -126,7 +126,7 @@ def test_shapes_that_alternate_have_buffers_that_stay(plain: Session, bound: Ses
     assert len({pointer for buffers in addresses[0] for pointer in buffers}) == 3 * 4
 
 
-def test_more_shapes_than_are_kept(plain: Session, bound: Session) -> None:
+def test_more_shapes_than_buffers_are_kept_for(plain: Session, bound: Session) -> None:
     sides = [4 * k for k in range(1, 12)]
     for side in [*sides, *sides[:3]]:
         (found,) = bound.run(**inputs(side)).values()
@@ -135,7 +135,7 @@ def test_more_shapes_than_are_kept(plain: Session, bound: Session) -> None:
     assert len(bound._bindings) == 8
 
 
-def test_what_is_read_only_and_the_same_crosses_once(
+def test_a_read_only_array_is_copied_once(
     bound: Session, plain: Session, copies: Counter[tuple[int, ...]]
 ) -> None:
     given = inputs()
@@ -149,7 +149,7 @@ def test_what_is_read_only_and_the_same_crosses_once(
     assert copies == {(1, 4, 8, 8): 3, (): 3, (1, 16, 16): 1}
 
 
-def test_what_may_have_changed_is_copied(bound: Session, plain: Session) -> None:
+def test_an_array_that_may_have_changed_is_copied(bound: Session, plain: Session) -> None:
     given = inputs()
     bound.run(**given)
     given["encoder_hidden_states"] *= 2  # in place: the same array
@@ -221,7 +221,7 @@ def test_whole_images(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_device")
-def test_what_holds_for_a_image_crosses_once(
+def test_inputs_that_stay_the_same_for_an_image_are_copied_once(
     tiny_bundle: Path, copies: Counter[tuple[int, ...]]
 ) -> None:
     pipe = edgediff.load(tiny_bundle, threads=1)
@@ -249,13 +249,13 @@ def test_control(copies: Counter[tuple[int, ...]]) -> None:
 
 
 @pytest.mark.usefixtures("on_device")
-def test_verify_takes_the_same_way(tiny_bundle: Path, graphs: list[str]) -> None:
+def test_verify_uses_buffers_and_graphs_too(tiny_bundle: Path, graphs: list[str]) -> None:
     assert edgediff.verify(tiny_bundle, provider="cpu").ok
     assert graphs
 
 
 @pytest.mark.usefixtures("on_device")
-def test_each_set_of_shapes_has_a_graph_once_its_buffers_stand(
+def test_each_set_of_shapes_gets_a_graph_after_its_first_run(
     tiny_bundle: Path, spec: GraphSpec, graphs: list[str]
 ) -> None:
     session = Session(tiny_bundle / spec.file, spec, ONE_THREAD, every_step=True)
@@ -266,12 +266,12 @@ def test_each_set_of_shapes_has_a_graph_once_its_buffers_stand(
     for side in (4, 12, 16, 20, 24, 28, 32):
         session.run(**inputs(side))
         session.run(**inputs(side))
-    # Those beyond eight run, but are not recorded.
+    # Sets of shapes beyond the eighth run, but are not captured.
     assert graphs[1::2] == ["3", "4", "5", "6", "7", "8", "-1"]
 
 
 @pytest.mark.usefixtures("on_device")
-def test_what_is_profiled_is_not_recorded(
+def test_profiled_runs_are_not_captured(
     tiny_bundle: Path, spec: GraphSpec, graphs: list[str], tmp_path: Path
 ) -> None:
     options = SessionOptions(threads=1, observe=Observe(profile=tmp_path))
@@ -283,7 +283,7 @@ def test_what_is_profiled_is_not_recorded(
 
 
 @pytest.mark.usefixtures("on_device")
-def test_stages_that_run_once_a_image_are_not_recorded(
+def test_stages_that_run_once_per_image_are_not_captured(
     tiny_bundle: Path, graphs: list[str]
 ) -> None:
     pipe = edgediff.load(tiny_bundle, threads=1)
@@ -292,7 +292,7 @@ def test_stages_that_run_once_a_image_are_not_recorded(
 
 
 class Refusing(ort.InferenceSession):  # type: ignore[misc]
-    """As onnxruntime-gpu with a graph of which it cannot record a part."""
+    """Like onnxruntime-gpu with a graph that it cannot capture whole."""
 
     asked: tuple[tuple[str, dict[str, str]], ...] = ()
 
@@ -320,7 +320,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Refusing]:
     return Refusing
 
 
-def test_a_graph_that_cannot_be_recorded_runs_without_and_says_so(
+def test_a_graph_that_cannot_be_captured_runs_without_and_is_noted(
     gpu: type[Refusing],
     tiny_bundle: Path,
     spec: GraphSpec,
@@ -336,7 +336,7 @@ def test_a_graph_that_cannot_be_recorded_runs_without_and_says_so(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_graph_is_recorded_or_not_as_asked(
+def test_options_decide_whether_a_graph_is_captured(
     gpu: type[Refusing], tiny_bundle: Path, spec: GraphSpec
 ) -> None:
     def load(value: str) -> Session:
@@ -349,7 +349,7 @@ def test_a_graph_is_recorded_or_not_as_asked(
     assert len(gpu.asked) == 2
 
 
-def test_tensorrt_leaves_what_it_does_not_take_to_cuda(
+def test_tensorrt_falls_back_to_cuda(
     gpu: type[Refusing], tiny_bundle: Path, spec: GraphSpec
 ) -> None:
     half = dataclasses.replace(spec, precision="fp16")

@@ -1,4 +1,4 @@
-"""Where what providers compile is kept, and whether it was there already."""
+"""The caches of providers that compile: their folders, and their hits and misses."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def fill(path: Path, text: str) -> None:
 
 
 def test_each_graph_and_each_set_of_shapes_has_a_folder(tmp_path: Path) -> None:
-    """TensorRT's file names would not tell them apart."""
+    """TensorRT's file names would be the same."""
     folders = {
         Cache(tmp_path, "unet.onnx", SHAPE).folder,
         Cache(tmp_path, "unet.onnx", {**SHAPE, "width": 64}).folder,
@@ -29,7 +29,7 @@ def test_each_graph_and_each_set_of_shapes_has_a_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_first_engine_misses_and_the_same_again_is_a_hit(tmp_path: Path) -> None:
+def test_a_first_engine_is_a_miss_and_its_reuse_a_hit(tmp_path: Path) -> None:
     first = Cache(tmp_path, "unet.onnx", SHAPE)
     assert first.outcomes() == {}
     fill(first.folder / f"{KERNEL}.engine", "engine")
@@ -48,7 +48,7 @@ def test_timings_of_another_graph_are_a_hit(tmp_path: Path) -> None:
     assert cache.outcomes() == {"engine": "miss", "timing": "hit"}
 
 
-def test_an_engine_that_is_built_again_misses(tmp_path: Path) -> None:
+def test_an_engine_that_is_built_again_is_a_miss(tmp_path: Path) -> None:
     cache = Cache(tmp_path, "unet.onnx", SHAPE)
     engine = cache.folder / f"{KERNEL}.engine"
     fill(engine, "engine")
@@ -57,7 +57,7 @@ def test_an_engine_that_is_built_again_misses(tmp_path: Path) -> None:
     assert stale.outcomes() == {"engine": "miss"}
 
 
-def test_another_part_of_the_graph_that_is_new_misses(tmp_path: Path) -> None:
+def test_a_new_engine_for_another_part_of_the_graph_is_a_miss(tmp_path: Path) -> None:
     """TensorRT builds an engine for each piece of the graph that it takes."""
     cache = Cache(tmp_path, "unet.onnx", SHAPE)
     fill(cache.folder / f"{KERNEL}.engine", "engine")
@@ -66,7 +66,7 @@ def test_another_part_of_the_graph_that_is_new_misses(tmp_path: Path) -> None:
     assert later.outcomes() == {"engine": "miss"}
 
 
-def test_what_other_providers_keep_is_a_compiled_graph(tmp_path: Path) -> None:
+def test_other_providers_cache_a_compiled_graph(tmp_path: Path) -> None:
     cache = Cache(tmp_path, "unet.onnx", {})
     fill(cache.folder / "deep" / "17082301.blob", "compiled")
     assert cache.outcomes() == {"graph": "miss"}
@@ -84,7 +84,7 @@ def test_what_other_providers_keep_is_a_compiled_graph(tmp_path: Path) -> None:
         ("win32", {}, "home/AppData/Local"),
     ],
 )
-def test_the_default_cache_is_the_platforms(
+def test_the_default_cache_is_in_the_platforms_cache_folder(
     platform: str,
     environment: dict[str, str],
     expected: str,
@@ -102,7 +102,7 @@ def test_the_default_cache_is_the_platforms(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_default_cache_where_none_can_be_written(
+def test_no_default_cache_if_it_is_not_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def homeless() -> Path:

@@ -1,4 +1,4 @@
-"""Stages under a memory limit: what is loaded, what is released, and sizes as people write them."""
+"""Stages under a memory limit: loading and releasing them, and sizes as text."""
 
 import dataclasses
 import gc
@@ -73,7 +73,7 @@ def test_sizes(size: Any, expected: int) -> None:
         *["1.4 G B", "1e9", "infGB", "1XB", "1.GB", "٣GB", "9" * 400, "1GB\0"],
     ],
 )
-def test_what_is_no_size(tiny_bundle: Path, size: Any) -> None:
+def test_sizes_that_are_refused(tiny_bundle: Path, size: Any) -> None:
     with pytest.raises(InputError, match=r"expected bytes .* such as 1\.4GB, 900MB or 1GiB"):
         parse_memory(size)
     with pytest.raises(InputError, match="`max_memory` is"):
@@ -82,7 +82,7 @@ def test_what_is_no_size(tiny_bundle: Path, size: Any) -> None:
         edgediff.verify(tiny_bundle, max_memory=size)
 
 
-def test_the_least_that_works_is_named_and_works(tiny_bundle: Path, bundle: Bundle) -> None:
+def test_the_error_names_the_lowest_limit_and_it_works(tiny_bundle: Path, bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"`max_memory` is 1MB: the largest stage, unet") as caught:
         edgediff.load(tiny_bundle, max_memory="1MB")
     named = str(caught.value).split("takes about ")[1].split(":")[0]
@@ -93,7 +93,7 @@ def test_the_least_that_works_is_named_and_works(tiny_bundle: Path, bundle: Bund
         pipe.generate("a fox", seed=0, steps=1)
 
 
-def test_the_estimate_counts_weights_as_they_are_once_loaded(bundle: Bundle) -> None:
+def test_the_estimate_counts_weights_as_loaded(bundle: Bundle) -> None:
     manifest = bundle.manifest
     graph = manifest.graphs["unet"]
     data = sum(manifest.files[name].size for name in graph.data)
@@ -129,7 +129,7 @@ def test_the_estimate_counts_weights_as_they_are_once_loaded(bundle: Bundle) -> 
         (75, ["t", "u", "v", "vu", "vut"]),
     ],
 )
-def test_the_longest_unused_go_first_and_only_where_they_must(
+def test_the_least_recently_used_stages_go_first_and_only_if_needed(
     bundle: Bundle, limit: int | None, after: list[str]
 ) -> None:
     stages = Stages(bundle, SessionOptions(threads=1), limit)
@@ -143,7 +143,7 @@ def test_the_longest_unused_go_first_and_only_where_they_must(
 
 
 @pytest.mark.usefixtures("sized")
-def test_a_stage_that_is_loaded_makes_room_for_its_run(bundle: Bundle) -> None:
+def test_a_loaded_stage_makes_room_for_its_run(bundle: Bundle) -> None:
     stages = Stages(bundle, SessionOptions(threads=1), 70)
     stages.session("unet", {})
     stages.session("text_encoder", {})
@@ -153,7 +153,7 @@ def test_a_stage_that_is_loaded_makes_room_for_its_run(bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("sized", "no_gc")
-def test_a_released_session_is_freed_at_once_but_not_under_a_user(bundle: Bundle) -> None:
+def test_a_released_session_is_freed_at_once_unless_in_use(bundle: Bundle) -> None:
     stages = Stages(bundle, SessionOptions(threads=1), 70)
     freed = weakref.ref(stages.session("vae_decoder", {})._session)
     held = stages.session("unet", {})
@@ -164,10 +164,10 @@ def test_a_released_session_is_freed_at_once_but_not_under_a_user(bundle: Bundle
     assert held._session.get_inputs()
 
 
-def test_what_became_of_caches_is_told_by_stage(
+def test_cache_outcomes_are_reported_by_stage(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that compiles has a session for each set of shapes; one that missed counts."""
+    """A provider that compiles has a session for each set of shapes; one miss makes it a miss."""
 
     class Compiled:
         def __init__(self, *asked: Any, **_: Any) -> None:
@@ -210,12 +210,12 @@ def test_images_are_the_same_and_stages_load_when_needed(tiny_bundle: Path, leas
         assert pipe.loaded_stages == ("text_encoder",)
         for _ in range(2):
             assert (image(pipe) == expected).all()
-            assert "text_encoder" not in pipe.loaded_stages  # it went for the UNet
+            assert "text_encoder" not in pipe.loaded_stages  # released for the UNet
 
 
 @pytest.mark.usefixtures("sized")
 def test_threads_share_a_limit(tiny_bundle: Path) -> None:
-    """Each thread's stages push out the other's, in the middle of its runs."""
+    """Each thread's stages displace the other's while it runs."""
     alone = edgediff.load(tiny_bundle, threads=1)
     expected = {s: np.asarray(alone.generate("a", seed=s, steps=3).images[0]) for s in range(4)}
     pipe = edgediff.load(tiny_bundle, threads=1, max_memory=70)
@@ -246,7 +246,7 @@ def test_releasing_gives_memory_back() -> None:
     assert before - resident() > weights / 2
 
 
-def test_without_malloc_trim_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_without_malloc_trim(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(_: None) -> None:
         raise TypeError("no library None")  # as on Windows
 

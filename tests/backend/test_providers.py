@@ -1,4 +1,4 @@
-"""The options that each provider gets, as pure functions of what is asked."""
+"""The options that each provider gets for the arguments of `default_options`."""
 
 from pathlib import Path
 from typing import Any

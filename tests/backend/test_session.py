@@ -1,4 +1,4 @@
-"""Sessions: what goes in is checked, and a provider that was asked for runs or says why not."""
+"""Sessions check their inputs; the provider that was asked for runs, or an error says why not."""
 
 import importlib.metadata
 import json
@@ -34,7 +34,7 @@ def test_runs_by_name(decoder: Session) -> None:
     assert outputs["sample"].dtype == np.float32
 
 
-def test_outputs_keep_nothing_of_the_session(decoder: Session) -> None:
+def test_outputs_do_not_keep_the_session_alive(decoder: Session) -> None:
     outputs = decoder.run(latent_sample=np.zeros((1, 4, 8, 8), np.float32))
     assert outputs["sample"].flags.owndata
     assert outputs["sample"].flags.writeable
@@ -74,7 +74,7 @@ def test_a_graph_of_another_stage_is_refused(tiny_bundle: Path, spec: GraphSpec)
         Session(tiny_bundle / "text_encoder.onnx", spec, SessionOptions())
 
 
-def test_a_file_that_is_no_graph(tmp_path: Path, spec: GraphSpec) -> None:
+def test_a_file_that_is_not_a_graph(tmp_path: Path, spec: GraphSpec) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"vae_decoder\.onnx: is not an ONNX graph"):
         Session(tmp_path / "bad.onnx", spec, SessionOptions())
@@ -112,7 +112,7 @@ def test_a_provider_that_is_absent_says_what_to_install(
 def test_a_silent_fallback_is_an_error(
     tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime-gpu on a machine without a GPU: listed, asked for, and quietly the CPU."""
+    """As onnxruntime-gpu without a GPU: the provider is listed, but the CPU silently takes over."""
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     real = ort.InferenceSession
@@ -128,7 +128,7 @@ def test_a_silent_fallback_is_an_error(
 def test_a_provider_that_takes_no_node_is_an_error(
     tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CoreML or TensorRT with operators that it does not know: listed, and all on the CPU."""
+    """As CoreML or TensorRT if it knows none of the operators: listed, but all are on the CPU."""
     names = ["CoreMLExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     real = ort.InferenceSession
@@ -163,7 +163,7 @@ def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def install_plugin(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
-    """A package of the plug-in's name, beside an onnxruntime without OpenVINO built in."""
+    """A package with the plug-in's name, and an onnxruntime without OpenVINO built in."""
     fake = SimpleNamespace(__spec__=SimpleNamespace(), **contents)
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", fake)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -171,7 +171,7 @@ def install_plugin(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
 
 
 @pytest.mark.parametrize("api", ["missing", "refuses"])
-def test_a_plug_in_of_another_time_than_onnxruntime_names_both_versions(
+def test_a_plug_in_that_does_not_match_onnxruntime_names_both_versions(
     api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_name: str, _path: str) -> None:
@@ -202,7 +202,7 @@ def test_a_plug_in_that_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 
 class OptionsOfASession:
-    """Takes what edgediff sets, and records what it hands to the plug-in's device."""
+    """Accepts the settings of edgediff, and records those for the plug-in's device."""
 
     given: tuple[object, dict[str, str]]
 
@@ -217,7 +217,7 @@ class OptionsOfASession:
     ("device", "expected"),
     [("CPU", {"INFERENCE_NUM_THREADS": "2"}), ("GPU", {})],
 )
-def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
+def test_openvino_gets_its_cache_and_threads_as_device_properties(
     device: str,
     expected: dict[str, str],
     tiny_bundle: Path,
@@ -225,7 +225,7 @@ def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The plug-in ignores `cache_dir` and `num_of_threads`, with no more than a line in a log."""
+    """The plug-in ignores `cache_dir` and `num_of_threads`, with only a line in its log."""
     kind = getattr(ort.OrtHardwareDeviceType, device)
     found = SimpleNamespace(ep_name="OpenVINOExecutionProvider", device=SimpleNamespace(type=kind))
     install_plugin(monkeypatch, get_library_path=lambda: "plugin.so")
@@ -244,7 +244,7 @@ def test_openvino_gets_its_cache_and_threads_as_properties_of_the_device(
     assert folder.is_dir()
 
 
-def test_a_cache_that_cannot_be_made_is_named(
+def test_a_cache_that_cannot_be_created_is_named(
     tiny_bundle: Path, spec: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -259,14 +259,14 @@ def test_the_cpu_makes_no_cache(tiny_bundle: Path, spec: GraphSpec, tmp_path: Pa
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_plug_in_without_a_device_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_without_a_device_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "_register", lambda _: None)
     monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "finds no device here" in (why_missing("openvino") or "")
 
 
-def test_provider_options_pass_through_over_the_defaults(
+def test_provider_options_override_the_defaults(
     tiny_bundle: Path, spec: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []

@@ -68,6 +68,6 @@ def test_sizes_that_are_not_whole_latents(
         ({"type": "video", "temporal_downscale": 0}, "temporal_downscale is 0"),
     ],
 )
-def test_values_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
+def test_values_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         space(**changes)

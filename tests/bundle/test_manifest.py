@@ -1,4 +1,4 @@
-"""The bundle's schema, and every way in which a bundle on disk can be wrong."""
+"""The bundle's schema, and errors in bundles on disk."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_opens_and_survives_a_round_trip(bundle: Path) -> None:
     assert Bundle.open(bundle) == opened
 
 
-def test_describe_files_is_what_the_manifest_says(bundle: Path) -> None:
+def test_describe_files_agrees_with_the_manifest(bundle: Path) -> None:
     files = Bundle.open(bundle).manifest.files
     assert describe_files(bundle, files) == files
 
@@ -76,7 +76,7 @@ def test_no_manifest(tmp_path: Path) -> None:
         ("\udcff", "cannot be read"),
     ],
 )
-def test_a_manifest_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_not_manifests(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BundleError, match=message):
         Bundle.open(tmp_path)
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatc
         opened.check_hash("unet.onnx")
 
 
-def test_a_path_that_is_none() -> None:
+def test_an_invalid_path() -> None:
     for path in ("x" * 300, "a\0b"):
         with pytest.raises(BundleError, match=r"is not a path to a bundle|no such bundle"):
             Bundle.open(path)

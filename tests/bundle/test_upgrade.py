@@ -1,4 +1,4 @@
-"""Version 1 of bundle.json becomes the present version before it is parsed."""
+"""Version 1 of bundle.json is upgraded to the present version before it is parsed."""
 
 import copy
 import json
@@ -53,12 +53,12 @@ def test_two_text_encoders_join_as_in_sdxl(raw: dict[str, Any]) -> None:
     assert conditioning.pooled == ("text_encoder_2",)
 
 
-def test_the_present_version_is_left_as_it_is(raw: dict[str, Any]) -> None:
+def test_the_present_version_is_unchanged(raw: dict[str, Any]) -> None:
     present = upgraded(raw, 1)
     assert upgraded(present, FORMAT_VERSION) is present
 
 
-def test_it_changes_nothing_in_place(raw: dict[str, Any]) -> None:
+def test_the_argument_is_not_changed(raw: dict[str, Any]) -> None:
     before = copy.deepcopy(raw)
     upgraded(raw, 1)
     assert raw == before
@@ -66,14 +66,12 @@ def test_it_changes_nothing_in_place(raw: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("key", ["graphs", "tokenizers", "latent", "schedule"])
 @pytest.mark.parametrize("value", [None, 1, "text", [], [1], {}, {"a": 1}, {"a": {"outputs": 1}}])
-def test_what_does_not_fit_is_left_to_the_parser(
-    raw: dict[str, Any], key: str, value: object
-) -> None:
+def test_wrong_values_are_left_to_the_parser(raw: dict[str, Any], key: str, value: object) -> None:
     with pytest.raises(BundleError, match=rf"bundle\.json: {key}"):
         parse_manifest(json.dumps({**raw, key: value}))
 
 
-def test_a_stage_of_no_known_name(raw: dict[str, Any]) -> None:
+def test_a_stage_with_an_unknown_name(raw: dict[str, Any]) -> None:
     raw["graphs"]["refiner"] = raw["graphs"]["unet"]
     with pytest.raises(BundleError, match=r"graphs\.refiner: role: expected one of text_encoder"):
         parse_manifest(json.dumps(raw))

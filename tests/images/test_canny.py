@@ -1,4 +1,4 @@
-"""Control maps made of an image: edges as Canny has them, and light for dark."""
+"""Control maps made from an image: Canny's edges, and inverted brightness."""
 
 import time
 
@@ -33,7 +33,7 @@ def step(vertical: bool, bright: int = 200) -> Image.Image:
 
 
 @pytest.mark.parametrize("vertical", [True, False])
-def test_a_step_is_one_line_of_one_pixel(vertical: bool) -> None:
+def test_a_step_gives_one_line_one_pixel_wide(vertical: bool) -> None:
     lines = found(step(vertical))
     lines = lines if vertical else lines.T
     assert (lines.sum(axis=1) == 1).all()
@@ -41,7 +41,7 @@ def test_a_step_is_one_line_of_one_pixel(vertical: bool) -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.5])
-def test_a_disc_is_a_closed_thin_ring(sigma: float) -> None:
+def test_a_disc_gives_a_closed_thin_ring(sigma: float) -> None:
     image = Image.new("RGB", (96, 96))
     ImageDraw.Draw(image).ellipse((16, 16, 80, 80), fill="white")
     ring = found(image, 50, 100, sigma=sigma)
@@ -54,7 +54,7 @@ def test_a_disc_is_a_closed_thin_ring(sigma: float) -> None:
 
 
 def test_it_turns_and_mirrors_with_the_image() -> None:
-    """All but a few ties, which fall to one side."""
+    """Except for a few ties."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
     smooth = coarse.resize((64, 64), Image.Resampling.BICUBIC)
@@ -63,7 +63,7 @@ def test_it_turns_and_mirrors_with_the_image() -> None:
     assert (np.rot90(here) != turned).mean() < 0.01
 
 
-def test_a_weak_edge_counts_where_a_strong_one_goes_on_in_it() -> None:
+def test_a_weak_edge_counts_if_it_continues_a_strong_one() -> None:
     a = np.zeros((32, 64), np.uint8)
     a[16:, :] = np.linspace(60, 20, 64).astype(np.uint8)  # gradients 240 … 80
     whole = found(Image.fromarray(a), 70, 200)
@@ -73,12 +73,12 @@ def test_a_weak_edge_counts_where_a_strong_one_goes_on_in_it() -> None:
     assert not found(Image.fromarray(a), 250, 250).any()
 
 
-def test_of_nothing_there_are_no_edges() -> None:
+def test_a_blank_image_has_no_edges() -> None:
     assert not found(Image.new("L", (40, 30), 128)).any()
     assert not found(Image.new("RGB", (1, 1), "red"), 0, 0).any()
 
 
-def test_blurring_takes_noise_away() -> None:
+def test_blurring_removes_noise() -> None:
     rng = np.random.default_rng(1)
     noisy = Image.fromarray(rng.normal(128, 20, (64, 64)).clip(0, 255).astype(np.uint8))
     assert found(noisy).sum() > 20 * found(noisy, sigma=2).sum()
@@ -91,7 +91,7 @@ def test_the_same_as_opencv() -> None:
     assert packed.tobytes().hex() == OPENCV
 
 
-def test_a_image_of_512_takes_well_under_a_second() -> None:
+def test_512_pixels_a_side_take_well_under_a_second() -> None:
     rng = np.random.default_rng(2)
     noise = Image.fromarray(rng.integers(0, 256, (512, 512), dtype=np.uint8))
     started = time.perf_counter()
@@ -116,6 +116,6 @@ def test_invert() -> None:
         (1, 2, 101),
     ],
 )
-def test_what_are_no_limits(low: float, high: float, sigma: float) -> None:
+def test_limits_that_are_refused(low: float, high: float, sigma: float) -> None:
     with pytest.raises(InputError, match="edges: "):
         edgediff.edges(Image.new("L", (4, 4)), low, high, sigma=sigma)

@@ -1,4 +1,4 @@
-"""Contact sheets: where images and labels stand, and what no sheet can be made of."""
+"""Contact sheets: the positions of images and labels, and arguments that are refused."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_columns_suit_the_count(count: int, columns: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "columns"), [((256, 64), 2), ((64, 256), 5)])
-def test_wide_images_stand_below_each_other_and_high_ones_beside(
+def test_wide_images_are_stacked_and_high_images_are_side_by_side(
     size: tuple[int, int], columns: int
 ) -> None:
     made = contact_sheet([solid("#ff0000", *size)] * 5, [""] * 5)
@@ -42,7 +42,7 @@ def test_wide_images_stand_below_each_other_and_high_ones_beside(
     assert len(spans(red.any(axis=0))) == columns
 
 
-def test_labels_stand_below_their_image_and_the_title_on_top() -> None:
+def test_labels_are_below_their_images_and_the_title_on_top() -> None:
     images = [solid("#ff0000"), solid("#00ff00")]
     plain = np.asarray(contact_sheet(images, ["", ""]))
     labelled = np.asarray(contact_sheet(images, ["", "seed 7"]))
@@ -64,19 +64,19 @@ def test_any_text_stays_inside_its_cell(text: str) -> None:
     assert (ink == 255).all()
 
 
-def test_what_the_font_lacks_is_written_as_near_as_it_goes() -> None:
+def test_characters_that_the_font_lacks_are_replaced() -> None:
     font = sheet._font(512)
     assert sheet._writable("Bär e\u0301 日本 🦊", font) == "Bar e ?? ?"
 
 
-def test_large_sheets_hold_smaller_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_shrunk_on_large_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MAX_SIDE", 128)
     made = contact_sheet([solid("#ff0000")] * 16, [str(k) for k in range(16)])
     red = np.all(np.asarray(made) == (255, 0, 0), axis=-1)
     assert red.sum() == 16 * 32 * 32
 
 
-def test_images_of_different_sizes_share_the_middle_of_their_cells() -> None:
+def test_images_of_different_sizes_are_centred_in_their_cells() -> None:
     made = contact_sheet([solid("#ff0000", 64, 64), solid("#0000ff", 32, 16)], ["", ""])
     blue = np.all(np.asarray(made) == (0, 0, 255), axis=-1)
     assert (blue.any(axis=0).sum(), blue.any(axis=1).sum()) == (32, 16)

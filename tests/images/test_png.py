@@ -1,4 +1,4 @@
-"""Pixels, PNGs that are written whole or not at all, and what stands in them."""
+"""Pixels, PNGs that are written whole or not at all, and their metadata."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_parameters_without_a_negative_prompt_and_with_an_awkward_name() -> None
         ({"negative_prompt": "[fog]"}, "Emphasis: None"),
     ],
 )
-def test_parameters_say_how_prompts_were_read(changes: dict[str, Any], field: str) -> None:
+def test_parameters_have_the_options_of_prompts(changes: dict[str, Any], field: str) -> None:
     assert f", {field}, Version" in parameters(RECORD | changes)
     weighted = parameters(RECORD | changes | {"prompt_weights": True})
     assert ("Emphasis" in weighted) is False

@@ -1,4 +1,4 @@
-"""Images as callers give them: every kind that is read, and every kind that is refused."""
+"""A caller's images: every kind that is read, and every kind that is refused."""
 
 import hashlib
 import io
@@ -43,7 +43,7 @@ def test_a_path_a_pillow_image_and_an_array_are_the_same(tmp_path: Path) -> None
     assert open_image(opened, "init_image") is opened
 
 
-def test_another_size_is_lanczos() -> None:
+def test_images_are_resized_by_lanczos() -> None:
     opened = open_image(gradient(), "init_image")
     assert (opened.at(7, 5) == gradient()).all()
     expected = Image.fromarray(gradient()).resize((16, 8), Image.Resampling.LANCZOS)
@@ -52,7 +52,7 @@ def test_another_size_is_lanczos() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
-    """By the EXIF standard: how the stored rows and columns become the upright image."""
+    """As the EXIF standard maps stored rows and columns to the upright image."""
     turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -69,7 +69,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> Non
     assert (pixels(path) == turned[orientation](gradient())).all()
 
 
-def test_transparent_parts_lie_on_white_and_it_is_said(tmp_path: Path) -> None:
+def test_transparent_parts_become_white_with_a_note(tmp_path: Path) -> None:
     rgba = np.dstack([gradient(), np.full((5, 7), 255, np.uint8)])
     opaque = open_image(saved(Image.fromarray(rgba), tmp_path / "a.png"), "init_image")
     assert (np.asarray(opaque.rgb) == gradient()).all()
@@ -119,9 +119,7 @@ def test_grey_arrays() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
-def test_of_an_animation_the_first_frame_is_taken_and_it_is_said(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_the_first_frame_of_an_animation_is_read_with_a_note(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     path = saved(frames[0], tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
     opened = open_image(path, "init_image")
@@ -129,7 +127,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_it_is_said(
     assert opened.notes == (f"{path}: of several frames, the first was taken",)
 
 
-def test_of_an_opened_animation_the_frame_that_its_owner_chose() -> None:
+def test_an_opened_animation_keeps_its_current_frame() -> None:
     buffer = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -163,7 +161,7 @@ def test_a_corrupt_file(tmp_path: Path) -> None:
         open_image(path, "init_image")
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(InputError, match=r"a\.png: is not an image that can be read: .* PNG, JPEG"):
@@ -177,7 +175,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG that claims a size but holds no pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT\x35\xaf\x06\x1e"
@@ -185,8 +183,8 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [8001, 10_000, 20_000, 100_000, 2**30])
 def test_enormous_files_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
-    """In our words alone: pillow itself warns from 89 megapixels, and refuses from 179 without
-    their number."""
+    """Only by our own error: pillow warns from 89 megapixels, and from 179 raises an error without
+    the size."""
     path = tmp_path / "a.png"
     path.write_bytes(png_header(side, side))
     with warnings.catch_warnings(record=True) as warned:
@@ -218,6 +216,6 @@ def test_pixels_in_memory_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> No
         (Image.new("I", (4, 5), 2**20), "values from 1048576"),
     ],
 )
-def test_what_is_refused(source: Any, message: str) -> None:
+def test_sources_that_are_refused(source: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_image(source, "mask")

@@ -1,4 +1,4 @@
-"""The autoencoder of a bundle: what it encodes and decodes, whole and in tiles."""
+"""A bundle's autoencoder: encoding and decoding whole images and in tiles."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ def pipe(tiny_bundle: Path) -> Pipeline:
     return edgediff.load(tiny_bundle, threads=1)
 
 
-def test_pixels_become_minus_one_to_one() -> None:
+def test_pixels_are_scaled_to_minus_one_to_one() -> None:
     pixels = np.array([[[0, 51, 255]], [[102, 204, 255]]], np.uint8)
     sample = to_sample(pixels)
     assert (sample.shape, sample.dtype) == ((1, 3, 2, 1), np.float32)
@@ -56,7 +56,7 @@ def test_tiles_encode_nearly_the_same_latents(pipe: Pipeline, tiny_bundle: Path)
 
 
 @pytest.mark.parametrize("tile", [0, -256, 255, 128, 248, 260, 256.0, "256", True])
-def test_tiles_of_no_use(tiny_bundle: Path, tile: Any) -> None:
+def test_tile_sizes_that_are_refused(tiny_bundle: Path, tile: Any) -> None:
     with pytest.raises(InputError, match=r"`tile` is .* a multiple of 8 from 256 up"):
         edgediff.load(tiny_bundle, tile=tile)
 
@@ -73,7 +73,7 @@ def test_the_memory_of_decoding_follows_the_tile(sized_bundle: Bundle) -> None:
 
 @pytest.fixture
 def sized_bundle(tiny_bundle: Path) -> Bundle:
-    """Whose images are 1024x1024."""
+    """A bundle whose images are 1024x1024."""
     bundle = Bundle.open(tiny_bundle)
     defaults = dataclasses.replace(bundle.manifest.defaults, width=1024, height=1024)
     return dataclasses.replace(

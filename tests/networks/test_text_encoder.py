@@ -1,4 +1,4 @@
-"""What a call's prompts become: chunks, weights, clip skip, and the record of them. Torch-free."""
+"""Encoding a call's prompts: chunks, weights, clip skip, and their record. Without torch."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ LONG = ", ".join(f"a {colour} thing" for colour in ("red", "green", "blue", "gre
 
 @pytest.fixture(scope="module", params=["tiny", "emoji"])
 def pipe(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Pipeline]:
-    """A float32 bundle of random weights, and the built-in one, whose graphs are int8."""
+    """A float32 bundle with random weights, and the built-in bundle, whose graphs are int8."""
     with edgediff.load(tiny_bundle if request.param == "tiny" else "emoji", threads=1) as pipe:
         yield pipe
 
@@ -55,14 +55,14 @@ def test_options_that_are_off_change_nothing(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["a red fox, running", ""])
-def test_options_that_are_on_without_effect_change_nothing(pipe: Pipeline, prompt: str) -> None:
+def test_options_without_effect_change_nothing(pipe: Pipeline, prompt: str) -> None:
     on = {"prompt_weights": True, "long_prompts": True}
     plain = states(pipe, prompt)
     assert (states(pipe, prompt, **on) == plain).all()
     assert (states(pipe, f"({prompt}:1.0)", **on) == plain).all()
 
 
-def test_weights_change_the_prompt_and_the_negative_one(pipe: Pipeline) -> None:
+def test_weights_change_both_prompts(pipe: Pipeline) -> None:
     options = {"prompt_weights": True, "negative_prompt": "[blue] (fog:1.4)"}
     _, weighted, negative = condition(pipe, "a (red:1.5) fox", **options)
     options["prompt_weights"] = False
@@ -76,7 +76,7 @@ def test_weights_change_the_prompt_and_the_negative_one(pipe: Pipeline) -> None:
         assert (a.encoder_hidden_states != b.encoder_hidden_states).any()
 
 
-def test_chunks_are_encoded_one_by_one_and_padded_with_empty_ones(pipe: Pipeline) -> None:
+def test_chunks_are_encoded_one_by_one_and_padded_with_empty_chunks(pipe: Pipeline) -> None:
     report, prompt, negative = condition(
         pipe, "a fox BREAK a dog BREAK fog", long_prompts=True, negative_prompt="blue"
     )
@@ -96,7 +96,7 @@ def test_chunks_are_encoded_one_by_one_and_padded_with_empty_ones(pipe: Pipeline
     ).all()
 
 
-def test_a_long_prompt_steers_with_all_that_it_says(pipe: Pipeline) -> None:
+def test_every_chunk_of_a_long_prompt_has_an_effect(pipe: Pipeline) -> None:
     options = {"long_prompts": True, "guidance_scale": 5}
     whole = last_latents(pipe, LONG, **options)
     assert np.isfinite(whole).all()
@@ -107,7 +107,7 @@ def test_a_long_prompt_steers_with_all_that_it_says(pipe: Pipeline) -> None:
     assert result.prompt.truncated == ""
 
 
-def test_the_record_says_how_prompts_were_read(pipe: Pipeline, tmp_path: Path) -> None:
+def test_the_record_has_the_options_of_prompts(pipe: Pipeline, tmp_path: Path) -> None:
     plain = pipe.generate("a fox (red)", seed=0, steps=1).settings
     assert (plain.prompt_weights, plain.long_prompts, plain.clip_skip) == (False, False, None)
     result = pipe.generate("a fox (red)", seed=0, steps=1, prompt_weights=True, long_prompts=True)
@@ -142,7 +142,7 @@ def test_bad_input(pipe: Pipeline, options: dict[str, Any], match: str) -> None:
         pipe.generate(prompt, seed=0, steps=1, **options)
 
 
-def test_a_unet_with_a_fixed_number_of_tokens_takes_no_chunks(
+def test_a_unet_with_a_fixed_number_of_tokens_refuses_long_prompts(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "fixed"))

@@ -1,4 +1,4 @@
-"""Maps tile by tile: equal to the whole where the map is local, smooth where it is not."""
+"""Maps in tiles: equal to the map of the whole if the map is local, and smooth if it is not."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def repeat(x: np.ndarray, factor: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("height", [1, 7, 16, 17, 19, 29, 31, 40, 57, 64])
 @pytest.mark.parametrize("width", [5, 16, 50])
 @pytest.mark.parametrize("tile", [16, 18])
-def test_a_local_map_comes_out_as_on_the_whole(height: int, width: int, tile: int) -> None:
+def test_a_local_map_gives_the_same_result_in_tiles(height: int, width: int, tile: int) -> None:
     x = RNG.standard_normal((1, 2, height, width), dtype=np.float32)
     decoded = tiled(repeat, x, tile, up=3)
     assert decoded.dtype == np.float32
@@ -25,7 +25,7 @@ def test_a_local_map_comes_out_as_on_the_whole(height: int, width: int, tile: in
     assert np.abs(encoded - x).max() < 1e-5
 
 
-def test_tiles_are_of_one_shape_and_overlap() -> None:
+def test_tiles_have_one_shape_and_overlap() -> None:
     shapes = []
 
     def note(x: np.ndarray) -> np.ndarray:
@@ -37,15 +37,15 @@ def test_tiles_are_of_one_shape_and_overlap() -> None:
     assert len(shapes) == 4 * 2
 
 
-def test_what_fits_in_a_tile_is_run_once_and_untouched() -> None:
+def test_an_input_that_fits_in_a_tile_is_run_once_and_unchanged() -> None:
     x = RNG.standard_normal((1, 4, 9, 16), dtype=np.float32)
     calls = []
     assert (tiled(lambda p: (calls.append(1), p)[1], x, 16) == x).all()
     assert len(calls) == 1
 
 
-def test_padding_at_a_tiles_edges_does_not_show() -> None:
-    """A map that is wrong in the two outermost samples of what it sees."""
+def test_padding_at_the_edges_of_tiles_does_not_show() -> None:
+    """With a map that is wrong in the two outermost samples of its input."""
 
     def spoilt(x: np.ndarray) -> np.ndarray:
         out = x.copy()
@@ -58,7 +58,7 @@ def test_padding_at_a_tiles_edges_does_not_show() -> None:
     assert np.abs(out - x)[:, :, 2:-2, 2:-2].max() < 1e-5
 
 
-def test_tiles_of_other_values_blend_linearly() -> None:
+def test_tiles_with_different_values_blend_linearly() -> None:
     values = iter([0.0, 1.0])
     x = np.zeros((1, 1, 4, 24), np.float32)
     out = tiled(lambda p: np.full_like(p, next(values)), x, 16, up=1)[0, 0, 0]

@@ -1,4 +1,4 @@
-"""Control networks at run time, on a bundle of random weights: torch-free."""
+"""Control networks at run time, with a bundle of random weights and without torch."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def stages_run(pipe: Pipeline, **options: Any) -> list[list[str]]:
     return seen[:-1]
 
 
-def test_it_changes_the_image_by_its_scale(pipe: Pipeline, photo: Image.Image) -> None:
+def test_its_scale_changes_the_image(pipe: Pipeline, photo: Image.Image) -> None:
     plain = latents(pipe)
     distances = [
         np.abs(latents(pipe, control={"canny": Control(photo, scale=s)}) - plain).max()
@@ -77,7 +77,7 @@ def test_it_changes_the_image_by_its_scale(pipe: Pipeline, photo: Image.Image) -
     assert 0 < distances[1] < distances[2]
 
 
-def test_the_image_matters_and_so_does_the_network(pipe: Pipeline, photo: Image.Image) -> None:
+def test_the_image_and_the_network_both_matter(pipe: Pipeline, photo: Image.Image) -> None:
     black = Image.new("RGB", (64, 64))
     made = [
         latents(pipe, control={"canny": Control(photo)}),
@@ -89,21 +89,21 @@ def test_the_image_matters_and_so_does_the_network(pipe: Pipeline, photo: Image.
             assert np.abs(a - b).max() > 1e-3
 
 
-def test_none_and_an_empty_mapping_are_no_control(pipe: Pipeline) -> None:
+def test_none_and_an_empty_mapping_mean_no_control(pipe: Pipeline) -> None:
     plain = latents(pipe)
     for nothing in (None, {}):
         assert (latents(pipe, control=nothing) == plain).all()
         assert pipe.generate("a fox", steps=1, control=nothing).settings.control is None
 
 
-def test_a_batch_is_what_each_would_be_alone(pipe: Pipeline, photo: Image.Image) -> None:
+def test_images_in_a_batch_equal_single_images(pipe: Pipeline, photo: Image.Image) -> None:
     control = {"canny": Control(photo), "depth": Control(photo, end=0.5)}
     together = latents(pipe, seed=[0, 5], control=control)
     for k, seed in enumerate((0, 5)):
         assert (latents(pipe, seed=seed, control=control)[0] == together[k]).all()
 
 
-def test_a_network_runs_on_its_steps_alone(pipe: Pipeline, photo: Image.Image) -> None:
+def test_a_network_runs_only_on_its_steps(pipe: Pipeline, photo: Image.Image) -> None:
     control = {"canny": Control(photo, end=0.5), "depth": Control(photo, start=0.25, end=0.75)}
     steps = stages_run(pipe, steps=4, control=control)
     steps[0] = [s for s in steps[0] if s != "text_encoder"]
@@ -125,7 +125,7 @@ def test_a_network_runs_on_its_steps_alone(pipe: Pipeline, photo: Image.Image) -
     }
 
 
-def test_what_is_not_asked_for_is_not_loaded(bundle: Path, photo: Image.Image) -> None:
+def test_only_stages_in_use_are_loaded(bundle: Path, photo: Image.Image) -> None:
     with edgediff.load(bundle) as pipe:
         assert set(pipe.loaded_stages) == {"text_encoder", "vae_decoder"}
         pipe.generate("a fox", steps=1)
@@ -167,7 +167,7 @@ def test_it_verifies(bundle: Path) -> None:
     }
 
 
-def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None:
+def test_changes_to_images_are_noted(pipe: Pipeline, tmp_path: Path) -> None:
     Image.new("RGBA", (32, 48)).save(tmp_path / "a.png")
     control = {"canny": Control(tmp_path / "a.png"), "depth": Control(Image.new("L", (99, 99)))}
     assert pipe.generate("a fox", seed=0, steps=1, control=control).notes == (
@@ -176,7 +176,7 @@ def test_what_was_done_to_images_is_told(pipe: Pipeline, tmp_path: Path) -> None
     )
 
 
-def test_the_image_is_prepared_at_the_size_of_the_image(photo: Image.Image) -> None:
+def test_the_image_is_prepared_at_the_size_of_the_result(photo: Image.Image) -> None:
     resized = photo.resize((64, 48), Image.Resampling.LANCZOS)
     for process, expected in (
         (None, resized),
@@ -189,9 +189,7 @@ def test_the_image_is_prepared_at_the_size_of_the_image(photo: Image.Image) -> N
         np.testing.assert_array_equal(pixels, scaled)
 
 
-def test_a_image_says_how_it_was_steered(
-    pipe: Pipeline, photo: Image.Image, tmp_path: Path
-) -> None:
+def test_an_image_records_its_control(pipe: Pipeline, photo: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     photo.save(path)
     control = {"canny": Control(path, scale=0.5, end=0.75, process="edges")}
@@ -231,7 +229,7 @@ NAN = float("nan")
         ({"canny": Control(7)}, "`control` 'canny' is int: expected a path"),
     ],
 )
-def test_what_is_no_control(pipe: Pipeline, control: Any, message: str) -> None:
+def test_arguments_that_are_not_controls(pipe: Pipeline, control: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         pipe.stream("a fox", control=control)
 
@@ -253,13 +251,13 @@ def test_what_is_no_control(pipe: Pipeline, control: Any, message: str) -> None:
         ({"start": 0.3, "end": 0.7}, "from 0.3 to 0.7 of 2 steps is less than a whole step"),
     ],
 )
-def test_what_a_control_may_not_say(pipe: Pipeline, fields: Any, message: str) -> None:
+def test_control_values_out_of_range(pipe: Pipeline, fields: Any, message: str) -> None:
     control = {"canny": Control(Image.new("L", (8, 8)), **fields)}
     with pytest.raises(InputError, match=message):
         pipe.stream("a fox", steps=2, control=control)
 
 
-def test_a_bundle_without_control_says_how_to_get_it(tiny_bundle: Path) -> None:
+def test_a_bundle_without_control_networks_names_the_remedy(tiny_bundle: Path) -> None:
     with pytest.raises(
         InputError,
         match=r"`control` 'canny': tiny has none of that name; it has no control networks:"
@@ -300,12 +298,12 @@ def test_nan_is_read_as_a_scale() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "canny", "canny=", "=a.png", "canny=edges:"])
-def test_what_is_no_flag(value: str) -> None:
+def test_malformed_flags(value: str) -> None:
     with pytest.raises(click.BadParameter, match="give NAME=IMAGE"):
         parsed(value)
 
 
-def test_a_network_that_is_named_twice() -> None:
+def test_a_network_given_twice() -> None:
     with pytest.raises(click.BadParameter, match="'canny' is given twice"):
         parsed("canny=a.png", "depth=b.png", "canny=c.png")
 

@@ -1,4 +1,4 @@
-"""The second pass: its size, and latents made larger."""
+"""The second pass: its size, its defaults, and enlarged latents."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def pipe(tiny_bundle: Path) -> Pipeline:
         ((72, 64), 1.06, (80, 64)),
     ],
 )
-def test_sizes_go_to_the_nearest_multiple(
+def test_sizes_are_rounded_to_the_nearest_multiple(
     size: tuple[int, int], factor: float, expected: tuple[int, int]
 ) -> None:
     assert larger(size, factor, 8) == expected
@@ -83,7 +83,7 @@ def test_defaults_are_filled_in(pipe: Pipeline) -> None:
         (1.125, None, ()),
     ],
 )
-def test_a_factor_that_was_rounded_is_told(
+def test_a_rounded_factor_is_noted(
     pipe: Pipeline, factor: float, size: Any, notes: tuple[str, ...]
 ) -> None:
     result = pipe.generate("a fox", seed=0, steps=2, size=size, hires=factor)
@@ -120,6 +120,6 @@ def test_a_factor_that_was_rounded_is_told(
         ({"hires_steps": 3}, "but `hires` is unset"),
     ],
 )
-def test_what_makes_no_second_pass(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
+def test_options_that_are_refused(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pipe.stream("a fox", **{"steps": 4, **options})

@@ -1,4 +1,4 @@
-"""Images made again from their own PNG, and files that do not say how they were made."""
+"""Images made again from the record in their file, and files without a record."""
 
 import contextlib
 import dataclasses
@@ -71,7 +71,7 @@ def pipe(tiny_bundle: Path) -> edgediff.Pipeline:
         {"seed": 2**64 - 1, "size": (128, 64), "sampler": "euler_a", "steps": 2},
     ],
 )  # fmt: skip
-def test_a_image_made_again_is_the_same(
+def test_an_image_made_again_is_the_same(
     pipe: edgediff.Pipeline, tmp_path: Path, options: Any
 ) -> None:
     first = pipe.generate("a fox,\n  twice ", **options)
@@ -99,9 +99,7 @@ def test_one_of_a_batch_and_a_whole_sheet(pipe: edgediff.Pipeline, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_image_that_the_call_was_given_has_to_be_given_again(
-    controlled: Any, tmp_path: Path
-) -> None:
+def test_an_input_image_has_to_be_given_again(controlled: Any, tmp_path: Path) -> None:
     shades = {"map.png": 90, "other.png": 200}
     for name, shade in shades.items():
         Image.new("L", (64, 64), shade).save(tmp_path / name)
@@ -124,7 +122,7 @@ def test_a_image_that_the_call_was_given_has_to_be_given_again(
     assert describe_given(made.given["control"]) == "an image without a file"
 
 
-def test_what_may_differ_is_said(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
+def test_possible_differences_are_reported(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     settings = dataclasses.replace(pipe.resolve("a fox").settings, provider="cpu")
     same = {"bundle": pipe.bundle.id}
     assert recorded(written(tmp_path, **same)).differences(settings) == []
@@ -136,18 +134,18 @@ def test_what_may_differ_is_said(pipe: edgediff.Pipeline, tmp_path: Path) -> Non
     ):
         (difference,) = recorded(written(tmp_path, **{**same, **changes})).differences(settings)
         assert message in difference
-    # Before it is loaded, a bundle's provider is not known.
+    # The provider is not known before a bundle is loaded.
     open_yet = dataclasses.replace(settings, provider="auto")
     assert recorded(written(tmp_path, **same, provider="cuda")).differences(open_yet) == []
 
 
-def test_settings_of_a_newer_edgediff_are_said_to_be_ignored(tmp_path: Path) -> None:
+def test_settings_of_a_newer_edgediff_are_reported_as_ignored(tmp_path: Path) -> None:
     made = recorded(written(tmp_path, wobble=0.5))
     assert made.ignored == ("wobble: 0.5",)
     assert "wobble" not in made.options
 
 
-def test_settings_of_an_older_edgediff_are_those_it_had(tmp_path: Path) -> None:
+def test_a_record_of_an_older_edgediff_gives_its_own_settings(tmp_path: Path) -> None:
     made = recorded(written(tmp_path))
     assert made.options == {
         "negative_prompt": None,
@@ -171,7 +169,7 @@ def bomb(path: Path) -> None:
 
 
 def large(path: Path) -> None:
-    """As many pixels as no decoder takes; the text is read all the same."""
+    """More pixels than any decoder takes; the text is read all the same."""
     header = (2**31 - 1).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
     text = b"edgediff\0\0\0\0\0" + json.dumps({"prompt": 3}).encode()
     chunks = chunk(b"IHDR", header) + chunk(b"iTXt", text) + chunk(b"IDAT", b"")
@@ -214,7 +212,7 @@ def damaged(path: Path) -> None:
         (lambda p: png(p, parameters=""), "not in the form of AUTOMATIC1111"),
     ],
 )  # fmt: skip
-def test_files_that_do_not_say(tmp_path: Path, write: Any, message: str) -> None:
+def test_files_without_a_record(tmp_path: Path, write: Any, message: str) -> None:
     path = tmp_path / "a.png"
     write(path)
     with pytest.raises(InputError) as e:
@@ -228,10 +226,10 @@ SETTINGS = [field.name for field in dataclasses.fields(Settings)]
 
 @pytest.mark.parametrize("name", ["seed", *(n for n in SETTINGS if n not in ("model", "bundle"))])
 @pytest.mark.parametrize("junk", ["x", [], {}, [1, 2, 3], -7.5, 1e308, True, [[[]]]])
-def test_nonsense_in_a_record_raises_nothing_but_input_errors(
+def test_nonsense_in_a_record_raises_only_input_errors(
     pipe: edgediff.Pipeline, tmp_path: Path, name: str, junk: Any
 ) -> None:
-    with contextlib.suppress(InputError):  # some of it is a value of some setting
+    with contextlib.suppress(InputError):  # some values are valid for some settings
         made = recorded(written(tmp_path, **{name: junk}))
         pipe.generate(made.prompt, **made.options)
 
@@ -244,7 +242,7 @@ A1111 = (
 )
 
 
-def test_what_another_tool_wrote(tmp_path: Path) -> None:
+def test_the_text_of_another_tool(tmp_path: Path) -> None:
     made = recorded(png(tmp_path / "a.png", parameters=A1111))
     assert made.prompt == "a (red:1.2) fox,\nwith hat"
     assert made.options == {
@@ -327,7 +325,7 @@ def test_variations_of_other_tools(tmp_path: Path) -> None:
         ("a fox\nSteps: 4", None),
     ],
 )
-def test_brackets_of_other_tools_weigh_words(
+def test_brackets_of_other_tools_weight_words(
     tmp_path: Path, text: str, weights: bool | None
 ) -> None:
     made = recorded(png(tmp_path / "a.png", parameters=text))
@@ -335,9 +333,7 @@ def test_brackets_of_other_tools_weigh_words(
     assert made.ignored == ()
 
 
-def test_our_own_form_for_other_tools_is_read_alike(
-    pipe: edgediff.Pipeline, tmp_path: Path
-) -> None:
+def test_our_own_text_for_other_tools_is_read_back(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     result = pipe.generate("a: b, c", negative_prompt="x", seed=0, steps=2, guidance_scale=1.5)
     with Image.open(result.save(tmp_path / "a.png")[0]) as image:
         parameters = image.info["parameters"]

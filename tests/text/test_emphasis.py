@@ -1,4 +1,4 @@
-"""Weights in prompts: what is read as one, and what becomes of the hidden states."""
+"""Weights in prompts: how they are parsed, and how they change the hidden states."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ UP, DOWN = 1.1, 1 / 1.1
         ("(a:1)b", [("ab", 1)]),
         ("()", []),
         ("(:1.3)", []),
-        # Escaped, brackets are text.
+        # Escaped brackets are text.
         (r"\(fox\)", [("(fox)", 1)]),
         (r"\[fox\]", [("[fox]", 1)]),
         (r"(fox\):1.3)", [("fox)", 1.3)]),
@@ -40,7 +40,7 @@ UP, DOWN = 1.1, 1 / 1.1
         (r"(a\\)", [("a\\", UP)]),
         (r"a\b", [("a\\b", 1)]),
         ("a\\", [("a\\", 1)]),
-        # Without a partner they are text, and what is open stays so.
+        # Unmatched brackets are text.
         ("(fox", [("(fox", 1)]),
         ("fox)", [("fox)", 1)]),
         ("[fox", [("[fox", 1)]),
@@ -54,7 +54,7 @@ UP, DOWN = 1.1, 1 / 1.1
         ("(a [b) c]", [("a [b", UP), (" c]", 1)]),
         (":( :)", [(":", 1), (" :", UP)]),
         (")(", [(")(", 1)]),
-        # What is not a number is text.
+        # Anything but a number is text.
         ("(fox:x)", [("fox:x", UP)]),
         ("(fox:)", [("fox:", UP)]),
         ("(fox:1.2.3)", [("fox:1.2.3", UP)]),
@@ -71,7 +71,7 @@ UP, DOWN = 1.1, 1 / 1.1
         ("日(本:1.5)\n☀", [("日", 1), ("本", 1.5), ("\n☀", 1)]),
     ],
 )
-def test_what_is_a_weight(prompt: str, expected: list[tuple[str, float]]) -> None:
+def test_parsing_of_weights(prompt: str, expected: list[tuple[str, float]]) -> None:
     found = parse_weights(prompt)
     assert [f.text for f in found] == [text for text, _ in expected]
     assert [f.weight for f in found] == pytest.approx([weight for _, weight in expected])
@@ -98,8 +98,8 @@ def test_weights_that_are_too_large(prompt: str) -> None:
     ["(", ")", "([", ":", ": ", "\\", "(a:", "[" * 9999 + ")" * 9999, ":" + " " * 9999],
     ids=range(9),
 )
-def test_long_nonsense_takes_no_time(nonsense: str) -> None:
-    """Time that grew with its square would be minutes."""
+def test_long_nonsense_is_parsed_quickly(nonsense: str) -> None:
+    """Quadratic time would be minutes."""
     parse_weights((nonsense * 19999)[:19999])
 
 
@@ -126,7 +126,7 @@ def test_states_are_multiplied_and_keep_their_mean() -> None:
     np.testing.assert_allclose(weighted[0], multiplied * scale, rtol=1e-5)
 
 
-def test_a_mean_of_nothing_but_rounding_is_not_restored() -> None:
+def test_a_mean_of_only_rounding_errors_is_not_restored() -> None:
     states = random_states(0)
     states -= states.mean(-1, keepdims=True)
     weights = np.array([1, 1.5, 1, 1, 1, 1, 1], np.float32)

@@ -1,4 +1,5 @@
-"""Framing and the report of what was cut; ids are compared with CLIPTokenizer in parity/."""
+"""The frame of a prompt, chunks, and the report of cut text. Tests in parity/ compare the ids with
+CLIPTokenizer's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ def tokenizer(tiny_bundle: Path, spec: TokenizerSpec) -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n"])
-def test_nothing_is_begin_end_and_padding(
+def test_an_empty_prompt_is_begin_end_and_padding(
     tokenizer: Tokenizer, spec: TokenizerSpec, text: str
 ) -> None:
     encoded = tokenizer.encode(text)
@@ -37,7 +38,7 @@ def test_ids_are_one_row_of_int64(tokenizer: Tokenizer, spec: TokenizerSpec) -> 
     assert ids.shape == (1, spec.max_length)
 
 
-def test_padding_is_what_the_bundle_says(tiny_bundle: Path, spec: TokenizerSpec) -> None:
+def test_the_bundle_gives_the_padding(tiny_bundle: Path, spec: TokenizerSpec) -> None:
     other = Tokenizer(tiny_bundle / spec.file, replace(spec, pad_token_id=0))
     assert other.encode("a").ids[0, -1] == 0
 
@@ -53,14 +54,14 @@ def test_exactly_the_limit_is_not_cut(tokenizer: Tokenizer) -> None:
     assert (longer.ids == tokenizer.encode(words).ids).all()
 
 
-def test_what_was_cut_is_given_as_it_was_written(tokenizer: Tokenizer) -> None:
+def test_the_cut_text_is_reported_as_written(tokenizer: Tokenizer) -> None:
     limit = tokenizer.encode("").limit
     text = "a " * limit + " Über 日本  ☀️, the End"
     assert tokenizer.encode(text).truncated == "Über 日本  ☀️, the End"
 
 
 def test_a_token_of_several_vectors(tiny_bundle: Path, spec: TokenizerSpec) -> None:
-    """Each vector takes a place; a token whose end does not fit is told as cut."""
+    """Each vector takes a place; a token whose last vectors do not fit is reported as cut."""
     plain = Tokenizer(tiny_bundle / spec.file, spec)
     (token,) = plain.encode("a").ids[0, 1:2].tolist()
     tokenizer = Tokenizer(
@@ -79,7 +80,7 @@ def test_a_token_of_several_vectors(tiny_bundle: Path, spec: TokenizerSpec) -> N
 
 
 @pytest.mark.parametrize("value", [None, 7, b"fox", ["a"]])
-def test_what_is_not_text(tokenizer: Tokenizer, value: object) -> None:
+def test_prompts_that_are_not_text(tokenizer: Tokenizer, value: object) -> None:
     with pytest.raises(InputError, match="expected text"):
         tokenizer.encode(value)  # type: ignore[arg-type]
 
@@ -90,7 +91,7 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, spec: TokenizerSpec) ->
         Tokenizer(tmp_path / "tokenizer.json", spec)
 
 
-def test_one_chunk_is_what_fits_without_chunks(tokenizer: Tokenizer) -> None:
+def test_a_prompt_of_one_chunk_is_encoded_as_without_chunks(tokenizer: Tokenizer) -> None:
     for text in ("", "a fox, a (dog)", " ".join(["a"] * tokenizer.encode("").limit)):
         plain, chunked = tokenizer.encode(text), tokenizer.encode(text, chunked=True)
         assert (chunked.ids == plain.ids).all()
@@ -144,7 +145,7 @@ def test_chunks(tokenizer: Tokenizer, text: str, chunks: list[str]) -> None:
     )
 
 
-def test_break_is_a_word_unless_there_are_chunks(tokenizer: Tokenizer) -> None:
+def test_break_is_text_without_chunks(tokenizer: Tokenizer) -> None:
     plain = tokenizer.encode("a BREAK b")
     assert (plain.ids == tokenizer.encode("a break b").ids).all()
 
@@ -156,7 +157,7 @@ def test_the_pieces_of_one_character_stay_together(tokenizer: Tokenizer) -> None
         ids(tokenizer, "a " * 73),
         ids(tokenizer, "😀 b"),
     ]
-    # Longer than a chunk, they cannot.
+    # Pieces longer than a chunk cannot.
     assert words(tokenizer, "a\u0301\u0302 " * 100) != []
 
 
@@ -177,7 +178,7 @@ def test_the_vectors_of_a_textual_inversion_stay_together(
     assert [len(chunk) for chunk in words(many, "x")] == [75, 25]
 
 
-def test_weights_are_those_of_their_tokens(tokenizer: Tokenizer, spec: TokenizerSpec) -> None:
+def test_tokens_have_the_weights_of_their_text(tokenizer: Tokenizer, spec: TokenizerSpec) -> None:
     encoded = tokenizer.encode("a (b:1.5), [c]", weighted=True)
     assert (encoded.ids == tokenizer.encode("a b, c").ids).all()
     assert encoded.weights.dtype == "float32"
@@ -185,13 +186,13 @@ def test_weights_are_those_of_their_tokens(tokenizer: Tokenizer, spec: Tokenizer
     assert encoded.weights[0] == pytest.approx(expected)
 
 
-def test_weights_go_along_into_the_next_chunk(tokenizer: Tokenizer) -> None:
+def test_weights_continue_in_the_next_chunk(tokenizer: Tokenizer) -> None:
     encoded = tokenizer.encode("a " * 74 + "(b b BREAK b:2) c", weighted=True, chunked=True)
     assert [row[row != 1].tolist() for row in encoded.weights] == [[2], [2], [2]]
     assert encoded.weights[:, 1].tolist() == [1, 2, 2]
 
 
-def test_what_was_cut_of_a_weighted_prompt_is_given_as_it_was_written(
+def test_the_cut_text_of_a_weighted_prompt_is_reported_as_written(
     tokenizer: Tokenizer,
 ) -> None:
     encoded = tokenizer.encode("a " * 74 + r"\(\(( Über: [b]:1.3)", weighted=True)
