@@ -36,8 +36,8 @@ def conditioning(source: Source) -> ConditioningSpec:
 
 
 def named(options: Options, source: Source) -> str:
-    """The names of the model, the user's and its own, which may say how it is to be sampled."""
-    return f"{options.name or ''} {source.name}"
+    """What may say how the model is to be sampled: its names, the user's and its own."""
+    return " ".join([options.name or "", *source.names])
 
 
 def choose_defaults(

@@ -12,6 +12,7 @@ from edgediff.errors import ExportError, InputError
 from edgediff_export.quiet import quiet
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.hub import download_controlnet, is_hub_id
+from edgediff_export.source.origin import origin
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.weights import load_weights
 
@@ -71,7 +72,7 @@ def open_controlnets(
             raise ExportError(_no_network(where, folder))
         network = ControlNet(
             name=name,
-            description=where if not Path(where).exists() else folder.resolve().name,
+            description=_described(where),
             folder=folder,
             config=read_config(folder / "config.json"),
         )
@@ -97,7 +98,11 @@ def residual_levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
 def _split(request: str) -> tuple[str, str]:
     """NAME=SOURCE or SOURCE → (name, source)."""
     named = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", request)
-    name, where = (named[1], named[2]) if named else (Path(request).name, request)
+    where = named[2] if named else request
+    if named:
+        name = named[1]
+    else:
+        name = origin(Path(where)).name if Path(where).exists() else Path(where).name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(
             f"--controlnet {request}: {name!r} is no name (letters, digits, - _ and .): give"
@@ -116,6 +121,14 @@ def _find(where: str) -> Path:
             " config.json and weights, or a hub id such as owner/name"
         )
     return download_controlnet(where)
+
+
+def _described(where: str) -> str:
+    """The hub id of a control network, or the name of its folder."""
+    if not Path(where).exists():
+        return where
+    found = origin(Path(where))
+    return found.hub or found.name
 
 
 def _no_network(where: str, folder: Path) -> str:

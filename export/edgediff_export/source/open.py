@@ -11,6 +11,7 @@ from edgediff_export.source.checkpoint import unpack
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.families import PIPELINES, TEXT_ENCODERS, check_index
 from edgediff_export.source.hub import download_pipeline, is_hub_id
+from edgediff_export.source.origin import hub_origin, origin
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.support import check_components
 
@@ -44,16 +45,17 @@ def open_source(
     vae_folder = folder / "vae" if vae is None else _find_component("vae", vae)
     unet_path = folder / "unet" if unet is None else _find_component("unet", unet)
     unet_folder = unet_path if unet_path.is_dir() else folder / "unet"
-    # A local path says something about the machine, and nothing about the model.
-    name = path.resolve().stem if path.is_file() else path.resolve().name
-    description = name if path.exists() else source
+    found = origin(path) if path.exists() else hub_origin(source)
+    description = found.hub or found.name
     for part, other in (("UNet", unet), ("VAE", vae)):
         if other is not None:
-            description += f" with the {part} {other.name}"
+            description += f" with the {part} {origin(other).hub or other.name}"
+    named = [found, *([origin(unet)] if unet is not None else [])]
     encoders = [e for e in TEXT_ENCODERS if e in PIPELINES[str(index["_class_name"])]]
     opened = Source(
         description=description,
-        name=name if unet is None else unet.resolve().stem,
+        name=named[-1].name,
+        names=named[-1].names,
         pipeline=str(index["_class_name"]),
         license=_license(folder / "README.md"),
         folder=folder,

@@ -19,13 +19,15 @@ from edgediff_export.source.weights import load_file_weights, load_weights
 class Source:
     """An opened pipeline: its configs, and the folders from which components are loaded.
 
-    `description` is the hub id, or the name of the folder or file; `license` is the model card's,
-    where it has one. `unet_path` is a folder, or a file with the weights alone. `text_encoders` are
-    their configs, in the order in which the UNet reads what they give. `loras` and `embeddings` are
-    merged into components as these are loaded."""
+    `description` is the hub id, or the name of the folder or file; `names` are all names that the
+    UNet goes by (see `Origin`); `license` is the model card's, where it has one. `unet_path` is a
+    folder, or a file with the weights alone. `text_encoders` are their configs, in the order in
+    which the UNet reads what they give. `loras` and `embeddings` are merged into components as
+    these are loaded."""
 
     description: str
     name: str
+    names: tuple[str, ...]
     pipeline: str
     license: str | None
     folder: Path
