@@ -372,7 +372,7 @@ def test_the_report_and_info_say_what_was_merged(
         [
             *[str(small_pipeline("sd1")), str(tmp_path / "out"), "--steps", "1"],
             *["--lora", f"{lora.path}:0.5", "--lora", f"{tmp_path / 'more.safetensors'}:0"],
-            *["--embedding", f"{embedding}:<word>"],
+            *["--embedding", f"{embedding}:<word>", "--allow-partial"],
         ],
     )
     assert done.exit_code == 0, done.output

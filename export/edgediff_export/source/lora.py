@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): low-rank changes of weights, merged before tracing.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) and its kin: changes of weights, merged before tracing.
 
 W ← W + scale · (alpha / rank) · up · down   (section 4.1)
 
@@ -9,7 +9,6 @@ file's names are looked up there; so nothing is guessed of a name, and what is n
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,35 +17,46 @@ from typing import Any
 from edgediff.bundle.folder import hash_file
 from edgediff.bundle.manifest import MergedLora
 from edgediff.errors import ExportError, InputError, first_line
-from edgediff_export.source.safetensors_file import open_tensors, split_argument
+from edgediff_export.source.config_file import read_config
+from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.lora_forms import (
+    OTHER_KINDS,
+    Change,
+    decompose,
+    find_role,
+    fits,
+    lacking,
+    rank_of,
+)
+from edgediff_export.source.origin import origin
+from edgediff_export.source.original_names import unet_names
+from edgediff_export.source.safetensors_file import open_tensors, read_header, split_argument
+from edgediff_export.source.statements import read_statements
 
 Layers = Mapping[str, tuple[int, ...]]
-"""The layers of a component that a LoRA can change: name → the shape of its weight."""
+"""The layers of a component that a LoRA can change: name → the shape of its weight, and
+name.bias → that of its bias."""
 
 _PREFIXES = {
-    "unet": ("unet.", "", "lora_unet_"),
-    "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
-    "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
-}
-# kohya-ss: X.lora_down.weight; PEFT: X.lora_A.weight, with the adapter's name or without; diffusers
-# before it: X.lora.down.weight, X_lora.down.weight and X.lora_linear_layer.down.weight.
-_DOWN, _UP = (
-    re.compile(
-        rf"(.+?)(?:\.lora_{short}|\.lora_{letter}(?:\.\w+)?|[._]lora\.{short}"
-        rf"|\.lora_linear_layer\.{short})\.weight"
-    )
-    for short, letter in (("down", "A"), ("up", "B"))
-)
-# What changes weights by another formula, and would be wrong if it were left out.
-_OTHER_KINDS = {
-    "DoRA": re.compile(r"dora_scale$|lora_magnitude_vector"),
-    "LoHa": re.compile(r"\.hada_"),
-    "LoKr": re.compile(r"\.lokr_"),
-    "OFT": re.compile(r"\.oft_"),
-    "a LoRA with Tucker decomposition": re.compile(r"\.lora_mid\."),
-    "a LoRA with biases": re.compile(r"\.lora_B(\.\w+)?\.bias$"),
+    "unet": (
+        *("unet.", "", "lora_unet_", "lycoris_", "lycoris_unet_", "diffusion_model."),
+        *("model.diffusion_model.", "base_model.model.", "base_model.model.unet."),
+        "unet.base_model.model.",
+    ),
+    "text_encoder": (
+        *("text_encoder.", "lora_te_", "lora_te1_", "text_encoders.clip_l.transformer."),
+        *("text_encoder.base_model.model.", "base_model.model.text_encoder."),
+        "cond_stage_model.transformer.",
+    ),
+    "text_encoder_2": (
+        *("text_encoder_2.", "lora_te2_", "text_encoders.clip_g.transformer."),
+        *("text_encoder_2.base_model.model.", "base_model.model.text_encoder_2."),
+    ),
 }
 _PEFT_METADATA = "lora_adapter_metadata"
+_PEFT_FILE = "adapter_config.json"
+_LISTED = 5
+"""How many layers that cannot be merged an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +72,20 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """The change of one layer: the file's keys of `down` (rank, in, …) and `up` (out, rank, …), and
-    alpha / rank."""
-
-    down: str
-    up: str
-    factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Matched:
     """A LoRA whose layers were found in the pipeline: component → layer → its change.
 
-    `note`: how many were not found, "" where all were."""
+    `note`: what was left out, "" where nothing was. `names`: all names that it goes by."""
 
     lora: Lora
     changes: Mapping[str, Mapping[str, Change]]
     note: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def few_steps(self) -> bool:
+        """Whether its names say that it makes a model one of few steps."""
+        return find_few_steps(self.names) is not None
 
     def merge(self, component: str, module: Any) -> None:
         """Add the change to a component's weights, in place; each sum is taken in float32.
@@ -90,19 +96,29 @@ class Matched:
         changes = self.changes.get(component, {})
         if not changes or self.lora.scale == 0:
             return
-        with open_tensors(self.lora.path, flag="--lora") as tensors:
+        with open_tensors(self.lora.path, flag="--lora") as tensors, torch.no_grad():
             for layer, change in changes.items():
-                weight = module.get_submodule(layer).weight
-                up, down = (tensors.get_tensor(k).float() for k in (change.up, change.down))
-                delta = up.flatten(1) @ down.flatten(1)
-                delta *= self.lora.scale * change.factor
-                if not torch.isfinite(delta).all():
-                    raise ExportError(
-                        f"--lora {self.lora.path}: {change.down}: the change is not finite: is the"
-                        " file damaged?"
-                    )
-                with torch.no_grad():
-                    weight.copy_(weight.float() + delta.reshape(weight.shape))
+                its = module.get_submodule(layer)
+                if change.changes_weight:
+                    self._add(its.weight, change.weight_delta(tensors), change, tensors)
+                if change.changes_bias:
+                    self._add(its.bias, change.bias_delta(tensors), change)
+
+    def _add(self, weight: Any, delta: Any, change: Change, tensors: Any = None) -> None:
+        import torch
+
+        delta = (delta * self.lora.scale).reshape(weight.shape)
+        magnitude = None if tensors is None else change.magnitude(tensors)
+        if magnitude is None:
+            changed = weight.float() + delta
+        else:
+            changed = decompose(weight.float(), delta, magnitude)
+        if not torch.isfinite(changed).all():
+            raise ExportError(
+                f"--lora {self.lora.path}: {min(change.keys.values())}: the change is not finite:"
+                " is the file damaged?"
+            )
+        weight.copy_(changed)
 
     def record(self) -> MergedLora:
         """What bundle.json says of it."""
@@ -124,70 +140,100 @@ def parse_lora(text: str) -> Lora:
 
 
 def layers(module: Any) -> dict[str, tuple[int, ...]]:
-    """The linear layers and convolutions of a torch module."""
+    """The linear layers, convolutions and norms of a torch module, and their biases."""
     import torch
 
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    return {
-        name: tuple(child.weight.shape)
-        for name, child in module.named_modules()
-        if isinstance(child, kinds)
-    }
+    nn = torch.nn
+    found: dict[str, tuple[int, ...]] = {}
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm):
+            for key, parameter in ((name, child.weight), (f"{name}.bias", child.bias)):
+                if parameter is not None:
+                    found[key] = tuple(parameter.shape)
+    return found
 
 
-def match(lora: Lora, pipeline: Mapping[str, Layers]) -> Matched:
+def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = False) -> Matched:
     """Find the layers that a LoRA changes.
 
     pipeline: component ("unet", "text_encoder", "text_encoder_2") → its layers.
+    allow_partial: whether to leave out what cannot be merged, which `Matched.note` then names.
 
-    Raises ExportError where there is no such file, where it is no LoRA, of another family, or of a
-    shape that does not fit."""
+    Raises ExportError where there is no such file, where it is no LoRA, of another family, of a
+    shape that does not fit, or holds a change that cannot be merged."""
     where = f"--lora {lora.path}"
     names = {
         name: (component, layer)
         for component, its in pipeline.items()
-        for name, layer in _names(component, its)
+        for name, layer in _names(component, [n for n in its if not n.endswith(".bias")])
     }
-    with open_tensors(lora.path, flag="--lora") as tensors:
-        keys = sorted(tensors.keys())
-        for kind, pattern in _OTHER_KINDS.items():
-            found = next((k for k in keys if pattern.search(k)), None)
-            if found is not None:
-                raise ExportError(f"{where}: {found}: is {kind}, which edgediff cannot merge")
-        downs, ups = (
-            {m[1]: k for k in keys if (m := pattern.fullmatch(k))} for pattern in (_DOWN, _UP)
+    header = read_header(lora.path, flag="--lora")
+    shapes, keys = header.shapes, sorted(header.shapes)
+    for kind, pattern in OTHER_KINDS.items():
+        found = next((k for k in keys if pattern.search(k)), None)
+        if found is not None:
+            raise ExportError(f"{where}: {found}: is {kind}, which edgediff cannot merge")
+    grouped: dict[str, dict[str, str]] = {}
+    others = []
+    for key in keys:
+        role = find_role(key)
+        if role is not None:
+            grouped.setdefault(role[1], {})[role[0]] = key
+        elif not _is_alpha(key):
+            others.append(key)
+    if not grouped:
+        example = f" (it holds {keys[0]})" if keys else ""
+        raise ExportError(f"{where}: holds no LoRA{example}: give a LoRA's weights")
+    lonely = next((name for name, roles in grouped.items() if lacking(roles)), None)
+    if lonely is not None:
+        raise ExportError(
+            f"{where}: {lonely}: one of its two matrices is missing: download it again"
         )
-        if not downs and not ups:
-            example = f" (it holds {keys[0]})" if keys else ""
-            raise ExportError(f"{where}: holds no LoRA{example}: give a LoRA's weights")
-        lonely = sorted(downs.keys() ^ ups.keys())
-        if lonely:
-            raise ExportError(
-                f"{where}: {lonely[0]}: one of its two matrices is missing: download it again"
-            )
-        alphas = _Alphas(where, tensors)
-        changes: dict[str, dict[str, Change]] = {}
-        absent = []
-        for name, down in downs.items():
+    changes: dict[str, dict[str, Change]] = {}
+    absent = []
+    with open_tensors(lora.path, flag="--lora") as tensors:
+        alphas = _Alphas(where, tensors, lora.path.parent / _PEFT_FILE)
+        for name, roles in grouped.items():
             target = names.get(name.replace(".processor.", "."))
             if target is None:
                 absent.append(name)
                 continue
             component, layer = target
-            inner, outer = (tuple(tensors.get_slice(k).get_shape()) for k in (down, ups[name]))
-            _check_shapes(where, name, inner, outer, pipeline[component][layer])
-            factor = alphas.factor(name, component, layer, rank=inner[0])
+            its = pipeline[component]
+            change = Change(keys=roles)
+            if change.changes_bias and f"{layer}.bias" not in its:
+                absent.append(next(roles[r] for r in roles if r in ("up_bias", "diff_b", "b_norm")))
+                continue
+            rank = rank_of(roles, shapes)
+            if rank == 0:  # resized to nothing: it changes nothing
+                changes.setdefault(component, {})
+                continue
+            _check_shapes(where, name, roles, shapes, its, layer)
+            if rank is not None:
+                factor = alphas.factor(name, component, layer, rank=rank)
+                change = Change(keys=roles, factor=factor)
             # A file that names a layer twice, as diffusers does and as the original, means one.
-            changes.setdefault(component, {}).setdefault(
-                layer, Change(down=down, up=ups[name], factor=factor)
-            )
-    others = [k for k in keys if not (_DOWN.fullmatch(k) or _UP.fullmatch(k) or _is_alpha(k))]
+            changes.setdefault(component, {}).setdefault(layer, change)
     if not changes:
         raise ExportError(
-            f"{where}: none of its {len(downs)} layers, such as {absent[0]}, is in this pipeline:"
+            f"{where}: none of its {len(grouped)} layers, such as {absent[0]}, is in this pipeline:"
             " give a LoRA that was trained for this family of models"
         )
-    return Matched(lora=lora, changes=changes, note=_note(lora, len(downs), absent, others))
+    left_out = [*absent, *others]
+    if left_out and not allow_partial:
+        listed = ", ".join(left_out[:_LISTED])
+        more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
+        raise ExportError(
+            f"{where}: {len(left_out)} of its {len(grouped) + len(others)} changes cannot be merged"
+            f" into this pipeline: {listed}{more}: give a LoRA that was trained for this model, or"
+            " --allow-partial to merge the rest"
+        )
+    return Matched(
+        lora=lora,
+        changes=changes,
+        note=_note(lora, len(grouped), absent, others),
+        names=(*origin(lora.path).names, *read_statements(header).names),
+    )
 
 
 def _note(lora: Lora, total: int, absent: Sequence[str], others: Sequence[str]) -> str:
@@ -203,21 +249,29 @@ def _note(lora: Lora, total: int, absent: Sequence[str], others: Sequence[str]) 
 
 
 def _check_shapes(
-    where: str, name: str, down: tuple[int, ...], up: tuple[int, ...], weight: tuple[int, ...]
+    where: str,
+    name: str,
+    roles: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    its: Layers,
+    layer: str,
 ) -> None:
-    fits = (
-        len(down) >= 2
-        and len(up) >= 2
-        and up[:2] == (weight[0], down[0])
-        and math.prod(up[2:]) == 1
-        and down[1] == weight[1]
-        and math.prod(down[2:]) == math.prod(weight[2:])
-    )
-    if not fits:
-        raise ExportError(
-            f"{where}: {name}: up {up} times down {down} does not fit the pipeline's weight"
-            f" {weight}: give a LoRA that was trained for this family of models"
-        )
+    for family in ("down", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "w_norm"):
+        if family in roles and not fits(roles, shapes, its[layer]):
+            if family == "down":
+                what = f"up {shapes[roles['up']]} times down {shapes[roles['down']]}"
+            else:
+                what = f"{family} {shapes[roles[family]]}"
+            raise ExportError(
+                f"{where}: {name}: {what} does not fit the pipeline's weight {its[layer]}: give a"
+                " LoRA that was trained for this family of models"
+            )
+    for role in ("up_bias", "diff_b", "b_norm"):
+        if role in roles and shapes[roles[role]] != its[f"{layer}.bias"]:
+            raise ExportError(
+                f"{where}: {roles[role]}: {shapes[roles[role]]} does not fit the pipeline's bias"
+                f" {its[f'{layer}.bias']}: give a LoRA that was trained for this family of models"
+            )
 
 
 def _is_alpha(key: str) -> bool:
@@ -225,9 +279,10 @@ def _is_alpha(key: str) -> bool:
 
 
 class _Alphas:
-    """Where a file says alpha: beside the matrices, or in its header as PEFT's configuration."""
+    """Where a file says alpha: beside the matrices, or as PEFT's configuration, in its header or in
+    a file beside it."""
 
-    def __init__(self, where: str, tensors: Any) -> None:
+    def __init__(self, where: str, tensors: Any, beside: Path) -> None:
         self._where = where
         self._tensors = tensors
         self._keys = set(tensors.keys())
@@ -238,6 +293,9 @@ class _Alphas:
                 f"{where}: {_PEFT_METADATA} in its header is not JSON ({first_line(e)})"
             ) from e
         self._config: dict[str, Any] = config if isinstance(config, dict) else {}
+        peft = any(re.search(r"\.lora_A(\.\w+)?\.weight$", k) for k in self._keys)
+        if not self._config and peft and beside.is_file():
+            self._config = read_config(beside)
 
     def factor(self, name: str, component: str, layer: str, *, rank: int) -> float:
         """alpha / rank, or alpha / √rank where PEFT's configuration asks for it (Kalajdzievski
@@ -260,68 +318,20 @@ class _Alphas:
 def _names(component: str, layers: Collection[str]) -> Iterator[tuple[str, str]]:
     """All names that files give to layers, without what tells `down` from `up`, each with the layer
     that it means."""
-    original = _original_names(layers) if component == "unet" else {}
+    original = unet_names(layers) if component == "unet" else {}
     for prefix in _PREFIXES[component]:
         for layer in layers:
-            if prefix.startswith("lora_"):
-                yield prefix + layer.replace(".", "_"), layer
-                if layer in original:
-                    yield prefix + original[layer].replace(".", "_"), layer
+            spelled = [layer, *([original[layer]] if layer in original else [])]
+            if component != "unet":
+                spelled.append(layer.removeprefix("text_model."))
+            if prefix.endswith("_"):
+                for name in spelled:
+                    yield prefix + name.replace(".", "_"), layer
                 continue
-            yield prefix + layer, layer
+            for name in spelled:
+                yield prefix + name, layer
             # diffusers before PEFT: to_out_lora, and in text encoders to_q_lora for q_proj.
             if component == "unet":
                 yield prefix + layer.removesuffix(".0"), layer
             elif projection := re.fullmatch(r"(.+\.self_attn\.)(q|k|v|out)_proj", layer):
                 yield f"{prefix}{projection[1]}to_{projection[2]}", layer
-
-
-_ORIGINAL_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_ORIGINAL_LAYERS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-
-
-def _original_names(layers: Collection[str]) -> dict[str, str]:
-    """UNet layers → their names in the original code, which numbers the resnets, downsamplers and
-    upsamplers of all blocks in one row: "down_blocks.1.attentions.0.proj_in" →
-    "input_blocks.4.1.proj_in"."""
-    found = {name: _ORIGINAL_LAYERS[name] for name in layers if name in _ORIGINAL_LAYERS}
-    split = {name: name.split(".") for name in layers}
-    resnets = Counter(
-        (p[0], int(p[1])) for p in split.values() if p[2:3] == ["resnets"] and p[4:] == ["conv1"]
-    )
-    attending = {(p[0], int(p[1])) for p in split.values() if p[2:3] == ["attentions"]}
-    for name, (side, *parts) in split.items():
-        if side == "mid_block":
-            kind, number, *inner = parts
-            place = f"middle_block.{2 * int(number) if kind == 'resnets' else 1}"
-        elif side in ("down_blocks", "up_blocks"):
-            block, (kind, number, *inner) = int(parts[0]), parts[1:]
-            before = sum(resnets[side, b] for b in range(block))
-            column = int(kind == "attentions")
-            if kind == "downsamplers":
-                place, inner = f"input_blocks.{before + block + 1 + resnets[side, block]}.0", ["op"]
-            elif kind == "upsamplers":
-                column = 1 + ((side, block) in attending)
-                place = f"output_blocks.{before + resnets[side, block] - 1}.{column}"
-            elif side == "down_blocks":
-                place = f"input_blocks.{before + block + 1 + int(number)}.{column}"
-            else:
-                place = f"output_blocks.{before + int(number)}.{column}"
-        else:
-            continue
-        if kind == "resnets":
-            inner = [_ORIGINAL_RESNET[inner[0]]]
-        found[name] = ".".join([place, *inner])
-    return found

@@ -122,10 +122,15 @@ def test_a_layer_that_is_named_twice_changes_once(write: Callable[..., Lora]) ->
 def test_a_partial_match_says_how_many_of_how_many(write: Callable[..., Lora]) -> None:
     tensors = pair(KOHYA_Q) | pair("lora_unet_other") | pair("lora_te2_x")
     tensors["lora_unet_norm.diff"] = torch.ones(3)
-    note = match(write(tensors), PIPELINE).note
+    lora = write(tensors)
+    with pytest.raises(
+        ExportError, match=r"3 of its 4 changes cannot be merged .*: lora_te2_x, lor"
+    ):
+        match(lora, PIPELINE)
+    note = match(lora, PIPELINE, allow_partial=True).note
     assert note == (
-        "it.safetensors: 1 of its 3 layers were merged; the pipeline lacks the others, such as"
-        " lora_te2_x; tensors that are no LoRA were left out (1, such as lora_unet_norm.diff)"
+        "it.safetensors: 1 of its 4 layers were merged; the pipeline lacks the others, such as"
+        " lora_te2_x"
     )
 
 
@@ -144,17 +149,29 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {f"{KOHYA_Q}.lora_down.weight": torch.ones(2, 8)},
         "one of its two matrices is missing",
     ),
-    "DoRA": (pair(KOHYA_Q) | {f"{KOHYA_Q}.dora_scale": torch.ones(8)}, "is DoRA"),
-    "LoHa": ({f"{KOHYA_Q}.hada_w1_a": torch.ones(8, 2)}, "is LoHa"),
-    "LoKr": ({f"{KOHYA_Q}.lokr_w1": torch.ones(8, 2)}, "is LoKr"),
-    "Tucker": (
-        pair("lora_unet_conv_in") | {"lora_unet_conv_in.lora_mid.weight": torch.ones(2, 2, 3, 3)},
-        "Tucker",
+    "half a LoHa": ({f"{KOHYA_Q}.hada_w1_a": torch.ones(8, 2)}, "matrices is missing"),
+    "half a LoKr": ({f"{KOHYA_Q}.lokr_w1": torch.ones(8, 2)}, "matrices is missing"),
+    "a smaller LoKr": (
+        {f"{KOHYA_Q}.lokr_w1": torch.ones(2, 2), f"{KOHYA_Q}.lokr_w2": torch.ones(2, 2)},
+        r"lokr_w1 \(2, 2\) does not fit",
     ),
-    "a bias": (
-        {f"unet.{Q}.lora_A.weight": torch.ones(2, 8), f"unet.{Q}.lora_B.bias": torch.ones(8)},
-        "biases",
+    "a magnitude and no matrices": ({f"{KOHYA_Q}.dora_scale": torch.ones(8)}, "missing"),
+    "a middle of another kernel": (
+        pair("lora_unet_conv_in", (2, 4, 1, 1), (8, 2, 1, 1))
+        | {"lora_unet_conv_in.lora_mid.weight": torch.ones(2, 2, 5, 5)},
+        "does not fit",
     ),
+    "a bias of a layer without one": (
+        {**pair(KOHYA_Q), f"{KOHYA_Q}.lora_up.bias": torch.ones(8)},
+        r"is in this pipeline",
+    ),
+    "a difference of another shape": (
+        {"lora_unet_conv_in.diff": torch.ones(8, 5, 3, 3)},
+        r"diff \(8, 5, 3, 3\) does not fit",
+    ),
+    "GLoRA": ({f"{KOHYA_Q}.a1.weight": torch.ones(8, 2)}, "is GLoRA"),
+    "OFT": ({f"{KOHYA_Q}.oft_blocks": torch.ones(8, 2)}, "is OFT"),
+    "IA3": ({f"{KOHYA_Q}.on_input": torch.tensor(False)}, r"is \(IA\)³"),
 }
 
 
@@ -176,6 +193,47 @@ def test_values_that_are_not_finite(value: float, write: Callable[..., Lora]) ->
     tensors[f"{KOHYA_Q}.lora_up.weight"][0, 0] = value
     with pytest.raises(ExportError, match="the change is not finite"):
         match(write(tensors), PIPELINE).merge("unet", _nested(Q))
+
+
+def test_a_layer_of_rank_zero_changes_nothing(write: Callable[..., Lora]) -> None:
+    tensors = pair(KOHYA_Q, (0, 8), (8, 0)) | {f"{KOHYA_Q}.alpha": torch.tensor(4.0)}
+    module = _nested(Q)
+    before = module.get_submodule(Q).weight.clone()
+    matched = match(write(tensors), PIPELINE)
+    matched.merge("unet", module)
+    assert torch.equal(module.get_submodule(Q).weight, before)
+    assert matched.note == ""
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("unet.", "", "lora_unet_", "lycoris_", "diffusion_model.", "base_model.model."),
+        *("base_model.model.unet.", "unet.base_model.model."),
+    ],
+)
+def test_prefixes(prefix: str, write: Callable[..., Lora]) -> None:
+    name = prefix + (Q.replace(".", "_") if prefix.endswith("_") else Q)
+    assert list(match(write(pair(name)), PIPELINE).changes["unet"]) == [Q]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
+        "text_encoders.clip_l.transformer.encoder.layers.0.self_attn.q_proj",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    ],
+)
+def test_prefixes_of_text_encoders(name: str, write: Callable[..., Lora]) -> None:
+    lora = write(pair(name, (2, 6), (6, 2)))
+    assert match(lora, PIPELINE).changes["text_encoder"].keys() == TEXT.keys()
+
+
+def test_the_configuration_beside_a_file_says_alpha(write: Callable[..., Lora]) -> None:
+    lora = write({f"{Q}.lora_A.weight": torch.ones(2, 8), f"{Q}.lora_B.weight": torch.ones(8, 2)})
+    (lora.path.parent / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 6}')
+    assert match(lora, PIPELINE).changes["unet"][Q].factor == 3
 
 
 def _nested(name: str) -> Any:
