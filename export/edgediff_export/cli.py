@@ -87,13 +87,25 @@ _FLAGS = (
         "Model",
         "--vae",
         type=click.Path(path_type=Path),
-        help="Another VAE, such as a tiny one: a folder.",
+        help="Another VAE, such as a tiny one: a folder, or a .safetensors file of its weights.",
     ),
     flag(
         "Model",
         "--unet",
         type=click.Path(path_type=Path),
         help="Another UNet: a folder, or a .safetensors file of its weights.",
+    ),
+    flag(
+        "Model",
+        "--text-encoder",
+        type=click.Path(path_type=Path),
+        help="Another text encoder: a folder, or a .safetensors file of its weights.",
+    ),
+    flag(
+        "Model",
+        "--text-encoder-2",
+        type=click.Path(path_type=Path),
+        help="Another second text encoder, for SDXL.",
     ),
     flag(
         "Model",
@@ -106,8 +118,14 @@ _FLAGS = (
         *("--lora", "loras"),
         metavar="FILE[:SCALE]",
         multiple=True,
-        help="A LoRA to merge, such as style.safetensors:0.8; repeatable. The file does not say"
-        " how to sample: with an LCM-LoRA give --sampler lcm --steps 4 --guidance 1.",
+        help="A LoRA to merge, such as style.safetensors:0.8; repeatable. Its name says how to"
+        " sample, such as LCM, Lightning or Hyper-SD.",
+    ),
+    flag(
+        "Model",
+        "--allow-partial",
+        is_flag=True,
+        help="Export also if a LoRA has changes that cannot be merged; the report names them.",
     ),
     flag(
         "Model",
@@ -152,6 +170,12 @@ _FLAGS = (
         type=click.Choice(get_args(PredictionType)),
         help="The UNet's output.  [default: the pipeline's, or by the UNet's name]",
     ),
+    flag(
+        "Defaults",
+        "--zero-terminal-snr/--no-zero-terminal-snr",
+        default=None,
+        help="If training ended at pure noise.  [default: the pipeline's, or by the file]",
+    ),
     flag("Output", "--name", help="The model's name.  [default: SOURCE's last part]"),
     flag("Output", *("--license", "license_"), metavar="TEXT", help="Licence of the weights."),
     flag(
@@ -183,6 +207,8 @@ def export(
     size: tuple[int, int] | None,
     vae: Path | None,
     unet: Path | None,
+    text_encoder: Path | None,
+    text_encoder_2: Path | None,
     with_encoder: bool,
     name: str | None,
     steps: int | None,
@@ -190,9 +216,11 @@ def export(
     sampler: str | None,
     timestep_spacing: TimestepSpacing | None,
     prediction_type: PredictionType | None,
+    zero_terminal_snr: bool | None,
     license_: str | None,
     attribution: tuple[str, ...],
     loras: tuple[str, ...],
+    allow_partial: bool,
     embeddings: tuple[str, ...],
     controlnets: tuple[str, ...],
     force: bool,
@@ -229,6 +257,8 @@ def export(
             size=size,
             vae=vae,
             unet=unet,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
             with_encoder=with_encoder,
             name=name,
             steps=steps,
@@ -236,9 +266,11 @@ def export(
             sampler=sampler,
             timestep_spacing=timestep_spacing,
             prediction_type=prediction_type,
+            zero_terminal_snr=zero_terminal_snr,
             license=license_,
             attribution=attribution,
             loras=tuple(map(parse_lora, loras)),
+            allow_partial=allow_partial,
             embeddings=tuple(map(parse_embedding, embeddings)),
             controlnets=controlnets,
             force=force,
@@ -268,6 +300,7 @@ def _describe(exported: "Exported") -> str:
     if manifest.quantization.precision != "fp32":
         lines += _images(manifest)
         lines += _quantization(manifest)
+    lines += exported.reasons
     lines += [f"note: {note}" for note in exported.notes]
     lines.append(str(exported.root))
     return "\n".join(lines)
@@ -337,6 +370,7 @@ def _as_json(exported: "Exported") -> str:
         "reduced_range": manifest.quantization.reduced_range,
         "search": None if search is None else asdict(search),
         "notes": list(exported.notes),
+        "reasons": list(exported.reasons),
         "images": [
             {"prompt": p.prompt, "seed": p.seed, "psnr_db": p.psnr_db} for p in fidelity.images
         ],

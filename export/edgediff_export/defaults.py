@@ -35,9 +35,10 @@ def conditioning(source: Source) -> ConditioningSpec:
     return ConditioningSpec(states=(encoders,), pooled=encoders[1:])
 
 
-def named(options: Options, source: Source) -> str:
-    """What may say how the model is to be sampled: its names, the user's and its own."""
-    return " ".join([options.name or "", *source.names])
+def named(options: Options, source: Source) -> tuple[str, ...]:
+    """The names that may say how the model is to be sampled: of LoRAs, the user's, its own."""
+    loras = [name for matched in source.loras for name in matched.names]
+    return (*loras, *([options.name] if options.name else []), *source.names)
 
 
 def choose_defaults(

@@ -32,7 +32,8 @@ from edgediff_export.source.controlnet import ControlNet, open_controlnets
 from edgediff_export.source.families import CONTROLLED_UNET, TEXT_ENCODERS, UNET
 from edgediff_export.source.open import open_source
 from edgediff_export.source.pipeline import Source
-from edgediff_export.source.scheduler import adapt, read_schedule
+from edgediff_export.source.scheduler import adapt, read_schedule, reasons
+from edgediff_export.source.scheduler_options import check_options as check_scheduler
 from edgediff_export.targets.table import PROVIDERS, Target
 from edgediff_export.trace.stage import network_stage, stages_of
 from edgediff_export.trace.tracer import Traced, Tracer
@@ -48,12 +49,14 @@ Report = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """A finished export. `float_sizes`: bytes of each stage in float32. `notes`: what could
-    not be done as asked, and why."""
+    not be done as asked, and why. `reasons`: why defaults are as they are, if a file or a name
+    says so."""
 
     root: Path
     manifest: Manifest
     float_sizes: dict[str, int]
     notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     def size(self, stage: str) -> int:
         """Bytes of a stage's graph, and of its weights unless an earlier stage has the same."""
@@ -116,9 +119,12 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         manifest = write_bundle(bundle, replace(manifest, fixtures=FIXTURES, fidelity=fidelity))
         float_sizes = model.sizes()
         report(f"writing {options.out}")
-    unmatched = tuple(matched.note for matched in opened.source.loras if matched.note)
     return Exported(
-        root=options.out, manifest=manifest, float_sizes=float_sizes, notes=(*unmatched, *notes)
+        root=options.out,
+        manifest=manifest,
+        float_sizes=float_sizes,
+        notes=(*opened.notes, *notes),
+        reasons=opened.reasons,
     )
 
 
@@ -131,19 +137,34 @@ class _Opened:
     latent: LatentSpec
     defaults: Defaults
     networks: tuple[ControlNet, ...]
+    notes: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opened:
     """Read everything that can be read without weights, so that it is refused early."""
-    source = open_source(options.source, work=work, vae=options.vae, unet=options.unet)
-    source = source.merged(options.loras, options.embeddings)
+    source = open_source(
+        options.source,
+        work=work,
+        vae=options.vae,
+        unet=options.unet,
+        text_encoder=options.text_encoder,
+        text_encoder_2=options.text_encoder_2,
+    )
+    source = source.merged(options.loras, options.embeddings, allow_partial=options.allow_partial)
     if plan is not None:
         plan.check_model(options.name or source.name)
+    names = named(options, source)
+    guidance_embedding = source.unet.get("time_cond_proj_dim") is not None
     scheduler = adapt(
         source.scheduler,
-        name=named(options, source),
+        name=names,
         timestep_spacing=options.timestep_spacing,
         prediction_type=options.prediction_type,
+        zero_terminal_snr=options.zero_terminal_snr,
+        said=source.said,
+        bare=source.bare or any(matched.few_steps for matched in source.loras),
+        guidance_embedding=guidance_embedding,
     )
     source = replace(source, scheduler=scheduler)
     schedule = read_schedule(scheduler)
@@ -154,6 +175,15 @@ def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opene
         latent=latent,
         defaults=choose_defaults(options, source, schedule, latent),
         networks=open_controlnets(options.controlnets, source, latent),
+        notes=(
+            *source.notes,
+            *check_scheduler(scheduler["_class_name"], scheduler),
+            *(matched.note for matched in source.loras if matched.note),
+        ),
+        reasons=(
+            *source.said.notes(source.name),
+            *reasons(scheduler, names, embedding=guidance_embedding),
+        ),
     )
 
 

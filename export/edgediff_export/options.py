@@ -29,6 +29,8 @@ class Options:
     size: tuple[int, int] | None = None
     vae: Path | None = None
     unet: Path | None = None
+    text_encoder: Path | None = None
+    text_encoder_2: Path | None = None
     with_encoder: bool = False
     controlnets: tuple[str, ...] = ()
     name: str | None = None
@@ -37,9 +39,11 @@ class Options:
     sampler: str | None = None
     timestep_spacing: TimestepSpacing | None = None
     prediction_type: PredictionType | None = None
+    zero_terminal_snr: bool | None = None
     license: str | None = None
     attribution: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
+    allow_partial: bool = False
     embeddings: tuple[Embedding, ...] = ()
     force: bool = False
 

@@ -1,7 +1,7 @@
 """An opened pipeline, whose components are loaded one at a time, and never two at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from edgediff_export.source import lora, textual_inversion
 from edgediff_export.source.families import PIPELINES, TEXT_ENCODERS
 from edgediff_export.source.lora import Lora, Matched
 from edgediff_export.source.safetensors_file import open_tensors
+from edgediff_export.source.statements import Statements
 from edgediff_export.source.textual_inversion import Embedding, Learned
 from edgediff_export.source.tokenizer import open_tokenizer
 from edgediff_export.source.weights import load_file_weights, load_weights
@@ -20,10 +21,12 @@ class Source:
     """An opened pipeline: its configs, and the folders from which components are loaded.
 
     `description` is the hub id, or the name of the folder or file; `names` are all names that the
-    UNet goes by (see `Origin`); `license` is the model card's, where it has one. `unet_path` is a
-    folder, or a file with the weights alone. `text_encoders` are their configs, in the order in
-    which the UNet reads what they give. `loras` and `embeddings` are merged into components as
-    these are loaded."""
+    UNet goes by (see `Origin`); `license` is the model card's, or the file's, if it has one.
+    `folder` has the tokenizers. `weights` are components' folders, or files of weights; `flags`
+    are the options that named those which do not come from the pipeline itself. `text_encoders`
+    are their configs, in the order in which the UNet reads what they give. `said` is the training
+    as the file of the UNet states it; `bare` says that it came without a config of its own. `loras`
+    and `embeddings` are merged into components as these are loaded."""
 
     description: str
     name: str
@@ -31,13 +34,16 @@ class Source:
     pipeline: str
     license: str | None
     folder: Path
-    unet_path: Path
-    vae_folder: Path
+    weights: Mapping[str, Path]
+    flags: Mapping[str, str]
     index: Mapping[str, Any]
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     text_encoders: Mapping[str, Mapping[str, Any]]
     scheduler: Mapping[str, Any]
+    said: Statements = field(default_factory=Statements)
+    bare: bool = False
+    notes: tuple[str, ...] = ()
     loras: tuple[Matched, ...] = ()
     embeddings: tuple[Learned, ...] = ()
 
@@ -45,11 +51,10 @@ class Source:
         """A text encoder, `unet` or `vae` as a torch module in eval mode, see `load_weights`.
 
         Raises ExportError where weights are missing, damaged or only there as a pickle."""
-        path = {"vae": self.vae_folder, "unet": self.unet_path}.get(
-            component, self.folder / component
-        )
+        path = self.weights[component]
         if path.is_file():
-            module = load_file_weights(path, self._skeleton(component))
+            flag = self.flags.get(component, "")
+            module = load_file_weights(path, component, self._skeleton(component), flag=flag)
         else:
             module = load_weights(path, self._class(component))
         for matched in self.loras:
@@ -62,7 +67,13 @@ class Source:
                 learned.merge(component, module, ids)
         return module
 
-    def merged(self, loras: Sequence[Lora], embeddings: Sequence[Embedding]) -> "Source":
+    def merged(
+        self,
+        loras: Sequence[Lora],
+        embeddings: Sequence[Embedding],
+        *,
+        allow_partial: bool = False,
+    ) -> "Source":
         """The same pipeline with LoRAs and textual inversions, which were read and fit it.
 
         Raises ExportError as `lora.match` and `textual_inversion.learn`."""
@@ -73,7 +84,7 @@ class Source:
         widths = {c: config["hidden_size"] for c, config in self.text_encoders.items()}
         return replace(
             self,
-            loras=tuple(lora.match(asked, shapes) for asked in loras),
+            loras=tuple(lora.match(asked, shapes, allow_partial=allow_partial) for asked in loras),
             embeddings=tuple(textual_inversion.learn(asked, widths) for asked in embeddings),
         )
 
@@ -113,6 +124,7 @@ class Source:
 
             cls = self._class(component)
             with torch.device("meta"):
-                if component == "unet":
-                    return cls.from_config(dict(self.unet))
+                if component in ("unet", "vae"):
+                    config = self.unet if component == "unet" else self.vae
+                    return cls.from_config(dict(config))
                 return cls(cls.config_class.from_dict(dict(self.text_encoders[component])))

@@ -1,9 +1,7 @@
 """A diffusers scheduler's config → the bundle's noise schedule, and what to sample with."""
 
 import dataclasses
-import inspect
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,7 +14,9 @@ from edgediff.sampling.schedule import (
     TimestepSpacing,
 )
 from edgediff.sampling.sigmas import SPACINGS, Spacing
-from edgediff_export.quiet import quiet
+from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.scheduler_options import check_options, class_defaults
+from edgediff_export.source.statements import Statements
 
 _SAMPLERS = {
     "DDIMScheduler": "ddim",
@@ -36,21 +36,22 @@ _SAMPLERS = {
 }
 """Scheduler class → the nearest of edgediff's samplers, the default of the bundle."""
 
-# What changes the noise levels or x0, and which the samplers do not know.
-_UNSUPPORTED = {
-    "trained_betas": None,
-    "thresholding": False,
-    "use_flow_sigmas": False,
-}
 # The original SD 1.x and 2.x pipelines; other steps and scales are in the tables below.
 _STEPS, _GUIDANCE = 20, 7.5
 _LCM_STEPS, _LCM_GUIDANCE = 4, 8.5
 _XL_GUIDANCE = 5.0
-_FEW_STEPS = 4
-_TURBO = re.compile(r"turbo", re.IGNORECASE)
-_BARE = re.compile(r"lightning|hyper(?:[ _-]?sd|[^a-z]|$)", re.IGNORECASE)
-"""In the names of few-step models whose UNets come without the rest of a pipeline."""
-_STEPS_IN_NAME = re.compile(r"([1-9]\d?)[ _-]?steps?(?![a-z])", re.IGNORECASE)
+_TCD_STEPS = 4
+_LCM = "LCMScheduler"
+# diffusers' own pipelines change an outdated config when they are built.
+_MENDS_OFFSET_AND_CLIP = (
+    *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    *("StableDiffusionControlNetPipeline", "StableDiffusionPipelineSafe"),
+    "StableDiffusionInpaintPipelineLegacy",
+)
+_MENDS_OFFSET_AND_PRK = ("StableDiffusionInpaintPipeline",)
+_EDM = "EDMDPMSolverMultistepScheduler"
+_ZERO_SNR_CLASS = "DDIMScheduler"
+"""The scheduler for zero terminal SNR where the pipeline's own class has no such option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +64,38 @@ class Sampling:
     spacing: Spacing | None = None
 
 
+def mend(config: Mapping[str, Any], *, pipeline: str, class_name: str | None) -> dict[str, Any]:
+    """A scheduler's config as diffusers' pipeline has it once it is built.
+
+    pipeline: the pipeline's class. class_name: the scheduler's in model_index.json, which counts
+        there, and not the one in the scheduler's folder.
+
+    Raises ExportError for a class that edgediff does not know."""
+    mended = {**config, "_class_name": class_name or config.get("_class_name")}
+    defaults = _known_class(mended)
+    full = {**defaults, **mended}
+    mends = (*_MENDS_OFFSET_AND_CLIP, *_MENDS_OFFSET_AND_PRK)
+    if pipeline in mends and full.get("steps_offset", 1) != 1 and "steps_offset" in defaults:
+        mended["steps_offset"] = 1
+    if pipeline in _MENDS_OFFSET_AND_CLIP and full.get("clip_sample") is True:
+        mended["clip_sample"] = False
+    if pipeline in _MENDS_OFFSET_AND_PRK and full.get("skip_prk_steps") is False:
+        mended["skip_prk_steps"] = True
+    return mended
+
+
 def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
     """scheduler_config.json → DiscreteSchedule; values that it leaves out are the diffusers class's
     defaults, but for the timestep spacing, which is left to the sampler.
 
     Raises ExportError, naming the value, for what edgediff's samplers cannot do."""
     name = config.get("_class_name")
-    if name not in _SAMPLERS:
-        raise ExportError(f"scheduler {name}: expected one of {', '.join(_SAMPLERS)}")
-    full = {**_class_defaults(str(name)), **config}
+    defaults = _known_class(config)
+    check_options(str(name), config)
+    given = {k: v for k, v in config.items() if k in defaults}
+    full = {**defaults, **given}
     # Left out, it is up to the sampler: diffusers does the same where a pipeline changes scheduler.
     full["timestep_spacing"] = config.get("timestep_spacing")
-    for key, usual in _UNSUPPORTED.items():
-        if full.get(key, usual) != usual:
-            raise ExportError(
-                f"scheduler {name}: {key} is {full[key]!r}, which edgediff cannot sample with:"
-                f" only {usual!r} is supported"
-            )
     for key, valid in (
         ("beta_schedule", get_args(BetaSchedule)),
         ("prediction_type", get_args(PredictionType)),
@@ -96,21 +112,61 @@ def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
         raise ExportError(f"scheduler {name}: {str(e).rpartition(':')[0]}") from e
 
 
+def _known_class(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a config's class. Raises ExportError for one without a sampler."""
+    name = config.get("_class_name")
+    if name not in _SAMPLERS:
+        raise ExportError(f"scheduler {name}: expected one of {', '.join(_SAMPLERS)}")
+    return class_defaults(str(name))
+
+
+_ZERO_SNR = "rescale_betas_zero_snr"
+
+
 def adapt(
     config: Mapping[str, Any],
     *,
-    name: str,
+    name: str | Sequence[str],
     timestep_spacing: TimestepSpacing | None,
     prediction_type: PredictionType | None,
+    zero_terminal_snr: bool | None = None,
+    said: Statements | None = None,
+    bare: bool = False,
+    guidance_embedding: bool = False,
 ) -> dict[str, Any]:
-    """A scheduler's config for the UNet at hand: as the user says; else, where `name` is that of a
-    Lightning or Hyper-SD UNet, whose files come without a config, as it was distilled: with
-    trailing timesteps, and Lightning's of one step to predict x0."""
+    """A scheduler's config for the UNet at hand: as the user says; else as the weights' file says;
+    else as their names do, for few-step models (see `find_few_steps`).
+
+    said: what the file of the weights says.
+    bare: whether the weights come without a config of their own: as one file, a UNet or a LoRA.
+    guidance_embedding: whether the UNet takes the guidance scale as an input, as only latent
+        consistency models do (Luo et al. 2023, arXiv:2310.04378)."""
     adapted = dict(config)
-    if _BARE.search(name):
-        adapted["timestep_spacing"] = "trailing"
-        if "lightning" in name.lower() and _steps_in(name) == 1:
-            adapted["prediction_type"] = "sample"
+    found = find_few_steps([name] if isinstance(name, str) else name)
+    rule = None if found is None else found[1]
+    if guidance_embedding:
+        adapted["_class_name"] = _LCM
+    elif rule is not None and bare and rule.scheduler is not None:
+        adapted["_class_name"] = rule.scheduler
+        if rule.own_grid and adapted.get("num_train_timesteps", 1000) % rule.steps == 0:
+            adapted["original_inference_steps"] = rule.steps
+    if rule is not None and (bare or rule.always):
+        if rule.spacing is not None:
+            adapted["timestep_spacing"] = rule.spacing
+        if rule.prediction_type is not None:
+            adapted["prediction_type"] = rule.prediction_type
+    said = said or Statements()
+    if said.edm is not None:
+        sigma_min, sigma_max = said.edm
+        adapted["_class_name"] = _EDM
+        adapted |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    if said.prediction_type is not None:
+        adapted["prediction_type"] = said.prediction_type
+    zero = said.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
+    if zero is not None:
+        if zero and _ZERO_SNR not in class_defaults(str(adapted["_class_name"])):
+            adapted["_class_name"] = _ZERO_SNR_CLASS
+        adapted[_ZERO_SNR] = zero
     if timestep_spacing is not None:
         adapted["timestep_spacing"] = timestep_spacing
     if prediction_type is not None:
@@ -118,31 +174,21 @@ def adapt(
     return adapted
 
 
-def _steps_in(name: str) -> int | None:
-    """The number of steps that a name such as "sdxl_lightning_4step_unet" is of."""
-    found = _STEPS_IN_NAME.search(name)
-    return None if found is None else int(found[1])
-
-
-def _class_defaults(name: str) -> dict[str, Any]:
-    """What a scheduler class assumes where its config is silent."""
-    with quiet():
-        import diffusers
-
-        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-
-
 def choose_sampling(
-    config: Mapping[str, Any], *, name: str, guidance_embedding: bool, xl: bool = False
+    config: Mapping[str, Any],
+    *,
+    name: str | Sequence[str],
+    guidance_embedding: bool,
+    xl: bool = False,
 ) -> Sampling:
     """What to sample with where the user says nothing.
 
     config: `adapt`ed. xl: whether it is of SDXL's family.
-    name: the model's. Models distilled to few steps say so nowhere else (Sauer et al. 2023,
-        arXiv:2311.17042: Turbo; Lin et al. 2024, arXiv:2402.13929: Lightning; Ren et al. 2024,
-        arXiv:2404.13686: Hyper-SD), and in how many it may stand there too, as "8step".
+    name: the model's, or all its names. Models distilled to few steps say so nowhere else, and in
+        how many it may stand there too, as "8step".
     guidance_embedding: whether the UNet takes the guidance scale as an input."""
+    found = find_few_steps([name] if isinstance(name, str) else name)
+    rule = None if found is None else found[1]
     sampler = _SAMPLERS[str(config["_class_name"])]
     if config.get("algorithm_type") == "sde-dpmsolver++" and sampler == "dpmpp_2m":
         sampler = "dpmpp_2m_sde"
@@ -151,13 +197,42 @@ def choose_sampling(
         spacing = None
     elif (sampler, spacing) == ("dpmpp_2m", "karras"):
         sampler, spacing = "dpmpp_2m_karras", None
+    usual = _XL_GUIDANCE if xl else _GUIDANCE
     if sampler == "lcm":
         # Without the embedding the guidance is distilled in at one scale.
-        guidance = _LCM_GUIDANCE if guidance_embedding else 1.0
-        return Sampling(sampler=sampler, steps=_LCM_STEPS, guidance_scale=guidance)
-    few = (_TURBO.search(name) or _BARE.search(name)) is not None
-    if sampler == "tcd" or (few and config.get("timestep_spacing") == "trailing"):
-        steps = _steps_in(name) or _FEW_STEPS
-        return Sampling(sampler=sampler, steps=steps, guidance_scale=0.0, spacing=spacing)
-    guidance = _XL_GUIDANCE if xl else _GUIDANCE
-    return Sampling(sampler=sampler, steps=_STEPS, guidance_scale=guidance, spacing=spacing)
+        steps = _LCM_STEPS if rule is None else rule.steps
+        guidance = 1.0 if rule is None or rule.guidance_scale is None else rule.guidance_scale
+        guidance = _LCM_GUIDANCE if guidance_embedding else guidance
+        return Sampling(sampler=sampler, steps=steps, guidance_scale=guidance)
+    trailing = config.get("timestep_spacing") == "trailing"
+    if rule is not None and (sampler == "tcd" or trailing):
+        guidance = usual if rule.guidance_scale is None else rule.guidance_scale
+        return Sampling(sampler=sampler, steps=rule.steps, guidance_scale=guidance, spacing=spacing)
+    if sampler == "tcd":
+        return Sampling(sampler=sampler, steps=_TCD_STEPS, guidance_scale=0.0, spacing=spacing)
+    return Sampling(sampler=sampler, steps=_STEPS, guidance_scale=usual, spacing=spacing)
+
+
+def reasons(config: Mapping[str, Any], name: Sequence[str], *, embedding: bool) -> tuple[str, ...]:
+    """Why a few-step model's defaults are what they are, for the report.
+
+    config: `adapt`ed. embedding: whether the UNet takes the guidance scale as an input."""
+    if embedding:
+        return (
+            "the UNet takes the guidance scale as an input (time_cond_proj_dim), as latent"
+            " consistency models do: sampled with lcm",
+        )
+    found = find_few_steps(name)
+    if found is None:
+        return ()
+    said, rule = found
+    sampling = choose_sampling(config, name=name, guidance_embedding=False)
+    if sampling.steps != rule.steps:
+        return (
+            f"the name {said!r} is that of a few-step model ({rule.label}), but its scheduler's"
+            " config is not: sampled as the config says",
+        )
+    return (
+        f"few steps: the name {said!r} says {rule.label}: {sampling.steps} steps of"
+        f" {sampling.sampler}, guidance {sampling.guidance_scale:g}, unless you say otherwise",
+    )

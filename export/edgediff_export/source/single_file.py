@@ -1,16 +1,65 @@
-"""A checkpoint of a whole pipeline in one safetensors file."""
+"""A checkpoint of a whole pipeline in one safetensors file: which model it is of, and the configs
+that go with it, which such a file does not hold."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from edgediff.errors import ExportError, first_line
+from edgediff.errors import ExportError
 from edgediff_export.quiet import quiet
+from edgediff_export.source.configs import REPOSITORIES, Kind, write_configs
 from edgediff_export.source.families import SUPPORTED
-from edgediff_export.source.safetensors_file import PICKLES, tensor_names
+from edgediff_export.source.safetensors_file import PICKLES, Header, read_header
+
+_UNET = "model.diffusion_model."
+_VAE = ("first_stage_model.", "vae.")
+_CLIP_L = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
+_OPEN_CLIP = "cond_stage_model.model."
+_OPEN_CLIP_2 = "conditioner.embedders.1."
+_REFINER = "conditioner.embedders.0.model."
+
+_NOT_A_CHECKPOINT = {
+    "a LoRA: give the pipeline as SOURCE and this file as --lora": (
+        *("lora_unet_", "lora_te", "unet.base_model.", "base_model.model.", "lycoris_"),
+        *("lora_", "diffusion_model."),
+    ),
+    "a control network: give the pipeline as SOURCE and this file as --controlnet": (
+        *("control_model.", "controlnet_cond_embedding.", "input_hint_block."),
+        *("controlnet_down_blocks.", "zero_convs.", "controlnet_"),
+    ),
+    "a Stable Diffusion 3 model, whose network is a transformer": (
+        *("model.diffusion_model.joint_blocks.", "joint_blocks."),
+    ),
+    "a FLUX model, whose network is a transformer": (
+        *("model.diffusion_model.double_blocks.", "double_blocks."),
+    ),
+    "a UNet and nothing else: give a pipeline as SOURCE and this file as --unet": (
+        *("input_blocks.", "down_blocks.", "unet."),
+    ),
+    "a VAE and nothing else: give a pipeline as SOURCE and this file as --vae": (
+        *("decoder.", "encoder.", "first_stage_model.", "vae."),
+    ),
+    "a text encoder and nothing else: give a pipeline as SOURCE and this file as --text-encoder": (
+        *("text_model.", "cond_stage_model.", "conditioner."),
+    ),
+    "a textual inversion: give a pipeline as SOURCE and this file as --embedding": (
+        *("emb_params", "clip_l", "clip_g", "string_to_"),
+    ),
+}
+"""What a file may be instead → how the names of its tensors begin, by which it is known."""
+_CHANNELS = {
+    5: "a depth-to-image model",
+    7: "an upscaler",
+    8: "an InstructPix2Pix model, which edits an image",
+}
 
 
-def unpack(path: Path, folder: Path) -> Path:
-    """A single-file checkpoint → a diffusers folder. The configs that it lacks are diffusers' own,
-    from the hub or from the hub's local cache. Raises ExportError."""
+def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> Header:
+    """Find out which model a checkpoint is of and put its configs into `folder`: those of the
+    hub's local cache, else those that edgediff ships.
+
+    replaced: components that come from elsewhere, which the file need not have.
+
+    Raises ExportError where it is no checkpoint, of an unsupported model, or lacks a component."""
     if path.suffix in PICKLES:
         raise ExportError(
             f"{path}: a pickle, which can run any code when it is read; edgediff reads safetensors"
@@ -19,15 +68,92 @@ def unpack(path: Path, folder: Path) -> Path:
         )
     if path.suffix != ".safetensors":
         raise ExportError(f"{path}: give a .safetensors file, a diffusers folder or a hub id")
-    with quiet():
-        import diffusers
+    header = read_header(path)
+    kind = identify(header, replaced=replaced)
+    cached = _cached_configs(REPOSITORIES[kind])
+    if cached is None:
+        write_configs(kind, folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for child in cached.iterdir():
+            (folder / child.name).symlink_to(child.absolute())
+    return header
 
-        # diffusers finds the rest out by itself, but not the pipeline.
-        xl = "conditioner.embedders.1.model.ln_final.weight" in tensor_names(path)
-        cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+
+def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:
+    """Which model a checkpoint is of. Raises ExportError with the reason where it is of none."""
+    path, shapes = header.path, header.shapes
+    first = shapes.get(_UNET + "input_blocks.0.0.weight")
+    if first is None:
+        raise ExportError(f"{path}: {_otherwise(shapes)}")
+    context = next(
+        (s[1] for k, s in shapes.items() if k.endswith("attn2.to_k.weight") and _UNET in k), None
+    )
+    xl = _UNET + "label_emb.0.0.weight" in shapes
+    if _starts(shapes, _REFINER) or (xl and context == 1280):
+        raise ExportError(
+            f"{path}: an SDXL refiner, which only finishes another model's images: give SDXL's base"
+            " model or a model made from it"
+        )
+    if context is None:
+        raise ExportError(f"{path}: its UNet takes no text: {SUPPORTED}")
+    if first[1] not in (4, 9):
+        what = _CHANNELS.get(first[1], f"a UNet with {first[1]} input channels")
+        raise ExportError(f"{path}: {what}; {SUPPORTED}")
+    linear = any(
+        k.endswith(".1.proj_in.weight") and len(s) == 2
+        for k, s in shapes.items()
+        if k.startswith(_UNET)
+    )
+    base = "sdxl" if xl else "sd2" if _starts(shapes, _OPEN_CLIP) or linear else "sd1"
+    needed: dict[str, tuple[str, ...]] = {"vae": _VAE}
+    if base == "sdxl":
+        needed |= {"text_encoder": _CLIP_L[1:], "text_encoder_2": (_OPEN_CLIP_2,)}
+    else:
+        needed |= {"text_encoder": (*_CLIP_L[:1], _OPEN_CLIP)}
+    for component, prefixes in needed.items():
+        if component not in replaced and not _starts(shapes, *prefixes):
+            flag = "--" + component.replace("_", "-")
+            called = {"vae": "VAE", "text_encoder_2": "second text encoder"}.get(
+                component, "text encoder"
+            )
+            raise ExportError(
+                f"{path}: holds no {called}: give one with {flag}, a folder or a .safetensors file"
+            )
+    kinds: Mapping[tuple[str, int], Kind] = {
+        ("sd1", 4): "sd1",
+        ("sd1", 9): "sd1-inpaint",
+        ("sd2", 4): "sd2",
+        ("sd2", 9): "sd2-inpaint",
+        ("sdxl", 4): "sdxl",
+        ("sdxl", 9): "sdxl-inpaint",
+    }
+    return kinds[base, first[1]]
+
+
+def _otherwise(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a file holds instead of a checkpoint."""
+    if not shapes:
+        return "holds no tensors: download it again"
+    for what, prefixes in _NOT_A_CHECKPOINT.items():
+        if _starts(shapes, *prefixes):
+            return f"is {what}"
+    return f"holds no checkpoint of a pipeline (but {min(shapes)}, …); {SUPPORTED}"
+
+
+def _starts(names: Collection[str], *prefixes: str) -> bool:
+    return any(name.startswith(prefixes) for name in names)
+
+
+def _cached_configs(repository: str) -> Path | None:
+    """The folder of a pipeline's configs in the hub's local cache, where all of them are there."""
+    with quiet():
+        from huggingface_hub import snapshot_download
+
         try:
-            pipeline = cls.from_single_file(path)
-        except Exception as e:  # diffusers raises anything for a file of another kind
-            raise ExportError(f"{path}: cannot be loaded ({first_line(e)}); {SUPPORTED}") from e
-        pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
+            folder = Path(snapshot_download(repository, local_files_only=True))
+        except Exception:  # the hub's client raises a dozen unrelated classes
+            return None
+    needed = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
+    needed += [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+    return folder if all((folder / name).is_file() for name in needed) else None

@@ -18,7 +18,9 @@ def check_components(source: Source) -> None:
     where = source.description
     vae_class = source.vae.get("_class_name")
     if vae_class not in VAES:
-        raise ExportError(f"{source.vae_folder}: is a {vae_class}, expected {' or '.join(VAES)}")
+        raise ExportError(
+            f"{source.weights['vae']}: is a {vae_class}, expected {' or '.join(VAES)}"
+        )
     if source.vae.get("latents_mean") is not None:
         raise ExportError(
             f"{where}: the VAE has a mean for each channel of its latents; {SUPPORTED}"

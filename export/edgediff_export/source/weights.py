@@ -1,17 +1,43 @@
-"""A component's weights: which files hold them, and the torch module with them."""
+"""A component's weights: which files hold them, under which names, and the module with them."""
 
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
-from edgediff_export.source.safetensors_file import PICKLES, open_tensors
+from edgediff_export.source.original_names import (
+    controlnet_names,
+    old_vae_names,
+    unet_names,
+    vae_names,
+)
+from edgediff_export.source.safetensors_file import (
+    PICKLES,
+    Header,
+    check_pointer,
+    open_tensors,
+)
+from edgediff_export.source.statements import MARKERS
 
 LARGE = 1.5e9
 """Weights, of which a float32 copy would take 6 GB: SDXL's UNet has 2.6e9."""
+_HALF = ("F16", "BF16")
+_STEM = r"(?:diffusion_pytorch_model|model)"
+_WEIGHTS_FILE = rf"{_STEM}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?(?:(?<=\d)\.([\w-]+))?\.safetensors"
+"""A file of weights: NAME, NAME.variant, NAME-1-of-2, NAME.variant-1-of-2, NAME-1-of-2.variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files of a component's weights in its folder. variant: None, or "fp16", "bf16"…"""
+
+    paths: tuple[Path, ...]
+    variant: str | None
 
 
 def load_weights(folder: Path, cls: Any) -> Any:
@@ -19,18 +45,18 @@ def load_weights(folder: Path, cls: Any) -> Any:
     in float32, or in the half precision that the file has where there are more than LARGE weights.
 
     Raises ExportError where weights are missing, damaged or only there as a pickle."""
-    variant = find_weights(folder)
+    files = find_weights(folder)
     with quiet():
         import torch
         from safetensors import SafetensorError
 
         try:
-            count, stored = _stored(folder, variant)
-            large = count > LARGE and stored in ("F16", "BF16")
+            count, stored = _stored(files.paths)
+            large = count > LARGE and stored in _HALF
             half = torch.float16 if stored == "F16" else torch.bfloat16
             module, report = cls.from_pretrained(
                 folder,
-                variant=variant,
+                variant=files.variant,
                 use_safetensors=True,
                 torch_dtype=half if large else torch.float32,
                 local_files_only=True,
@@ -50,61 +76,36 @@ def load_weights(folder: Path, cls: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _stored(folder: Path, variant: str | None) -> tuple[int, str]:
-    """How many numbers the weights in a component's folder are, and what most of them are stored
-    as: "F32", "F16", "BF16"…"""
+def _stored(paths: Iterable[Path]) -> tuple[int, str]:
+    """How many numbers the weights in files are, and what most of them are stored as: "F32",
+    "F16", "BF16"…"""
     from safetensors import safe_open
 
     counts: Counter[str] = Counter()
-    for path in folder.glob("*.safetensors"):
-        if (".fp16" in path.name) == (variant == "fp16"):
-            with safe_open(path, framework="numpy") as tensors:
-                for key in tensors.keys():  # noqa: SIM118
-                    part = tensors.get_slice(key)
-                    counts[part.get_dtype()] += math.prod(part.get_shape())
+    for path in paths:
+        with safe_open(path, framework="numpy") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(key)
+                counts[part.get_dtype()] += math.prod(part.get_shape())
     return counts.total(), counts.most_common(1)[0][0]
 
 
-def load_file_weights(path: Path, module: Any) -> Any:
-    """The weights alone of a UNet in a .safetensors file, under diffusers' names → the module with
-    them, which came without any, as `load_weights` has it. Raises ExportError."""
+def find_weights(folder: Path) -> Files:
+    """The safetensors files that a component is loaded from: whole or in pieces, the plain ones
+    before variants, of these fp16 and bf16 first. Others in the folder are never opened.
 
-    with open_tensors(path, flag="--unet") as tensors:
-        weights = {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
-    if sum(tensor.numel() for tensor in weights.values()) <= LARGE:
-        weights = {k: tensor.float() for k, tensor in weights.items()}
-    wanted = module.state_dict()
-    unknown, missing = sorted(weights.keys() - wanted), sorted(wanted.keys() - weights)
-    if unknown or missing:
-        what = f"holds {unknown[0]}, which" if unknown else f"lacks {missing[0]}, which"
-        has = "has not" if unknown else "has"
-        raise ExportError(
-            f"--unet {path}: {what} this pipeline's UNet {has}: give a UNet of this family under"
-            " diffusers' names, or a folder with its config.json"
-        )
-    try:
-        module.load_state_dict(weights, assign=True)
-    except RuntimeError as e:
-        raise ExportError(
-            f"--unet {path}: of another shape than this pipeline's UNet ({first_line(e)}): give a"
-            " folder with its config.json"
-        ) from e
-    return module.eval().requires_grad_(False)
-
-
-def find_weights(folder: Path) -> str | None:
-    """The variant of the safetensors weights in a component's folder: None, or "fp16".
-
-    Raises ExportError where there are none."""
-    names = {p.name for p in folder.glob("*")} if folder.is_dir() else set()
-    for variant in (None, "fp16"):
-        mark = "" if variant is None else f"\\.{variant}"
-        pattern = re.compile(
-            rf"(diffusion_pytorch_model|model)(\.safetensors\.index{mark}\.json"
-            rf"|{mark}(-\d+-of-\d+)?\.safetensors|-\d+-of-\d+{mark}\.safetensors)"
-        )
-        if any(pattern.fullmatch(name) for name in names):
-            return variant
+    Raises ExportError where there are none, or where a piece is missing."""
+    names = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
+    found: dict[str | None, list[str]] = {}
+    for name in names:
+        if m := re.fullmatch(_WEIGHTS_FILE, name):
+            found.setdefault(m[1] or m[2], []).append(name)
+        elif m := re.fullmatch(rf"{_STEM}\.safetensors\.index(?:\.([\w-]+))?\.json", name):
+            found.setdefault(m[1], [])
+    first: list[str | None] = [v for v in (None, "fp16", "bf16") if v in found]
+    order = [*first, *sorted(v for v in found if v is not None and v not in first)]
+    if order:
+        return Files(paths=_checked(folder, found[order[0]]), variant=order[0])
     pickles = sorted(n for n in names if n.endswith(PICKLES))
     if pickles:
         raise ExportError(
@@ -114,3 +115,226 @@ def find_weights(folder: Path) -> str | None:
             ".save_pretrained(new_folder)"
         )
     raise ExportError(f"{folder}: holds no weights (*.safetensors): download the pipeline again")
+
+
+def _checked(folder: Path, names: list[str]) -> tuple[Path, ...]:
+    """The files that are to be opened: the whole one where pieces lie beside it."""
+    pieces = {n: m for n in names if (m := re.search(r"-(\d+)-of-(\d+)", n))}
+    whole = [n for n in names if n not in pieces]
+    chosen = whole or names
+    if not whole:
+        total = max((int(m[2]) for m in pieces.values()), default=0)
+        there = {int(m[1]) for m in pieces.values()}
+        absent = next((i for i in range(1, total + 1) if i not in there), None)
+        if absent is not None or not pieces:
+            raise ExportError(
+                f"{folder}: piece {absent or 1} of {total or 'its weights'} is missing:"
+                " download the pipeline again"
+            )
+    for name in chosen:
+        check_pointer(folder / name, str(folder / name))
+    return tuple(folder / name for name in chosen)
+
+
+# Single files
+
+
+class Place(NamedTuple):
+    """Where a file has a weight: the tensor's name, and the rows of it where several share one."""
+
+    key: str
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+_Style = Callable[[Collection[str]], Mapping[str, str]]
+_PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("", "model.diffusion_model.", "diffusion_model.", "unet.", "model."),
+    "vae": ("", "first_stage_model.", "vae."),
+    "text_encoder": (
+        *("", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
+        *("text_encoders.clip_l.transformer.", "text_encoder.", "cond_stage_model.model."),
+    ),
+    "text_encoder_2": (
+        *("", "conditioner.embedders.1.model.", "conditioner.embedders.1.transformer."),
+        *("text_encoders.clip_g.transformer.", "text_encoder_2."),
+    ),
+    "controlnet": ("", "control_model.", "controlnet."),
+}
+_STYLES: Mapping[str, tuple[_Style, ...]] = {
+    "unet": (lambda names: {n: n for n in names}, unet_names),
+    "vae": (lambda names: {n: n for n in names}, vae_names, old_vae_names),
+    "controlnet": (lambda names: {n: n for n in names}, controlnet_names),
+}
+_CALLED = {
+    "unet": "UNet",
+    "vae": "VAE",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "controlnet": "control network",
+}
+
+
+def load_file_weights(path: Path, component: str, module: Any, *, flag: str = "") -> Any:
+    """The weights of a component in a .safetensors file → the module with them, which came without
+    any, as `load_weights` has it.
+
+    The file may be of this component only, or a checkpoint of the whole pipeline, under
+    diffusers' names, transformers', or those of the original code.
+
+    flag: the option that named the file, or "". Raises ExportError."""
+    where = f"{flag} {path}" if flag else str(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    with open_tensors(path, flag=flag) as tensors:
+        keys = set(tensors.keys())
+        scaled = next((k for k in keys if k.endswith(("scaled_fp8", ".scale_weight"))), None)
+        if scaled is not None:
+            raise ExportError(
+                f"{where}: {scaled}: its weights are float8 with scales: give the float16 file"
+            )
+        places, prefix = _locate(component, wanted, keys)
+        _check_complete(where, component, wanted, keys, places, prefix, own=bool(flag))
+        weights = {name: _take(tensors, places[name], shape) for name, shape in wanted.items()}
+    import torch
+
+    count = sum(tensor.numel() for tensor in weights.values())
+    halves = {torch.float16, torch.bfloat16}
+    keep = count > LARGE and {t.dtype for t in weights.values()} <= halves
+    if not keep:
+        to = torch.float32 if count <= LARGE else torch.bfloat16
+        weights = {k: tensor.to(to) for k, tensor in weights.items()}
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as e:
+        its = "this pipeline's" if flag else "expected of this"
+        raise ExportError(
+            f"{where}: of another shape than {its} {_CALLED[component]} ({_reason(e)}): give a"
+            " folder with its config.json"
+        ) from e
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta and name.endswith("position_ids"):  # 0, 1, 2…, never in a file
+            owner, _, own = name.rpartition(".")
+            ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+            module.get_submodule(owner).register_buffer(own, ids, persistent=False)
+    return module.eval().requires_grad_(False)
+
+
+def is_tiny_vae(header: Header) -> bool:
+    """Whether a file has the weights of an AutoencoderTiny, encoder and decoder."""
+    return {"decoder.layers.0.weight", "encoder.layers.0.weight"} <= header.shapes.keys()
+
+
+def _reason(e: RuntimeError) -> str:
+    """torch's own line for the first weight that does not fit."""
+    lines = [line.strip() for line in str(e).splitlines()]
+    return next((line for line in lines if line.startswith("size mismatch")), first_line(e))[:200]
+
+
+def _locate(
+    component: str, wanted: Mapping[str, tuple[int, ...]], keys: Collection[str]
+) -> tuple[dict[str, Place], str]:
+    """Weight → where the file has it, under the names by which it has the most of them."""
+    candidates = []
+    for prefix in _PREFIXES[component]:
+        if component in _STYLES:
+            layers = {name.rpartition(".")[0] for name in wanted}
+            for style in _STYLES[component]:
+                names = style(layers)
+                places = {}
+                for name in wanted:
+                    layer, _, end = name.rpartition(".")
+                    places[name] = Place(f"{prefix}{names.get(layer, layer)}.{end}")
+                candidates.append((places, prefix))
+        else:
+            candidates += [
+                ({name: Place(prefix + name) for name in wanted}, prefix),
+                ({n: Place(prefix + n.removeprefix("text_model.")) for n in wanted}, prefix),
+                ({n: _open_clip(n, shape, prefix) for n, shape in wanted.items()}, prefix),
+            ]
+    return max(candidates, key=lambda c: sum(p.key in keys for p in c[0].values()))
+
+
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
+
+
+def _open_clip(name: str, shape: tuple[int, ...], prefix: str) -> Place:
+    """transformers' name of a CLIP text encoder's weight → where open_clip has it, which keeps
+    queries, keys and values in one matrix and the projection transposed."""
+    inner = name.removeprefix("text_model.")
+    if inner in _OPEN_CLIP_ENDS:
+        return Place(prefix + _OPEN_CLIP_ENDS[inner], transposed=inner.startswith("text_proj"))
+    if m := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", inner):
+        block = f"{prefix}transformer.resblocks.{m[1]}."
+        if m[2] in _OPEN_CLIP_LAYER:
+            return Place(f"{block}{_OPEN_CLIP_LAYER[m[2]]}.{m[3]}")
+        if q := re.fullmatch(r"self_attn\.([qkv])_proj", m[2]):
+            first = "qkv".index(q[1]) * shape[0]
+            return Place(f"{block}attn.in_proj_{m[3]}", rows=(first, first + shape[0]))
+    return Place(prefix + name)
+
+
+def _check_complete(
+    where: str,
+    component: str,
+    wanted: Mapping[str, Any],
+    keys: Collection[str],
+    places: Mapping[str, Place],
+    prefix: str,
+    *,
+    own: bool,
+) -> None:
+    """Refuse a file that lacks a weight, or holds one of this component that would be left out."""
+    used = {place.key for place in places.values()}
+    missing = sorted(name for name in wanted if places[name].key not in keys)
+    unknown = []
+    if component in ("unet", "controlnet"):
+        unknown = sorted(k for k in set(keys) - used if k.startswith(prefix) and k not in MARKERS)
+        if prefix == "" and any(k.startswith("model_ema.") for k in keys):
+            unknown = [k for k in unknown if not k.startswith("model_ema.")]
+    if not unknown and not missing:
+        return
+    called = _CALLED[component]
+    if len(missing) == len(wanted):
+        what = f"holds no {called} ({min(keys)}, …)" if keys else "holds nothing"
+        raise ExportError(f"{where}: {what}: give a .safetensors file of a {called}")
+    what = f"holds {unknown[0]}, which" if unknown else f"lacks {missing[0]}, which"
+    has = "has not" if unknown else "has"
+    whose = f"this pipeline's {called}" if own else f"a {called} of this kind"
+    raise ExportError(
+        f"{where}: {what} {whose} {has}: give a {called} of this family under diffusers' names, or"
+        " a folder with its config.json"
+    )
+
+
+def _take(tensors: Any, place: Place, shape: tuple[int, ...]) -> Any:
+    """A weight as the module has it: a 1×1 convolution may be a matrix in the file, or the other
+    way round."""
+    tensor = tensors.get_tensor(place.key)
+    if place.rows is not None:
+        tensor = tensor[slice(*place.rows)]
+    if place.transposed:
+        tensor = tensor.T.contiguous()
+    given = tuple(tensor.shape)
+    if given != shape and _squeezed(given) == _squeezed(shape):
+        tensor = tensor.reshape(shape)
+    return tensor
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the ones at its end."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

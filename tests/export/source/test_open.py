@@ -42,16 +42,64 @@ def test_the_model_card_states_the_license(folder: Path, tmp_path: Path) -> None
 def test_half_weights_alone_will_do(folder: Path, tmp_path: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert find_weights(folder / "unet") == "fp16"
+    assert find_weights(folder / "unet").variant == "fp16"
     open_source(str(folder), work=tmp_path).load("unet")
 
 
 @pytest.mark.parametrize(
-    "name", ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    ("names", "chosen", "variant"),
+    [
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], 2, None),
+        (["model.safetensors", "model.fp16.safetensors", "model.non_ema.safetensors"], 1, None),
+        (["model.fp16-00001-of-00001.safetensors"], 1, "fp16"),
+        (["model-00001-of-00001.fp16.safetensors"], 1, "fp16"),
+        (["model.bf16.safetensors", "model.non_ema.safetensors"], 1, "bf16"),
+        (["model.non_ema.safetensors"], 1, "non_ema"),
+        (["model.safetensors", "model-00001-of-00002.safetensors"], 1, None),
+        (["model.safetensors", "._model.safetensors", ".DS_Store"], 1, None),
+    ],
 )
-def test_weights_in_pieces_are_found(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    assert find_weights(tmp_path) is None
+def test_the_files_that_are_opened(
+    names: list[str], chosen: int, variant: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    found = find_weights(tmp_path)
+    assert [p.name for p in found.paths] == names[:chosen]
+    assert found.variant == variant
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model-00001-of-00002.safetensors"], "piece 2 of 2 is missing"),
+        (["model.safetensors.index.json"], "piece 1 of its weights is missing"),
+        (["._model.safetensors"], "holds no weights"),
+    ],
+)
+def test_a_piece_that_is_missing(names: list[str], message: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ExportError, match=message):
+        find_weights(tmp_path)
+
+
+def test_a_pointer_of_git_lfs(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n")
+    with pytest.raises(ExportError, match=r"a Git LFS pointer, not the weights: run `git lfs pull"):
+        open_source(str(folder), work=tmp_path).load("unet")
+    with pytest.raises(ExportError, match="a Git LFS pointer"):
+        open_source(str(weights), work=tmp_path)
+
+
+def test_files_beside_the_weights_are_never_opened(folder: Path, tmp_path: Path) -> None:
+    for component in ("unet", "vae", "text_encoder"):
+        for name in ("._model.safetensors", "._diffusion_pytorch_model.safetensors", "._config"):
+            (folder / component / name).write_bytes(b"\0\5\26\7")
+    source = open_source(str(folder), work=tmp_path)
+    for component in ("unet", "vae", "text_encoder"):
+        source.load(component)
 
 
 @pytest.mark.parametrize(
@@ -118,25 +166,8 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"not safetensors at all")
-    with pytest.raises(ExportError, match="cannot be loaded"):
+    with pytest.raises(ExportError, match="not a safetensors file"):
         open_source(str(path), work=tmp_path)
-
-
-def test_a_single_file_becomes_a_folder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import diffusers
-
-    def from_single_file(path: Path) -> Any:
-        assert path == tmp_path / "model.safetensors"
-        return diffusers.StableDiffusionPipeline.from_pretrained(folder)
-
-    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_single_file", from_single_file)
-    (tmp_path / "model.safetensors").touch()
-    source = open_source(str(tmp_path / "model.safetensors"), work=tmp_path)
-    assert (source.name, source.description) == ("model", "model")
-    assert source.folder == tmp_path / "source"
-    source.load("text_encoder")
 
 
 def test_a_component_that_is_a_pickle(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,14 @@ from typing import Any
 
 import diffusers
 import pytest
-from edgediff_export.source.scheduler import _SAMPLERS, adapt, choose_sampling, read_schedule
+from edgediff_export.source.scheduler import (
+    _SAMPLERS,
+    adapt,
+    choose_sampling,
+    mend,
+    read_schedule,
+)
+from edgediff_export.source.scheduler_options import check_options
 
 from edgediff.errors import ExportError
 from edgediff.sampling.schedule import DiscreteSchedule, alphas_cumprod
@@ -207,3 +214,84 @@ def test_what_the_user_says_goes_before_the_name() -> None:
     )
     assert adapted["timestep_spacing"] == "linspace"
     assert adapted["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "name", "given", "expected"),
+    [
+        ("StableDiffusionPipeline", "DDIMScheduler", {}, {"steps_offset": 1, "clip_sample": False}),
+        ("StableDiffusionPipeline", "PNDMScheduler", {}, {"steps_offset": 1}),
+        ("StableDiffusionPipeline", "EulerDiscreteScheduler", {}, {"steps_offset": 1}),
+        (
+            "StableDiffusionPipeline",
+            "DDIMScheduler",
+            {"steps_offset": 3, "clip_sample": False},
+            {"steps_offset": 1},
+        ),
+        (
+            "StableDiffusionInpaintPipeline",
+            "PNDMScheduler",
+            {},
+            {"steps_offset": 1, "skip_prk_steps": True},
+        ),
+        ("StableDiffusionXLPipeline", "EulerDiscreteScheduler", {}, {}),
+        ("LatentConsistencyModelPipeline", "LCMScheduler", {"clip_sample": True}, {}),
+    ],
+)
+def test_configs_are_mended_as_in_diffusers(
+    pipeline: str, name: str, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    mended = mend({**SD, **given}, pipeline=pipeline, class_name=name)
+    assert mended == {**SD, **given, "_class_name": name, **expected}
+
+
+def test_the_class_is_the_one_of_the_index() -> None:
+    config = {"_class_name": "PNDMScheduler", **SD}
+    mended = mend(
+        config, pipeline="StableDiffusionXLPipeline", class_name="EulerAncestralDiscreteScheduler"
+    )
+    assert mended["_class_name"] == "EulerAncestralDiscreteScheduler"
+    with pytest.raises(ExportError, match="scheduler NoScheduler: expected one of"):
+        mend(config, pipeline="StableDiffusionPipeline", class_name="NoScheduler")
+
+
+def test_options_of_other_classes_are_ignored_as_in_diffusers() -> None:
+    schedule = read_schedule(config("PNDMScheduler", rescale_betas_zero_snr=True, use_lu_lambdas=1))
+    assert schedule == read_schedule(config("PNDMScheduler"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
+        ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
+        ("EulerDiscreteScheduler", {"sigma_max": 20.0}),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
+        ("UniPCMultistepScheduler", {"sigma_min": 0.1}),
+    ],
+)
+def test_what_would_change_the_noise_levels_is_refused(name: str, changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(ExportError, match=f"scheduler {name}: {key} is .*cannot sample with: only"):
+        read_schedule(config(name, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("DDPMScheduler", {}, "edgediff samples with ddim instead"),
+        ("LMSDiscreteScheduler", {}, "edgediff samples with dpmpp_2m instead"),
+        ("DPMSolverSinglestepScheduler", {}, "edgediff samples with dpmpp_2m instead"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order 3 is sampled with orde"),
+        ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type 'bh1' is sampled with th"),
+        ("UniPCMultistepScheduler", {"disable_corrector": [0]}, "with the corrector in every step"),
+        ("PNDMScheduler", {}, "skip_prk_steps False is sampled without Runge-Kutta steps"),
+    ],
+)
+def test_another_rule_of_a_step_is_reported(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    (note,) = check_options(name, config(name, **changes))
+    assert message in note

@@ -1,0 +1,99 @@
+"""Models that were distilled to a few steps. Their weights come without the settings they need, so
+these are read from the names that the files go by."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edgediff.sampling.schedule import PredictionType, TimestepSpacing
+
+_STEPS_IN_NAME = re.compile(r"([1-9]\d?)[ _-]?steps?(?![a-z])", re.IGNORECASE)
+_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewSteps:
+    """How a few-step model is to be sampled.
+
+    scheduler: the diffusers class that it was published with; None keeps the pipeline's.
+    spacing, prediction_type: None keeps the pipeline's.
+    own_grid: whether it was trained at exactly the steps that it takes, evenly spread.
+    always: whether this holds whatever the config at hand says."""
+
+    label: str
+    steps: int = _STEPS
+    guidance_scale: float | None = 0.0
+    scheduler: str | None = None
+    spacing: TimestepSpacing | None = "trailing"
+    prediction_type: PredictionType | None = None
+    own_grid: bool = False
+    always: bool = False
+
+
+def _word(pattern: str) -> re.Pattern[str]:
+    """A word in a name, whose words may run into capitals or digits."""
+    return re.compile(rf"(?<![a-z])(?:{pattern})(?![a-z])", re.IGNORECASE)
+
+
+_RULES: Sequence[tuple[re.Pattern[str], FewSteps]] = (
+    # Yin et al. 2024, arXiv:2405.14867.
+    (
+        _word("dmd2?"),
+        FewSteps(label="DMD2", scheduler="LCMScheduler", spacing=None, own_grid=True),
+    ),
+    # Wang et al. 2024, arXiv:2405.18407; those with "normalcfg" keep guidance.
+    (
+        _word("pcm[ _-].*lcmlike|pcm.*lcm[ _-]?like"),
+        FewSteps(label="PCM", scheduler="LCMScheduler", spacing=None),
+    ),
+    (
+        _word("pcm[ _-].*normal[ _-]?cfg"),
+        FewSteps(label="PCM", scheduler="DDIMScheduler", guidance_scale=7.5),
+    ),
+    (_word("pcm"), FewSteps(label="PCM", scheduler="DDIMScheduler")),
+    # Zheng et al. 2024, arXiv:2402.19159.
+    (_word("tcd"), FewSteps(label="TCD", scheduler="TCDScheduler", spacing=None)),
+    # Song et al. 2024, arXiv:2403.16627.
+    (_word("sdxs"), FewSteps(label="SDXS", steps=1, always=True)),
+    # Lin et al. 2024, arXiv:2402.13929.
+    (re.compile("lightning", re.IGNORECASE), FewSteps(label="Lightning", always=True)),
+    # Ren et al. 2024, arXiv:2404.13686; those with "CFG" keep guidance.
+    (
+        re.compile(r"hyper(?:[ _-]?sd|[^a-z]).*cfg", re.IGNORECASE),
+        FewSteps(label="Hyper-SD", steps=8, guidance_scale=None, always=True),
+    ),
+    (
+        re.compile(r"hyper(?:[ _-]?sd|[^a-z]|$)", re.IGNORECASE),
+        FewSteps(label="Hyper-SD", always=True),
+    ),
+    # Chadebec et al. 2024, arXiv:2406.02347.
+    (
+        re.compile(r"flash[ _-]?(?:sd|pixart)", re.IGNORECASE),
+        FewSteps(label="Flash Diffusion", scheduler="LCMScheduler", spacing=None),
+    ),
+    # Luo et al. 2023, arXiv:2310.04378 and 2311.05556.
+    (
+        _word("lcm"),
+        FewSteps(label="LCM", scheduler="LCMScheduler", guidance_scale=1.0, spacing=None),
+    ),
+    # Sauer et al. 2023, arXiv:2311.17042.
+    (re.compile("turbo", re.IGNORECASE), FewSteps(label="Turbo")),
+)
+
+
+def find_few_steps(names: Sequence[str]) -> tuple[str, FewSteps] | None:
+    """The first name that says so → it, and how to sample; None for other models."""
+    for name in names:
+        for pattern, rule in _RULES:
+            if pattern.search(name):
+                return name, _fitted(rule, name, names)
+    return None
+
+
+def _fitted(rule: FewSteps, name: str, names: Sequence[str]) -> FewSteps:
+    """With the number of steps that the name says, or another of the names."""
+    found = next((m for n in (name, *names) if (m := _STEPS_IN_NAME.search(n))), None)
+    steps = rule.steps if found is None else int(found[1])
+    if rule.label == "Lightning" and steps == 1:
+        return replace(rule, steps=1, prediction_type="sample")
+    return replace(rule, steps=steps)

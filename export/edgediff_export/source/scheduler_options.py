@@ -1,0 +1,118 @@
+"""Which options of diffusers' schedulers edgediff honours.
+
+This is an allow-list: a value other than its class's default is read, has no effect on images, or
+is reported as a difference in the rule of a step. Any other is refused, since it would change the
+noise levels or x0, and with them every image.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from edgediff.errors import ExportError
+from edgediff_export.quiet import quiet
+
+_ALL = frozenset(
+    (
+        *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"),
+        *("timestep_spacing", "steps_offset", "rescale_betas_zero_snr"),
+    )
+)
+_SPACINGS = frozenset(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"))
+_CLIP = frozenset(("clip_sample", "clip_sample_range"))
+_DISTILLED = frozenset(("original_inference_steps",))
+
+READ: Mapping[str, frozenset[str]] = {
+    "DDIMScheduler": _ALL | _CLIP | {"set_alpha_to_one"},
+    "DDPMScheduler": _ALL | _CLIP,
+    "PNDMScheduler": _ALL | {"set_alpha_to_one"},
+    "LMSDiscreteScheduler": _ALL | _SPACINGS,
+    "DEISMultistepScheduler": _ALL | _SPACINGS,
+    "UniPCMultistepScheduler": _ALL | _SPACINGS,
+    "DPMSolverMultistepScheduler": _ALL | _SPACINGS,
+    "DPMSolverSinglestepScheduler": _ALL | _SPACINGS,
+    "DPMSolverSDEScheduler": _ALL | _SPACINGS,
+    "EulerDiscreteScheduler": _ALL | _SPACINGS,
+    "HeunDiscreteScheduler": _ALL | _SPACINGS | _CLIP,
+    "EulerAncestralDiscreteScheduler": _ALL,
+    "LCMScheduler": _ALL | _CLIP | _DISTILLED | {"timestep_scaling"},
+    "TCDScheduler": _ALL | _DISTILLED,
+}
+"""Scheduler class → the options that are read, whatever their value."""
+
+_INERT = frozenset(
+    (
+        # Only with `thresholding` or `use_flow_sigmas`, which are refused.
+        *("dynamic_thresholding_ratio", "sample_max_value"),
+        *("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),
+    )
+)
+_INERT_IN: Mapping[str, frozenset[str]] = {
+    # Their last step goes on to the previous one's own timestep, or to timestep 0.
+    "LCMScheduler": frozenset(("set_alpha_to_one",)),
+    "TCDScheduler": frozenset(("set_alpha_to_one", "timestep_scaling", *_CLIP)),
+    # Overruled where the last noise level is zero.
+    "DPMSolverMultistepScheduler": frozenset(("euler_at_final",)),
+}
+_STEP_RULES: Mapping[str, str] = {
+    "solver_order": "is sampled with order 2",
+    "solver_type": "is sampled with the default",
+    "algorithm_type": "is sampled with the default",
+    "lower_order_final": "is sampled as by default",
+    "predict_x0": "is sampled as by default",
+    "disable_corrector": "is sampled with the corrector in every step",
+    "skip_prk_steps": "is sampled without Runge-Kutta steps at the beginning",
+    "noise_sampler_seed": "has no effect: noise comes from the seed of each call",
+}
+"""Options that change how a step is taken, and not the noise levels; for the report."""
+_SAME_VALUES: Mapping[tuple[str, str], tuple[Any, ...]] = {
+    ("DPMSolverMultistepScheduler", "algorithm_type"): ("sde-dpmsolver++",),
+    ("DPMSolverMultistepScheduler", "variance_type"): ("fixed_small", "fixed_large"),
+    ("DPMSolverSinglestepScheduler", "variance_type"): ("fixed_small", "fixed_large"),
+}
+"""Further values of options that are honoured, or have no effect."""
+_HONOURED: Mapping[tuple[str, str], Any] = {("PNDMScheduler", "skip_prk_steps"): True}
+"""Options of which not the default is honoured, but this value."""
+NEAREST: Mapping[str, str] = {
+    "DDPMScheduler": "ddim",
+    "LMSDiscreteScheduler": "dpmpp_2m",
+    "DPMSolverSinglestepScheduler": "dpmpp_2m",
+}
+"""Scheduler classes that edgediff has no sampler for → the one that is taken instead."""
+
+
+def class_defaults(name: str) -> dict[str, Any]:
+    """What a scheduler class assumes where its config is silent."""
+    with quiet():
+        import diffusers
+
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
+
+
+def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Refuse the options of a scheduler that edgediff cannot honour → notes on those that it
+    honours in another way. Keys that the class does not have are left over from another scheduler:
+    diffusers ignores them too.
+
+    Raises ExportError."""
+    notes = []
+    if name in NEAREST:
+        notes.append(f"scheduler {name}: edgediff samples with {NEAREST[name]} instead")
+    for key, default in class_defaults(name).items():
+        value = config.get(key, default)
+        honoured = _HONOURED.get((name, key), default)
+        if value == honoured or value is None or key in READ[name]:
+            continue
+        if key in _INERT or key in _INERT_IN.get(name, ()):
+            continue
+        if value in _SAME_VALUES.get((name, key), ()):
+            continue
+        if key not in _STEP_RULES:
+            raise ExportError(
+                f"scheduler {name}: {key} is {value!r}, which edgediff cannot sample with: only"
+                f" {default!r} is supported: change it in scheduler/scheduler_config.json, if the"
+                " model was trained without it"
+            )
+        notes.append(f"scheduler {name}: {key} {value!r} {_STEP_RULES[key]} ({honoured!r})")
+    return tuple(notes)
