@@ -151,3 +151,81 @@ def test_a_disk_that_fills_up(small_pipeline: Callable[[str], Path], tmp_path: P
     assert "the disk is full" in run.stderr
     assert "Traceback" not in run.stderr
     assert contents(tmp_path) == set()
+
+
+def test_a_second_export_to_the_same_folder_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with folder_in_one_piece(out, force=True) as work:
+        (work / "bundle").mkdir()
+        with pytest.raises(ExportError, match="another process is exporting to it"):
+            write(out, "2", force=True)
+        assert (work / "bundle").is_dir()
+    assert contents(tmp_path) == {"out"}
+
+
+def test_exports_to_two_folders_do_not_meet(tmp_path: Path) -> None:
+    with folder_in_one_piece(tmp_path / "one", force=False) as work:
+        (work / "bundle").mkdir()
+        write(tmp_path / "two", "2")
+    assert contents(tmp_path) == {"one", "two"}
+
+
+_HOLD = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from edgediff_export.bundle_folder import folder_in_one_piece\n"
+    "with folder_in_one_piece(Path(sys.argv[1]), force=False) as work:\n"
+    "    (work / 'bundle').mkdir()\n"
+    "    print('working', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def hold(out: Path) -> "subprocess.Popen[str]":
+    """A process that is at work on a bundle."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(out)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.stdout.close()
+    return process
+
+
+def test_a_killed_export_leaves_no_lock(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = hold(out)
+    with pytest.raises(ExportError, match="another process is exporting to it"):
+        write(out, "2")
+    process.kill()
+    process.wait(30)
+    write(out, "2")
+    assert contents(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_cleans_up(number: int, tmp_path: Path) -> None:
+    process = hold(tmp_path / "out")
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    assert contents(tmp_path) == set()
+
+
+def test_a_full_disk_that_a_library_hides(tmp_path: Path) -> None:
+    def fill() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as e:
+            raise ExportError("it: cannot be loaded") from e
+
+    with (
+        pytest.raises(ExportError, match="the disk is full"),
+        folder_in_one_piece(tmp_path / "out", force=False),
+    ):
+        fill()
+    with (
+        pytest.raises(ExportError, match="the disk is full"),
+        folder_in_one_piece(tmp_path / "out", force=False),
+    ):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device")
+    assert contents(tmp_path) == set()

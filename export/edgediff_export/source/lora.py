@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,10 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
                 factor = alphas.factor(name, component, layer, rank=rank)
                 change = Change(keys=roles, factor=factor)
             # A file that names a layer twice, as diffusers does and as the original, means one.
-            changes.setdefault(component, {}).setdefault(layer, change)
+            known = changes.setdefault(component, {}).setdefault(layer, change)
+            if not known.keys.keys() & change.keys.keys():
+                both = known if rank is None else change
+                changes[component][layer] = replace(both, keys={**known.keys, **change.keys})
     if not changes:
         raise ExportError(
             f"{where}: none of its {len(grouped)} layers, such as {absent[0]}, is in this pipeline:"
@@ -293,7 +296,11 @@ class _Alphas:
                 f"{where}: {_PEFT_METADATA} in its header is not JSON ({first_line(e)})"
             ) from e
         self._config: dict[str, Any] = config if isinstance(config, dict) else {}
-        peft = any(re.search(r"\.lora_A(\.\w+)?\.weight$", k) for k in self._keys)
+        # diffusers' own files, "unet.…", carry their configuration in the header only.
+        peft = any(
+            re.search(r"\.lora_A(\.\w+)?\.weight$", k) and not k.startswith(("unet.", "text_enc"))
+            for k in self._keys
+        )
         if not self._config and peft and beside.is_file():
             self._config = read_config(beside)
 

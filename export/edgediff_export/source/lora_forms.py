@@ -94,7 +94,7 @@ class Change:
             if second is None:
                 second = _product(part["lokr_w2_a"], part["lokr_w2_b"], part.get("lokr_t2"))
             first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
-            return self.factor * torch.kron(first, second)
+            return self.factor * torch.kron(first.contiguous(), second.contiguous())
         up, down = part["up"].flatten(1), part["down"]
         if "mid" in part:
             # A convolution between the two: the same document, section 3.2.
