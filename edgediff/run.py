@@ -85,8 +85,8 @@ class Run(Iterator[Step]):
         self._result: Result | None = None
 
     def cancel(self) -> None:
-        """Stop the run, from any thread. The iterating thread gets Cancelled as soon as the current
-        operator ends. Has no effect after the run has finished."""
+        """Stop the run, from any thread. The iterating thread gets Cancelled at the end of the
+        current operator, or after `cancellation.GRACE` if that takes longer. Has no effect after the run has finished."""
         self._token.cancel()
 
     def __iter__(self) -> Self:

@@ -408,3 +408,26 @@ def test_a_deadline_counts_from_the_call(
     monkeypatch.setattr(edgediff.pipeline, "resolve", slow)
     with pytest.raises(DeadlineExceeded):
         pipe.generate("a fox", seed=0, steps=1, deadline=0.1)
+
+
+def test_a_long_operator_is_not_waited_for(tiny_bundle: Path) -> None:
+    class Slow:
+        """A session whose only operator takes two seconds."""
+
+        def run(self, *_: object) -> None:
+            time.sleep(2)
+
+    with edgediff.load(tiny_bundle, threads=1) as pipe:
+        session = pipe.stages.session(pipe.bundle.manifest.denoiser.name, {})
+        fast, session._session = session._session, Slow()
+        run = pipe.stream("a fox", seed=0, steps=1)
+        threading.Timer(0.1, run.cancel).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            run.result()
+        assert time.monotonic() - started < 1
+        with pytest.raises(DeadlineExceeded):
+            pipe.generate("a fox", seed=0, steps=1, deadline=0.2)
+        assert time.monotonic() - started < 1.5
+        session._session = fast
+        assert len(pipe.generate("a fox", seed=0, steps=1).images) == 1

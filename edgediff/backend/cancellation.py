@@ -1,13 +1,19 @@
 """Stopping a run: from another thread, or at its deadline."""
 
+import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 from edgediff.checks import check_number
 from edgediff.errors import Cancelled, DeadlineExceeded, InputError
+
+T = TypeVar("T")
+
+GRACE = 0.05
+"""Seconds that a run which has to end waits for the operator that is running."""
 
 
 class Terminable(Protocol):
@@ -27,9 +33,10 @@ class CancelToken:
         self._cancelled = self._expired = False
         self._lock = threading.Lock()
         self._running: list[Terminable] = []
+        self._waiting: list[threading.Event] = []
 
     def cancel(self) -> None:
-        """End the run, from any thread. The operator that is running finishes first."""
+        """End the run, from any thread. A short operator that is running finishes first."""
         self._cancelled = True
         self._terminate()
 
@@ -64,6 +71,34 @@ class CancelToken:
             with self._lock:
                 self._running.remove(options)
 
+    def wait(self, function: Callable[[], T]) -> T:
+        """The value of `function`, which runs in a thread of its own. If the run has to end, wait
+        for it no longer than GRACE: onnxruntime stops only between operators, and one may take a
+        second. It then finishes unobserved.
+
+        Raises as `function` does, Cancelled and DeadlineExceeded."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        changed = threading.Event()
+        future.add_done_callback(lambda _: changed.set())
+        with self._lock:
+            self._waiting.append(changed)
+            if self._cancelled or self._expired:
+                changed.set()
+        try:
+            threading.Thread(target=complete, args=(future, function)).start()
+            changed.wait()
+            if not future.done():
+                concurrent.futures.wait([future], timeout=GRACE)
+            if not future.done():
+                self.check()
+            return future.result()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        finally:
+            with self._lock:
+                self._waiting.remove(changed)
+
     def _expire(self) -> None:
         self._expired = True
         self._terminate()
@@ -72,6 +107,16 @@ class CancelToken:
         with self._lock:
             for options in self._running:
                 options.terminate = True
+            for changed in self._waiting:
+                changed.set()
+
+
+def complete(future: concurrent.futures.Future[T], function: Callable[[], T]) -> None:
+    """Give a future the outcome of `function`; for the target of a thread."""
+    try:
+        future.set_result(function())
+    except BaseException as e:
+        future.set_exception(e)
 
 
 def check_deadline(deadline: float) -> float:

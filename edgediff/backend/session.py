@@ -11,9 +11,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import math
 import os
 import platform
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -133,6 +135,9 @@ def _version(package: str) -> str:
         return f"{name} (of unknown version)"
 
 
+_LONG = 0.1
+"""Seconds; a run that took longer the last time has a thread of its own, so that its caller need
+not wait for the end of an operator to be cancelled."""
 _POLL = 0.02
 """Seconds between checks for cancelling while a run waits for another."""
 _MOST_SHAPES = 8
@@ -180,6 +185,7 @@ class Session:
         files = source if isinstance(source, GraphFiles) else graph_files(source, spec)
         self._session = self._load(files, dimensions or {})
         _live.add(self)
+        self._seconds = math.inf  # of the last run
         self._lock = threading.Lock()
         self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
         self._captured = 0
@@ -211,8 +217,11 @@ class Session:
             if self._provider.device is not None:
                 return self._run_bound(inputs, token)
             options = self._run_options()
+            run = functools.partial(self._session.run, self._output_names, inputs, options)
+            started = time.perf_counter()
             with token.terminates(options):
-                outputs = self._session.run(self._output_names, inputs, options)
+                outputs = token.wait(run) if self._seconds > _LONG else run()
+            self._seconds = time.perf_counter() - started
         except EdgediffError:
             raise
         except Exception as e:  # onnxruntime raises a dozen unrelated classes

@@ -101,6 +101,8 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
     The run has its own thread because Python does not handle signals while onnxruntime computes.
     The handler cancels instead of raising: it could raise at any point, even before the thread is
     known that the exception should end."""
+    from edgediff.backend.cancellation import complete
+
     pressed = threading.Event()
 
     def cancel(*_: object) -> None:
@@ -114,7 +116,9 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
 
     future: concurrent.futures.Future[Result] = concurrent.futures.Future()
     # A daemon thread: an abandoned operator must not keep the process alive.
-    worker = threading.Thread(target=_complete, args=(future, run, on_step), daemon=True)
+    worker = threading.Thread(
+        target=complete, args=(future, lambda: run.result(on_step)), daemon=True
+    )
     with _handling(cancel):
         worker.start()
         while worker.is_alive():
@@ -122,17 +126,6 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
     if pressed.is_set():
         raise KeyboardInterrupt
     return future.result()
-
-
-def _complete(
-    future: "concurrent.futures.Future[Result]",
-    run: "Run",
-    on_step: "Callable[[Step], None] | None",
-) -> None:
-    try:
-        future.set_result(run.result(on_step))
-    except BaseException as e:
-        future.set_exception(e)
 
 
 @contextlib.contextmanager
