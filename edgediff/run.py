@@ -86,7 +86,8 @@ class Run(Iterator[Step]):
 
     def cancel(self) -> None:
         """Stop the run, from any thread. The iterating thread gets Cancelled at the end of the
-        current operator, or after `cancellation.GRACE` if that takes longer. Has no effect after the run has finished."""
+        current operator, or after `cancellation.GRACE` if that takes longer. Has no effect after
+        the run has finished."""
         self._token.cancel()
 
     def __iter__(self) -> Self:
