@@ -13,7 +13,7 @@ from benchmarks import fuzz
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(name: str, *flags: object) -> Any:
+def run(name: str, *flags: object, statuses: tuple[int, ...] = (0,)) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *map(str, flags)],
         capture_output=True,
@@ -22,7 +22,7 @@ def run(name: str, *flags: object) -> Any:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+    assert done.returncode in statuses, (done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 
 
@@ -72,8 +72,10 @@ def test_a_crash_a_hang_and_a_foreign_error_are_found(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_a_process_does_not_grow() -> None:
-    found = json.loads(run("soak", "--images", 320, "--loads", 40))
+    found = json.loads(run("soak", "--images", 320, "--loads", 40, statuses=(0, 1)))
     assert found["foreign"] == []
+    assert found["growth"] < 0.05  # so soon, not every thread has drawn the largest image
+    assert found["loads_growth"] < 0.01
     assert sum(found["outcomes"].values()) == 320
     assert found["outcomes"]["same"] > 10
 
