@@ -241,3 +241,25 @@ def test_several_threads_draw_as_one(pipe: edgediff.Pipeline) -> None:
     for thread in threads:
         thread.join()
     assert found == expected
+
+
+def test_no_connection_is_made(tiny_bundle: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        seen = []
+        def note(event, _):
+            if event.startswith("socket."):
+                seen.append(event)
+        sys.addaudithook(note)
+        import edgediff
+        edgediff.load(sys.argv[1]).generate("a fox", steps=1).save("a.png")
+        print(seen)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
