@@ -241,7 +241,10 @@ SEE_THROUGH = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
         ({"init_image": photograph(), "keep_unmasked": True}, "there is no `mask`"),
         ({"keep_unmasked": "yes"}, "`keep_unmasked` is 'yes': expected True or False"),
         ({"init_image": photograph(), "mask": left_half(), "hires": 2}, "`hires` with `mask`"),
-        ({"init_image": photograph(9000, 1)}, "9000x1 pixels, and at most 4096 a side"),
+        (
+            {"init_image": photograph(9000, 1)},
+            "9000x1 pixels, but a side of the result has at most 4096",
+        ),
     ],
 )
 def test_bad_input(pipe: Pipeline, options: dict[str, Any], message: str) -> None:

@@ -322,8 +322,13 @@ def test_other_threads_go_on_undisturbed(pipe: edgediff.Pipeline) -> None:
 def test_ctrl_c_ends_a_step(tiny_bundle: Path, tmp_path: Path) -> None:
     typed = ["generate", PROMPT, "-m", str(tiny_bundle), "-o", "out.png", "--threads", "1"]
     typed += ["--size", "512x512", "--steps", "50", "--guidance", "1"]
+    # A shell's background jobs ignore the signal and hand that down to the tests: undo it.
+    listening = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from edgediff.cli import main; main()"
+    )
     running = subprocess.Popen(
-        [sys.executable, "-m", "edgediff", *typed],
+        [sys.executable, "-c", listening, *typed],
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,

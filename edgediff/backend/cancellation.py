@@ -85,7 +85,8 @@ class CancelToken:
             if self._cancelled or self._expired:
                 changed.set()
         try:
-            threading.Thread(target=complete, args=(future, function)).start()
+            # Not a daemon, whoever starts it: the interpreter must not end while it computes.
+            threading.Thread(target=complete, args=(future, function), daemon=False).start()
             changed.wait()
             if not future.done():
                 concurrent.futures.wait([future], timeout=GRACE)

@@ -171,7 +171,9 @@ def test_exports_to_two_folders_do_not_meet(tmp_path: Path) -> None:
 
 
 _HOLD = (
-    "import sys, time\n"
+    "import signal, sys, time\n"
+    # A shell's background jobs ignore the signal and hand that down to the tests: undo it.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from pathlib import Path\n"
     "from edgediff_export.bundle_folder import folder_in_one_piece\n"
     "with folder_in_one_piece(Path(sys.argv[1]), force=False) as work:\n"
