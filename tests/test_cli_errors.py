@@ -50,7 +50,7 @@ BAD = [
     ("--variation-strength", "--variation-strength 0.1", "is 0.1: give --variation-seed too"),
     ("--variation-strength", "--variation-seed 1 --variation-strength nan", "is nan: give a num"),
     ("--init", "--init absent.png", " absent.png: cannot be read (No such file"),
-    ("--init", "--init line.png --strength 1", " line.png: is 9000x1 pixels, but a side of the result has"),
+    ("--init", "--init line.png --strength 1", " line.png: is 9000x1 pixels, but a side of"),
     ("--init", "--init text.png", " text.png: is not an image that can be read"),
     ("--init", "--init a.png", ": tiny_control has no encoder for images: export it again"),
     ("--strength", "--strength 0.5", "is 0.5, but there is no --init: give an image"),
