@@ -44,6 +44,7 @@ from edgediff.backend.session import Session, SessionOptions, silence_log
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import bundle_graph_files
 from edgediff.errors import EdgediffError
+from edgediff.files import write_whole
 from edgediff.request.request import resolve
 from edgediff.text.tokenizer import Tokenizer
 
@@ -406,9 +407,7 @@ def run(first: int, end: int, seed: int, only: list[str], state: Path | None) ->
             print(findings[-1], file=sys.stderr, flush=True)
         if state is not None and (case % 100 == 0 or case + 1 == end):
             text = json.dumps({"next": case + 1, "counts": counts, "findings": findings}, indent=1)
-            partial = state.with_suffix(".partial")
-            partial.write_text(text + "\n")
-            partial.replace(state)
+            write_whole(state, (text + "\n").encode())
 
     while first < end:
         command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", "--first", str(first)]

@@ -21,6 +21,7 @@ import edgediff.batch
 import edgediff.images.source
 import edgediff.pipeline
 import edgediff.request.request
+from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.run_stage import RunStage
 from edgediff.batch import prepare_jobs, read_jobs, run_jobs
 from edgediff.cli import main
@@ -435,4 +436,20 @@ def test_a_long_operator_is_not_waited_for(tiny_bundle: Path) -> None:
             pipe.generate("a fox", seed=0, steps=1, deadline=0.2)
         assert time.monotonic() - started < 1.5
         session._session = fast
+        # Whatever size was quick before, another one may be long.
         assert len(pipe.generate("a fox", seed=0, steps=1).images) == 1
+        session._session = Slow()
+        run = pipe.stream("a fox", seed=0, steps=1, size=128)
+        threading.Timer(0.1, run.cancel).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            run.result()
+        assert time.monotonic() - started < 1
+
+
+def test_a_stage_that_nothing_can_stop_needs_no_thread(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CancelToken, "wait", lambda *_: pytest.fail("a thread was started"))
+    with edgediff.load(tiny_bundle, threads=1) as pipe:
+        assert len(pipe.decode(np.zeros((1, 4, 8, 8), np.float32))) == 1

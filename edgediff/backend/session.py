@@ -11,7 +11,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
-import math
 import os
 import platform
 import threading
@@ -135,8 +134,8 @@ def _version(package: str) -> str:
         return f"{name} (of unknown version)"
 
 
-_LONG = 0.1
-"""Seconds; a run that took longer the last time has a thread of its own, so that its caller need
+_QUICK = 0.1
+"""Seconds; a run that is not known to be quicker has a thread of its own, so that its caller need
 not wait for the end of an operator to be cancelled."""
 _POLL = 0.02
 """Seconds between checks for cancelling while a run waits for another."""
@@ -185,7 +184,7 @@ class Session:
         files = source if isinstance(source, GraphFiles) else graph_files(source, spec)
         self._session = self._load(files, dimensions or {})
         _live.add(self)
-        self._seconds = math.inf  # of the last run
+        self._quick: set[tuple[tuple[int, ...], ...]] = set()  # shapes whose last run was
         self._lock = threading.Lock()
         self._bindings: dict[tuple[tuple[int, ...], ...], Binding] = {}
         self._captured = 0
@@ -212,16 +211,20 @@ class Session:
         Raises InputError for a wrong name, dtype or shape, ProviderError if the run fails, and
         Cancelled or DeadlineExceeded if the token stops it."""
         self._check(inputs)
-        token = token or CancelToken()
+        may_end, token = token is not None, token or CancelToken()
         try:
             if self._provider.device is not None:
                 return self._run_bound(inputs, token)
             options = self._run_options()
             run = functools.partial(self._session.run, self._output_names, inputs, options)
+            shapes = self._shapes(inputs)
             started = time.perf_counter()
             with token.terminates(options):
-                outputs = token.wait(run) if self._seconds > _LONG else run()
-            self._seconds = time.perf_counter() - started
+                outputs = token.wait(run) if may_end and shapes not in self._quick else run()
+            if time.perf_counter() - started < _QUICK:
+                self._quick.add(shapes)
+            else:
+                self._quick.discard(shapes)
         except EdgediffError:
             raise
         except Exception as e:  # onnxruntime raises a dozen unrelated classes
@@ -272,7 +275,7 @@ class Session:
         return options
 
     def _run_bound(self, inputs: Mapping[str, AnyArray], token: CancelToken) -> dict[str, AnyArray]:
-        shapes = tuple(inputs[name].shape for name in self._inputs)
+        shapes = self._shapes(inputs)
         while not self._lock.acquire(timeout=_POLL):  # the buffers are shared
             token.check()
         try:
@@ -287,6 +290,9 @@ class Session:
         finally:
             self._lock.release()
         return found
+
+    def _shapes(self, inputs: Mapping[str, AnyArray]) -> tuple[tuple[int, ...], ...]:
+        return tuple(inputs[name].shape for name in self._inputs)
 
     def _bind(self, inputs: Mapping[str, AnyArray]) -> Binding:
         """Buffers for these shapes, with their own CUDA graph."""

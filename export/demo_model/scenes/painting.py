@@ -80,16 +80,6 @@ def peaks(
     return list(zip(xs.tolist(), tops, strict=True))
 
 
-def mottle(
-    canvas: Image.Image, rng: np.random.Generator, amount: float = 10, cells: int = 10
-) -> Image.Image:
-    """The canvas, here and there a little lighter or darker."""
-    small = rng.normal(0, amount, (cells, cells)).astype(np.float32)
-    noise = Image.fromarray(small).resize(canvas.size, Image.Resampling.BICUBIC)
-    changed = np.asarray(canvas).astype(np.float32) + np.asarray(noise)[..., None]
-    return Image.fromarray(np.clip(changed, 0, 255).astype(np.uint8))
-
-
 @cache
 def soft_spot(side: int = 64) -> Image.Image:
     """An L image, opaque in the middle and fading out to nothing at the edge."""

@@ -286,7 +286,6 @@ class _Alphas:
     a file beside it."""
 
     def __init__(self, where: str, tensors: Any, beside: Path) -> None:
-        self._where = where
         self._tensors = tensors
         self._keys = set(tensors.keys())
         try:

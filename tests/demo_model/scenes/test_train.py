@@ -54,17 +54,16 @@ def small(scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(inspect.unwrap(function).__kwdefaults__, "batch", 4)  # type: ignore[arg-type]
 
 
+def folders(tmp_path: Path) -> list[str]:
+    """The flags of every stage."""
+    places = {"--work": tmp_path / "work", "--cache": tmp_path / "cache"}
+    return [*(str(part) for pair in places.items() for part in pair), "--processes", "1"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_every_stage_runs_resumes_and_leaves_its_results(tmp_path: Path) -> None:
-    given = [
-        "--work",
-        str(tmp_path / "work"),
-        "--cache",
-        str(tmp_path / "cache"),
-        "--processes",
-        "1",
-    ]
+    given = folders(tmp_path)
     for stage in train.STAGES[2:]:
         train.main([stage, *given, "--samples", "32", "--seeds", "2"])
     work = tmp_path / "work"
@@ -88,14 +87,7 @@ def test_every_stage_runs_resumes_and_leaves_its_results(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("small")
 def test_latents_wait_for_the_autoencoder(tmp_path: Path) -> None:
-    given = [
-        "--work",
-        str(tmp_path / "work"),
-        "--cache",
-        str(tmp_path / "cache"),
-        "--processes",
-        "1",
-    ]
+    given = folders(tmp_path)
     train.main(["scenes", *given])
     train.main(["first-stage", *given, "--samples", "16"])
     with pytest.raises(RuntimeError, match="first-stage"):
