@@ -214,5 +214,5 @@ def test_inpainting_at_another_size(pair: Callable[[str], Pair], shape: str) -> 
 @pytest.mark.slow
 def test_a_network_that_takes_the_mask_needs_one(pair: Callable[[str], Pair]) -> None:
     for given in ({}, {"init_image": photograph()}):
-        with pytest.raises(InputError, match="give init_image and mask"):
+        with pytest.raises(InputError, match="give `init_image` and `mask`"):
             pair("inpaint").ours.stream(PROMPT, **given)
