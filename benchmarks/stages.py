@@ -95,7 +95,7 @@ def main() -> None:
         *((name.replace("_", " "), found["median"][name]) for name in list(found["median"])[:-1]),
     ]
     for name, seconds in rows:
-        print(f"{name.replace('image', 'image'):14}{seconds:9.4f} s")
+        print(f"{name:14}{seconds:9.4f} s")
     print(f"{'overhead':14}{found['median']['overhead'] * 100:9.2f} % of the time in sessions")
     print(f"{'peak memory':14}{found['peak_mb']:9.0f} MB")
     write_json(arguments.json, found)

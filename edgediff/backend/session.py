@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -127,6 +126,8 @@ def why_missing(name: str) -> str | None:
 
 def _version(package: str) -> str:
     """A package's name on the index and its version."""
+    import importlib.metadata  # slow to import, and seldom needed
+
     name = package.replace("_", "-")
     try:
         return f"{name} {importlib.metadata.version(name)}"

@@ -4,7 +4,6 @@ Heavy modules are imported inside the commands, so that `edgediff --help` is fas
 """
 
 import contextlib
-import importlib.metadata
 import os
 import sys
 
@@ -70,6 +69,8 @@ def edgediff() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def export(arguments: tuple[str, ...]) -> int | None:
     """Export a diffusers pipeline (needs edgediff[export])."""
+    import importlib.metadata
+
     # Found by entry point: the runtime never imports the export stage by name.
     entries = importlib.metadata.entry_points(group="edgediff.commands", name="export")
     if not entries:  # a packaged app, or a copy that was not installed

@@ -1,6 +1,5 @@
 """Running a bundle from a command line: flags, loading, progress, and Ctrl-C within a step."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -101,6 +100,8 @@ def finish(run: "Run", on_step: "Callable[[Step], None] | None" = None) -> "Resu
     The run has its own thread because Python does not handle signals while onnxruntime computes.
     The handler cancels instead of raising: it could raise at any point, even before the thread is
     known that the exception should end."""
+    import concurrent.futures
+
     from edgediff.backend.cancellation import complete
 
     pressed = threading.Event()
