@@ -195,6 +195,11 @@ class ConditioningSpec:
     pooled: tuple[str, ...] = ()
 
 
+_LATER = ("timesteps",)
+"""Fields of a schedule that are only written if they are set: the first versions of edgediff that
+read this format refuse keys that they do not know."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
     """The values that `generate` uses for options that the caller leaves unset. Sizes are in
@@ -389,6 +394,9 @@ class Manifest:
     def to_json(self) -> str:
         """The text of bundle.json: UTF-8 JSON, two-space indents, keys in schema order."""
         raw = dataclasses.asdict(self)
+        for name in _LATER:
+            if raw["schedule"].get(name) is None:
+                raw["schedule"].pop(name, None)
         return json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

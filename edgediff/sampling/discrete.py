@@ -167,7 +167,10 @@ def _spaced(
 
 
 def _distilled_timesteps(schedule: DiscreteSchedule, steps: int) -> list[int]:
-    """Luo et al. 2023 (arXiv:2310.04378), section 4.3: steps of the distillation's own grid."""
+    """Luo et al. 2023 (arXiv:2310.04378), section 4.3: steps of the distillation's own grid; or the
+    schedule's own, if it has as many."""
+    if schedule.timesteps is not None and len(schedule.timesteps) == steps:
+        return list(schedule.timesteps)
     original = schedule.original_inference_steps
     skip = schedule.num_train_timesteps // original
     grid = np.arange(original, 0, -1) * skip - 1

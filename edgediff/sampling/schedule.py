@@ -19,6 +19,7 @@ of their bits. So the table of ᾱ is made in float32, as in training. The numbe
 are float64 and handed out as Python floats, since an np.float64 would promote float32 latents.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -51,6 +52,8 @@ class DiscreteSchedule:
     set_alpha_to_one: whether ddim and pndm end at ᾱ = 1 rather than at ᾱ_0.
     clip_sample, clip_sample_range: whether, and to what magnitude, ddim, heun and lcm clip x0.
     original_inference_steps: length of the grid that lcm and tcd were distilled on.
+    timesteps: of lcm and tcd with as many steps, instead of those of that grid; descending. Models
+        of one step may start below pure noise's timestep.
     timestep_scaling: s of lcm's boundary condition, per timestep.
     eta: tcd's share of fresh noise, gamma in its paper, from 0 (none) to 1 (all, as in lcm); in
         diffusers an argument of TCDScheduler.step.
@@ -71,6 +74,7 @@ class DiscreteSchedule:
     clip_sample: bool = False
     clip_sample_range: float = 1.0
     original_inference_steps: int = 50
+    timesteps: tuple[int, ...] | None = None
     timestep_scaling: float = 10.0
     eta: float = 0.3
 
@@ -97,6 +101,15 @@ class DiscreteSchedule:
         )
         original = self.original_inference_steps
         _check(1 <= original <= t, "original_inference_steps", original, f"from 1 to {t}")
+        if self.timesteps is not None:
+            _check(
+                1 <= len(self.timesteps) <= original
+                and all(0 <= i < t for i in self.timesteps)
+                and all(a > b for a, b in itertools.pairwise(self.timesteps)),
+                "timesteps",
+                list(self.timesteps),
+                f"1 to {original} whole numbers below {t}, descending",
+            )
         _check(
             0.0 < self.timestep_scaling < math.inf,
             "timestep_scaling",

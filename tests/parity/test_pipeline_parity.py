@@ -1,6 +1,9 @@
 """Exported float32 bundles against diffusers' own pipelines: latents and pixels, end to end."""
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -121,6 +124,39 @@ def test_twenty_steps(load: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_lcm_takes_the_guidance_embedding(load: Callable[[str], Any], steps: int) -> None:
     compare(load("lcm"), sampler="lcm", steps=steps, guidance=8.5, seeds=SEEDS)
+
+
+@pytest.mark.parametrize(("sampler", "timestep"), [("lcm", 800), ("lcm", 399), ("tcd", 800)])
+def test_one_step_from_a_timestep_of_its_own(
+    sampler: str, timestep: int, load: Callable[[str], Any], exported: Any, tmp_path: Path
+) -> None:
+    """As the cards of one-step Hyper-SD and DMD2 call it: `timesteps=[800]`, `timesteps=[399]`."""
+    theirs, _ = load("sd1")
+    bundle = Path(shutil.copytree(exported("sd1").bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["schedule"]["timesteps"] = [timestep]
+    manifest["defaults"] |= {"sampler": sampler, "steps": 1, "guidance_scale": 0.0}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    schedulers = {"lcm": diffusers.LCMScheduler, "tcd": diffusers.TCDScheduler}
+    theirs.scheduler = schedulers[sampler].from_config(theirs.original_config)
+
+    def run_theirs(output: str) -> Any:
+        return theirs(
+            PROMPT,
+            timesteps=[timestep],
+            guidance_scale=0.0,
+            width=64,
+            height=64,
+            generator=torch.Generator("cpu").manual_seed(7),
+            output_type=output,
+        ).images
+
+    ours = edgediff.load(bundle, threads=1)
+    latents = list(ours.stream(PROMPT, seed=7))[-1].latents
+    assert np.abs(latents - run_theirs("latent").numpy()).max() <= 1e-3
+    (image,) = ours.generate(PROMPT, seed=7).images
+    difference = np.asarray(image).astype(int) - np.asarray(run_theirs("pil")[0])
+    assert np.abs(difference).max() <= 1
 
 
 def test_lcm_without_the_embedding(load: Callable[[str], Any]) -> None:

@@ -173,7 +173,10 @@ def theirs(
     With a strength, from IMAGE on, as StableDiffusionImg2ImgPipeline does. replace: step index and
     latents → the latents to go on with."""
     scheduler = diffusers_scheduler(schedule, sampler, spacing)
-    scheduler.set_timesteps(steps)
+    if schedule.timesteps is not None and len(schedule.timesteps) == steps:
+        scheduler.set_timesteps(timesteps=list(schedule.timesteps))
+    else:
+        scheduler.set_timesteps(steps)
     timesteps, begin = scheduler.timesteps, 0
     if strength is not None:
         begin = (steps - min(int(steps * strength), steps)) * scheduler.order
@@ -566,6 +569,20 @@ def test_clipping_and_the_last_alpha(
 def test_lcm_skips_over_the_distillation_grid(original: int, steps: int) -> None:
     schedule = make_schedule(original_inference_steps=original, timestep_spacing="leading")
     assert largest_error(schedule, "lcm", steps) < TOLERANCE
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+@pytest.mark.parametrize("timesteps", [(800,), (399,), (999, 749, 499, 249), (801, 800, 0)])
+def test_timesteps_of_its_own(sampler: str, timesteps: tuple[int, ...]) -> None:
+    schedule = make_schedule(timesteps=timesteps, timestep_spacing="leading")
+    plan = make_plan(schedule, sampler, len(timesteps))
+    assert [step.timestep for step in plan.steps] == [*timesteps]
+    for steps in (1, 2, 3, 4):  # as many steps as that, and others, which have the usual ones
+        assert largest_error(schedule, sampler, steps) < TOLERANCE
+    for other in SAMPLERS:
+        if other not in ("lcm", "tcd"):
+            plain = make_plan(make_schedule(timestep_spacing="leading"), other, len(timesteps))
+            assert make_plan(schedule, other, len(timesteps)) == plain
 
 
 def test_a_shorter_schedule() -> None:

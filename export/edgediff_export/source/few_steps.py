@@ -2,13 +2,16 @@
 these are read from the names that the files go by."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 
 _STEPS_IN_NAME = re.compile(r"([1-9]\d?)[ _-]?steps?(?![a-z])", re.IGNORECASE)
 _STEPS = 4
+# "hyper" begins other words, such as hyperrealism and hyper-real.
+_HYPER = r"hyper(?:[ _-]?(?:sd|xl|lora|unet|vae|cfg|baked|v?\d)|[ _.-]*$)"
+_ONE_STEP = r"(?<![a-z\d])1[ _-]?step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,8 @@ class FewSteps:
 
     scheduler: the diffusers class that it was published with; None keeps the pipeline's.
     spacing, prediction_type: None keeps the pipeline's.
-    own_grid: whether it was trained at exactly the steps that it takes, evenly spread.
+    starts: number of steps → the timesteps that so many are taken at, if they are not those of the
+        scheduler; see `timesteps`.
     always: whether this holds whatever the config at hand says."""
 
     label: str
@@ -26,8 +30,13 @@ class FewSteps:
     scheduler: str | None = None
     spacing: TimestepSpacing | None = "trailing"
     prediction_type: PredictionType | None = None
-    own_grid: bool = False
+    starts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     always: bool = False
+
+    @property
+    def timesteps(self) -> tuple[int, ...] | None:
+        """The timesteps that the model card asks for; None for the scheduler's own."""
+        return self.starts.get(self.steps)
 
 
 def _word(pattern: str) -> re.Pattern[str]:
@@ -39,7 +48,12 @@ _RULES: Sequence[tuple[re.Pattern[str], FewSteps]] = (
     # Yin et al. 2024, arXiv:2405.14867.
     (
         _word("dmd2?"),
-        FewSteps(label="DMD2", scheduler="LCMScheduler", spacing=None, own_grid=True),
+        FewSteps(
+            label="DMD2",
+            scheduler="LCMScheduler",
+            spacing=None,
+            starts={1: (399,), 4: (999, 749, 499, 249)},
+        ),
     ),
     # Wang et al. 2024, arXiv:2405.18407; those with "normalcfg" keep guidance.
     (
@@ -57,14 +71,35 @@ _RULES: Sequence[tuple[re.Pattern[str], FewSteps]] = (
     (_word("sdxs"), FewSteps(label="SDXS", steps=1, always=True)),
     # Lin et al. 2024, arXiv:2402.13929.
     (re.compile("lightning", re.IGNORECASE), FewSteps(label="Lightning", always=True)),
-    # Ren et al. 2024, arXiv:2404.13686; those with "CFG" keep guidance.
+    # Ren et al. 2024, arXiv:2404.13686; those with "CFG" keep guidance. The one-step UNet starts at
+    # timestep 800; the LoRA of that name is for one step and more.
     (
-        re.compile(r"hyper(?:[ _-]?sd|[^a-z]).*cfg", re.IGNORECASE),
-        FewSteps(label="Hyper-SD", steps=8, guidance_scale=None, always=True),
+        re.compile(rf"{_HYPER}.*cfg", re.IGNORECASE),
+        FewSteps(
+            label="Hyper-SD",
+            steps=8,
+            guidance_scale=None,
+            scheduler="DDIMScheduler",
+            always=True,
+        ),
     ),
     (
-        re.compile(r"hyper(?:[ _-]?sd|[^a-z]|$)", re.IGNORECASE),
-        FewSteps(label="Hyper-SD", always=True),
+        re.compile(rf"(?=.*{_ONE_STEP})(?=.*lora).*{_HYPER}", re.IGNORECASE),
+        FewSteps(label="Hyper-SD", scheduler="TCDScheduler", always=True),
+    ),
+    (
+        re.compile(rf"(?=.*{_ONE_STEP}).*{_HYPER}", re.IGNORECASE),
+        FewSteps(
+            label="Hyper-SD",
+            scheduler="LCMScheduler",
+            spacing=None,
+            starts={1: (800,)},
+            always=True,
+        ),
+    ),
+    (
+        re.compile(_HYPER, re.IGNORECASE),
+        FewSteps(label="Hyper-SD", scheduler="DDIMScheduler", always=True),
     ),
     # Chadebec et al. 2024, arXiv:2406.02347.
     (

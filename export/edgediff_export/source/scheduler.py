@@ -14,7 +14,7 @@ from edgediff.sampling.schedule import (
     TimestepSpacing,
 )
 from edgediff.sampling.sigmas import SPACINGS, Spacing
-from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.few_steps import FewSteps, find_few_steps
 from edgediff_export.source.scheduler_options import check_options, class_defaults
 from edgediff_export.source.statements import Statements
 
@@ -96,6 +96,7 @@ def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
     full = {**defaults, **given}
     # Left out, it is up to the sampler: diffusers does the same where a pipeline changes scheduler.
     full["timestep_spacing"] = config.get("timestep_spacing")
+    full[_TIMESTEPS] = config.get(_TIMESTEPS)
     for key, valid in (
         ("beta_schedule", get_args(BetaSchedule)),
         ("prediction_type", get_args(PredictionType)),
@@ -120,6 +121,8 @@ def _known_class(config: Mapping[str, Any]) -> dict[str, Any]:
     return class_defaults(str(name))
 
 
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+_TIMESTEPS = "timesteps"
 _ZERO_SNR = "rescale_betas_zero_snr"
 
 
@@ -146,15 +149,15 @@ def adapt(
     rule = None if found is None else found[1]
     if guidance_embedding:
         adapted["_class_name"] = _LCM
-    elif rule is not None and bare and rule.scheduler is not None:
+    elif rule is not None and rule.scheduler is not None and (bare or _own_start(rule)):
         adapted["_class_name"] = rule.scheduler
-        if rule.own_grid and adapted.get("num_train_timesteps", 1000) % rule.steps == 0:
-            adapted["original_inference_steps"] = rule.steps
     if rule is not None and (bare or rule.always):
         if rule.spacing is not None:
             adapted["timestep_spacing"] = rule.spacing
         if rule.prediction_type is not None:
             adapted["prediction_type"] = rule.prediction_type
+    if rule is not None and rule.timesteps and adapted["_class_name"] in _DISTILLED:
+        adapted[_TIMESTEPS] = rule.timesteps
     said = said or Statements()
     if said.edm is not None:
         sigma_min, sigma_max = said.edm
@@ -171,7 +174,14 @@ def adapt(
         adapted["timestep_spacing"] = timestep_spacing
     if prediction_type is not None:
         adapted["prediction_type"] = prediction_type
+    if adapted["_class_name"] != config.get("_class_name"):
+        adapted.setdefault("clip_sample", False)  # DDIM's default is for pixels, not for latents
     return adapted
+
+
+def _own_start(rule: FewSteps) -> bool:
+    """Whether weights start where no scheduler's config would have them start."""
+    return rule.always and rule.timesteps is not None
 
 
 def choose_sampling(
@@ -232,7 +242,10 @@ def reasons(config: Mapping[str, Any], name: Sequence[str], *, embedding: bool) 
             f"the name {said!r} is that of a few-step model ({rule.label}), but its scheduler's"
             " config is not: sampled as the config says",
         )
+    plural = "" if sampling.steps == 1 else "s"
+    start = f" from timestep {config[_TIMESTEPS][0]}" if config.get(_TIMESTEPS) else ""
     return (
-        f"few steps: the name {said!r} says {rule.label}: {sampling.steps} steps of"
-        f" {sampling.sampler}, guidance {sampling.guidance_scale:g}, unless you say otherwise",
+        f"few steps: the name {said!r} says {rule.label}: {sampling.steps} step{plural} of"
+        f" {sampling.sampler}{start}, guidance {sampling.guidance_scale:g}, unless you say"
+        " otherwise",
     )

@@ -1,5 +1,6 @@
 """Whole exports of each family: stages that are quantized, kept float, and swapped in."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ def test_a_lightning_unet_alone(small_pipeline: Callable[[str], Path], tmp_path:
     assert manifest.schedule.prediction_type == "sample"
     assert (manifest.defaults.steps, manifest.defaults.guidance_scale) == (1, 0.0)
     assert manifest.provenance.source == "xl with the UNet sdxl_lightning_1step_unet_x0.safetensors"
+
+
+def test_a_unet_of_one_step_starts_at_its_own_timestep(
+    small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    unet = small_pipeline("sd1") / "unet" / "diffusion_pytorch_model.safetensors"
+    path = Path(shutil.copy(unet, tmp_path / "Hyper-SD15-1step-Unet.safetensors"))
+    made = export(Options(source=str(small_pipeline("sd1")), out=tmp_path / "b", unet=path))
+    assert made.manifest.schedule.timesteps == (800,)
+    defaults = made.manifest.defaults
+    assert (defaults.sampler, defaults.steps, defaults.guidance_scale) == ("lcm", 1, 0.0)
+    (why,) = made.reasons
+    assert "Hyper-SD: 1 step of lcm from timestep 800, guidance 0" in why
+    assert verify(made.root, provider="cpu").ok
 
 
 @pytest.mark.parametrize("shape", ["inpaint", "xl-inpaint"])

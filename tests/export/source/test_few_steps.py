@@ -6,6 +6,8 @@ import pytest
 from edgediff_export.source.few_steps import find_few_steps
 from edgediff_export.source.scheduler import adapt, choose_sampling, read_schedule, reasons
 
+from edgediff.sampling.plan import make_plan
+
 EULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
@@ -21,8 +23,16 @@ EULER: dict[str, Any] = {
         ("sdxl_lightning_8step_unet", "Lightning", ("euler", 8, 0.0), "trailing"),
         ("realvisxlV50_v50LightningBakedvae", "Lightning", ("euler", 4, 0.0), "trailing"),
         ("sd_xl_turbo_1.0_fp16", "Turbo", ("euler", 4, 0.0), "trailing"),
-        ("Hyper-SDXL-8steps-lora", "Hyper-SD", ("euler", 8, 0.0), "trailing"),
-        ("Hyper-SDXL-12steps-CFG-lora", "Hyper-SD", ("euler", 12, 5.0), "trailing"),
+        ("Hyper-SDXL-8steps-lora", "Hyper-SD", ("ddim", 8, 0.0), "trailing"),
+        ("Hyper-SDXL-12steps-CFG-lora", "Hyper-SD", ("ddim", 12, 5.0), "trailing"),
+        ("Hyper-SDXL-1step-lora", "Hyper-SD", ("tcd", 1, 0.0), "trailing"),
+        ("Hyper-SD15-1step-lora", "Hyper-SD", ("tcd", 1, 0.0), "trailing"),
+        ("Hyper-SDXL-1step-Unet-Comfyui.fp16", "Hyper-SD", ("lcm", 1, 0.0), "leading"),
+        ("Hyper-SD15-1step", "Hyper-SD", ("lcm", 1, 0.0), "leading"),
+        ("juggernautXL_v9Rdphoto2Hyper", "Hyper-SD", ("ddim", 4, 0.0), "trailing"),
+        ("realisticVisionV60B1_v51HyperVAE", "Hyper-SD", ("ddim", 4, 0.0), "trailing"),
+        ("dmd2_sdxl_1step_unet_fp16", "DMD2", ("lcm", 1, 0.0), "leading"),
+        ("pcm_sd15_smallcfg_4step_converted", "PCM", ("ddim", 4, 0.0), "trailing"),
         ("dmd2_sdxl_4step_unet_fp16", "DMD2", ("lcm", 4, 0.0), "leading"),
         ("pcm_sdxl_smallcfg_2step_converted", "PCM", ("ddim", 2, 0.0), "trailing"),
         ("pcm_sdxl_normalcfg_8step_converted", "PCM", ("ddim", 8, 7.5), "trailing"),
@@ -45,14 +55,15 @@ def test_weights_without_a_config_follow_their_names(
     chosen = choose_sampling(adapted, name=name, guidance_embedding=False, xl=True)
     assert (chosen.sampler, chosen.steps, chosen.guidance_scale) == sampling
     (why,) = reasons(adapted, [name], embedding=False)
-    assert f"the name {name!r} says {label}: {sampling[1]} steps of {sampling[0]}" in why
+    plural = "" if sampling[1] == 1 else "s"
+    assert f"the name {name!r} says {label}: {sampling[1]} step{plural} of {sampling[0]}" in why
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("stable-diffusion-v1-5", "hyperrealism", "lcmx", "footsteps", "dreamshaper_8", "tcdream"),
-        *("alcm", "sdxl-base", "pcmcia"),
+        *("alcm", "sdxl-base", "pcmcia", "hyper-realism-v2", "hyperreal_1step"),
     ],
 )
 def test_other_names(name: str) -> None:
@@ -60,15 +71,42 @@ def test_other_names(name: str) -> None:
     assert reasons(EULER, [name], embedding=False) == ()
 
 
-def test_dmd2_is_sampled_at_the_steps_it_was_trained_at() -> None:
-    name = "dmd2_sdxl_4step_lora"
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [
+        ("dmd2_sdxl_4step_lora", [999, 749, 499, 249]),
+        ("dmd2_sdxl_1step_unet_fp16", [399]),
+        ("Hyper-SDXL-1step-Unet", [800]),
+        ("Hyper-SDXL-1step-lora", [999]),
+    ],
+)
+def test_some_are_sampled_at_timesteps_of_their_own(name: str, timesteps: list[int]) -> None:
+    """Those of their model cards; with other numbers of steps, the scheduler's."""
     adapted = adapt(EULER, name=name, timestep_spacing=None, prediction_type=None, bare=True)
-    assert adapted["original_inference_steps"] == 4
     schedule = read_schedule(adapted)
-    from edgediff.sampling.plan import make_plan
+    chosen = choose_sampling(adapted, name=name, guidance_embedding=False)
+    assert chosen.steps == len(timesteps)
+    plan = make_plan(schedule, chosen.sampler, chosen.steps)
+    assert [step.timestep for step in plan.steps] == timesteps
+    assert [step.timestep for step in make_plan(schedule, "lcm", 2).steps] == [999, 499]
+    (why,) = reasons(adapted, [name], embedding=False)
+    assert (f" from timestep {timesteps[0]}, guidance 0" in why) == ("timesteps" in adapted)
 
-    plan = make_plan(schedule, "lcm", 4)
-    assert [step.timestep for step in plan.steps] == [999, 749, 499, 249]
+
+def test_a_folder_with_weights_that_start_elsewhere() -> None:
+    """No config of a scheduler says so, and so the name counts."""
+    name = "Hyper-SDXL-1step"
+    adapted = adapt(EULER, name=name, timestep_spacing=None, prediction_type=None)
+    assert read_schedule(adapted).timesteps == (800,)
+    chosen = choose_sampling(adapted, name=name, guidance_embedding=False)
+    assert (chosen.sampler, chosen.steps) == ("lcm", 1)
+
+
+@pytest.mark.parametrize("name", ["Hyper-SDXL-8steps-lora", "pcm_sdxl_smallcfg_2step_converted"])
+def test_x0_is_not_clipped_by_a_scheduler_that_the_pipeline_did_not_have(name: str) -> None:
+    """DDIMScheduler clips by default, which is for pixels."""
+    adapted = adapt(EULER, name=name, timestep_spacing=None, prediction_type=None, bare=True)
+    assert read_schedule(adapted).clip_sample is False
 
 
 def test_a_folder_has_a_config_of_its_own() -> None:

@@ -38,7 +38,7 @@ _SCHEDULERS: Mapping[str, dict[str, Any]] = {
     "sd1": {"_class_name": "PNDMScheduler", **_DDIM, "skip_prk_steps": True},
     "sd2": {"_class_name": "DDIMScheduler", **_DDIM, "prediction_type": "v_prediction"},
     "sd2-inpaint": {"_class_name": "PNDMScheduler", **_DDIM, "skip_prk_steps": True},
-    "sdxl": {"_class_name": "EulerDiscreteScheduler", **_BETAS, "timestep_spacing": "leading"},
+    "sdxl": {"_class_name": "EulerDiscreteScheduler", **_DDIM, "timestep_spacing": "leading"},
 }
 _UNETS: Mapping[str, dict[str, Any]] = {
     "sd1": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
