@@ -87,7 +87,8 @@ _FLAGS = (
         "Model",
         "--vae",
         type=click.Path(path_type=Path),
-        help="Another VAE, such as a tiny one: a folder, or a .safetensors file of its weights.",
+        help="Another VAE: a folder, a .safetensors file of its weights, or the name of a tiny one:"
+        " taesd for Stable Diffusion 1 and 2, taesdxl for SDXL.",
     ),
     flag(
         "Model",
@@ -300,6 +301,7 @@ def _describe(exported: "Exported") -> str:
     if manifest.quantization.precision != "fp32":
         lines += _images(manifest)
         lines += _quantization(manifest)
+    lines += manifest.provenance.attribution
     lines += exported.reasons
     lines += [f"note: {note}" for note in exported.notes]
     lines.append(str(exported.root))
@@ -369,6 +371,7 @@ def _as_json(exported: "Exported") -> str:
         "averaged_attention": manifest.quantization.averaged_attention,
         "reduced_range": manifest.quantization.reduced_range,
         "search": None if search is None else asdict(search),
+        "attribution": list(manifest.provenance.attribution),
         "notes": list(exported.notes),
         "reasons": list(exported.reasons),
         "images": [

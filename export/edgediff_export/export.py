@@ -250,7 +250,7 @@ def _describe(
         provenance=Provenance(
             source=source.description,
             license=options.license or source.license,
-            attribution=options.attribution,
+            attribution=(*options.attribution, *source.credits),
             versions=_versions(),
             loras=tuple(matched.record() for matched in source.loras),
             embeddings=tuple(learned.record() for learned in source.embeddings),

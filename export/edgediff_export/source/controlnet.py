@@ -11,7 +11,7 @@ from edgediff.bundle.latent import LatentSpec
 from edgediff.errors import ExportError, InputError
 from edgediff_export.quiet import quiet
 from edgediff_export.source.config_file import read_config
-from edgediff_export.source.hub import download_controlnet, is_hub_id
+from edgediff_export.source.hub import download_component, is_hub_id
 from edgediff_export.source.origin import origin
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.weights import load_weights
@@ -120,7 +120,7 @@ def _find(where: str) -> Path:
             f"--controlnet {where}: no such folder: give one that holds a control network's"
             " config.json and weights, or a hub id such as owner/name"
         )
-    return download_controlnet(where)
+    return download_component(where, flag="--controlnet")
 
 
 def _described(where: str) -> str:

@@ -30,15 +30,23 @@ def download_pipeline(hub_id: str) -> Path:
     return Path(folder)
 
 
-def download_controlnet(hub_id: str) -> Path:
-    """The folder of a downloaded control network. Raises ExportError."""
+def download_component(hub_id: str, *, flag: str) -> Path:
+    """The folder of a downloaded network of one component. flag: the option that asks for it.
+
+    Raises ExportError."""
     with quiet():
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(hub_id, allow_patterns=["config.json", "*.safetensors*"]))
+            return Path(
+                snapshot_download(
+                    hub_id,
+                    allow_patterns=["config.json", "README.md", "diffusion_pytorch_model*"],
+                    ignore_patterns=["*.bin", "*.msgpack", "*.h5"],
+                )
+            )
         except Exception as e:  # the hub's client raises a dozen unrelated classes
             raise ExportError(
-                f"--controlnet {hub_id}: neither a folder here nor to be had from the hub"
+                f"{flag} {hub_id}: neither a folder here nor to be had from the hub"
                 f" ({first_line(e)}): check the name and the connection, or give a local folder"
             ) from e

@@ -11,7 +11,7 @@ from typing import Any
 from edgediff.errors import ExportError
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.families import PIPELINES, SAME_AS, TEXT_ENCODERS, check_index
-from edgediff_export.source.hub import download_pipeline, is_hub_id
+from edgediff_export.source.hub import download_component, download_pipeline, is_hub_id
 from edgediff_export.source.origin import Origin, hub_origin, origin
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.safetensors_file import Header, read_header
@@ -19,7 +19,15 @@ from edgediff_export.source.scheduler import mend
 from edgediff_export.source.single_file import open_single_file
 from edgediff_export.source.statements import Statements, read_statements
 from edgediff_export.source.support import check_components
-from edgediff_export.source.weights import is_tiny_vae
+from edgediff_export.source.tiny_vae import (
+    CLASS,
+    TINY_VAES,
+    check_fits,
+    is_half,
+    join_halves,
+    known_as,
+    tiny_config,
+)
 
 _CALLED = {
     "unet": "UNet",
@@ -45,8 +53,8 @@ def open_source(
 
     source: a hub id such as "owner/name", a diffusers folder, or a .safetensors file.
     work: an existing folder for what has to be unpacked.
-    vae: another VAE (AutoencoderKL or AutoencoderTiny): its folder, a pipeline with one, or a
-        .safetensors file of its weights.
+    vae: another VAE (AutoencoderKL or AutoencoderTiny): its folder, a pipeline with one, a
+        .safetensors file of its weights, or a name of TINY_VAES.
     unet, text_encoder, text_encoder_2: the same for these; one from a file is shaped like the
         pipeline's.
 
@@ -57,18 +65,20 @@ def open_source(
         "text_encoder": text_encoder,
         "text_encoder_2": text_encoder_2,
     }
+    tiny = str(vae) if vae is not None and str(vae) in TINY_VAES and not vae.exists() else None
     others = {
-        component: _find_component(component, path)
+        component: _find_component(component, path, work)
         for component, path in given.items()
-        if path is not None
+        if path is not None and not (component == "vae" and tiny)
     }
+    replaced = [component for component, path in given.items() if path is not None]
     path = Path(source)
     header: Header | None = None
     if path.is_dir():
         folder = path
     elif path.is_file():
         folder = work / "source"
-        header = open_single_file(path, folder, replaced=others)
+        header = open_single_file(path, folder, replaced=replaced)
     elif is_hub_id(source):
         folder = download_pipeline(source)
     else:
@@ -77,7 +87,7 @@ def open_source(
             " hub id such as owner/name"
         )
     index = read_config(folder / "model_index.json")
-    notes = check_index(source, index, replaced=others)
+    notes = check_index(source, index, replaced=replaced)
     built = str(index["_class_name"])
     pipeline = SAME_AS.get(built, built)
     encoders = [e for e in TEXT_ENCODERS if e in PIPELINES[pipeline]]
@@ -87,6 +97,13 @@ def open_source(
             f"--{unused.replace('_', '-')} {given[unused]}: this pipeline has no such component:"
             " leave the option out"
         )
+    unet_config = read_config(
+        (others["unet"] if _is_folder(others, "unet") else folder / "unet") / "config.json"
+    )
+    if tiny is not None:
+        channels = unet_config.get("out_channels", 4)
+        check_fits(tiny, tiny, pipeline=pipeline, channels=channels)
+        others["vae"] = download_component(TINY_VAES[tiny].repository, flag="--vae")
     home = path if header is not None else None
     weights = {
         component: others.get(component) or home or folder / component
@@ -97,11 +114,13 @@ def open_source(
             (others[component] if _is_folder(others, component) else folder / component)
             / "config.json"
         )
-        for component in weights
-        if not (component == "vae" and _is_tiny(others))
+        for component in ("vae", *encoders)
+        if not (component == "vae" and _shape_of(others) is not None)
     }
-    if "vae" not in configs:
-        configs["vae"] = _tiny_config(read_header(others["vae"], flag="--vae"))
+    configs.setdefault("vae", _shape_of(others) or {})
+    credit = ""
+    if vae is not None:
+        credit = _vae_credit(vae, others["vae"], configs["vae"], unet_config, pipeline)
     found = origin(path) if path.exists() else hub_origin(source)
     named = [found, *([origin(unet)] if unet is not None else [])]
     said = [read_statements(h) for h in (_unet_header(unet, others), header) if h is not None]
@@ -116,7 +135,7 @@ def open_source(
         weights=weights,
         flags={component: "--" + component.replace("_", "-") for component in others},
         index=index,
-        unet=_mended_unet(configs["unet"], built),
+        unet=_mended_unet(unet_config, built),
         vae=configs["vae"],
         text_encoders={encoder: configs[encoder] for encoder in encoders},
         scheduler=mend(
@@ -126,6 +145,7 @@ def open_source(
         ),
         said=said[0] if said else Statements(),
         bare=header is not None or unet is not None,
+        credits=(credit,) if credit else (),
         notes=notes,
     )
     check_components(opened)
@@ -136,15 +156,29 @@ def _is_folder(others: Mapping[str, Path], component: str) -> bool:
     return component in others and others[component].is_dir()
 
 
-def _is_tiny(others: Mapping[str, Path]) -> bool:
-    """Whether another VAE is a file of AutoencoderTiny's weights, which are shaped by its class."""
+def _shape_of(others: Mapping[str, Path]) -> dict[str, Any] | None:
+    """The config of another VAE that is a file of AutoencoderTiny's weights, which are shaped by
+    its class."""
     path = others.get("vae")
-    return path is not None and path.is_file() and is_tiny_vae(read_header(path, flag="--vae"))
+    if path is None or not path.is_file():
+        return None
+    return tiny_config(read_header(path, flag="--vae"))
 
 
-def _tiny_config(header: Header) -> dict[str, Any]:
-    first = header.shapes["decoder.layers.0.weight"]
-    return {"_class_name": "AutoencoderTiny", "latent_channels": first[1]}
+def _vae_credit(
+    vae: Path, found: Path, config: Mapping[str, Any], unet: Mapping[str, Any], pipeline: str
+) -> str:
+    """Who made another VAE, and its license, as far as its name or its model card says so.
+
+    vae: as it was given. found: where it is. Raises ExportError for a tiny VAE of other latents."""
+    named = origin(vae)
+    if config.get("_class_name") == CLASS:
+        name = known_as(named.names)
+        if name is not None:
+            check_fits(name, str(vae), pipeline=pipeline, channels=unet.get("out_channels", 4))
+            return TINY_VAES[name].credit
+    license = _license(found / "README.md") or _license(vae / "README.md")
+    return f"VAE: {named.hub or named.name}, {license}" if license else ""
 
 
 def _unet_header(unet: Path | None, others: Mapping[str, Path]) -> Header | None:
@@ -159,7 +193,9 @@ def _described(found: Origin, given: Mapping[str, Path | None]) -> str:
     description = found.hub or found.name
     for component, other in given.items():
         if other is not None:
-            description += f" with the {_CALLED[component]} {origin(other).hub or other.name}"
+            tiny = TINY_VAES.get(str(other)) if component == "vae" and not other.exists() else None
+            called = tiny.repository if tiny else origin(other).hub or other.name
+            description += f" with the {_CALLED[component]} {called}"
     return description
 
 
@@ -180,18 +216,19 @@ def _mended_unet(config: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _find_component(component: str, path: Path) -> Path:
+def _find_component(component: str, path: Path, work: Path) -> Path:
     """The folder of a component that stands in for the pipeline's, or the file of its weights."""
     flag = "--" + component.replace("_", "-")
     if path.is_file():
-        read_header(path, flag=flag)
-        return path
+        header = read_header(path, flag=flag)
+        return join_halves(path, work) if component == "vae" and is_half(header) else path
     for folder in (path, path / component):
         if (folder / "config.json").is_file():
             return folder
+    names = f", or one of {', '.join(TINY_VAES)}" if component == "vae" else ""
     raise ExportError(
         f"{flag} {path}: no {_CALLED[component]} there: give a folder with config.json and its"
-        " weights, or a .safetensors file"
+        f" weights, or a .safetensors file{names}"
     )
 
 

@@ -25,8 +25,9 @@ class Source:
     `folder` has the tokenizers. `weights` are components' folders, or files of weights; `flags`
     are the options that named those which do not come from the pipeline itself. `text_encoders`
     are their configs, in the order in which the UNet reads what they give. `said` is the training
-    as the file of the UNet states it; `bare` says that it came without a config of its own. `loras`
-    and `embeddings` are merged into components as these are loaded."""
+    as the file of the UNet states it; `bare` says that it came without a config of its own.
+    `credits` name who made components that were put in. `loras` and `embeddings` are merged into
+    components as these are loaded."""
 
     description: str
     name: str
@@ -43,6 +44,7 @@ class Source:
     scheduler: Mapping[str, Any]
     said: Statements = field(default_factory=Statements)
     bare: bool = False
+    credits: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     loras: tuple[Matched, ...] = ()
     embeddings: tuple[Learned, ...] = ()

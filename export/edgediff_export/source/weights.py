@@ -18,7 +18,6 @@ from edgediff_export.source.original_names import (
 )
 from edgediff_export.source.safetensors_file import (
     PICKLES,
-    Header,
     check_pointer,
     open_tensors,
 )
@@ -217,11 +216,6 @@ def load_file_weights(path: Path, component: str, module: Any, *, flag: str = ""
             ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             module.get_submodule(owner).register_buffer(own, ids, persistent=False)
     return module.eval().requires_grad_(False)
-
-
-def is_tiny_vae(header: Header) -> bool:
-    """Whether a file has the weights of an AutoencoderTiny, encoder and decoder."""
-    return {"decoder.layers.0.weight", "encoder.layers.0.weight"} <= header.shapes.keys()
 
 
 def _reason(e: RuntimeError) -> str:
