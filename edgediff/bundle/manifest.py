@@ -293,6 +293,19 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What the export's preset chose. None: a flag, or the weights, chose instead; vae: also if the
+    pipeline's own is kept."""
+
+    name: str
+    steps: int | None = None
+    sampler: str | None = None
+    vae: str | None = None
+    precision: Precision | None = None
+    averaged_attention: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergedLora:
     """A merged LoRA: its file's name and SHA-256 in hex, and the scale it was merged with."""
 
@@ -348,6 +361,7 @@ class Manifest:
     provenance: Provenance
     fixtures: str | None = None
     zeros_for_no_negative: bool = False
+    preset: Preset | None = None
 
     @property
     def text_encoders(self) -> tuple[Stage, ...]:
@@ -394,6 +408,8 @@ class Manifest:
     def to_json(self) -> str:
         """The text of bundle.json: UTF-8 JSON, two-space indents, keys in schema order."""
         raw = dataclasses.asdict(self)
+        if self.preset is None:  # which earlier versions do not know
+            del raw["preset"]
         for name in _LATER:
             if raw["schedule"].get(name) is None:
                 raw["schedule"].pop(name, None)

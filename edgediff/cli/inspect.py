@@ -11,6 +11,7 @@ from edgediff.cli.flags import SpellingCommand, json_flag, provider_flags
 from edgediff.cli.report import (
     count_formats,
     decibels,
+    describe_preset,
     megabytes,
     merged,
     print_notes,
@@ -61,6 +62,7 @@ def _describe(opened: "Bundle") -> str:
             f"{defaults.width}x{defaults.height}, {steps_of(defaults.steps, defaults.sampler)},"
             f" guidance {defaults.guidance_scale:g}",
         ),
+        *([("preset", describe_preset(manifest.preset))] if manifest.preset else []),
         (
             "latents",
             f"{latent.channels} channels, 1/{latent.downscale} of the image size;"

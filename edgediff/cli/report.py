@@ -8,7 +8,7 @@ import click
 from edgediff.errors import printable
 
 if TYPE_CHECKING:
-    from edgediff.bundle.manifest import Provenance
+    from edgediff.bundle.manifest import Preset, Provenance
     from edgediff.result import Result
 
 
@@ -28,6 +28,19 @@ def merged(provenance: "Provenance") -> list[str]:
     loras = [f"{m.file}, scale {m.scale:g}, sha256 {m.sha256[:16]}" for m in provenance.loras]
     words = [f"{m.file} as {m.token!r}, sha256 {m.sha256[:16]}" for m in provenance.embeddings]
     return loras + words
+
+
+def describe_preset(preset: "Preset") -> str:
+    """What a preset chose: fast: 8 steps, dpmpp_2m_karras, int8."""
+    steps = preset.steps
+    chosen = [
+        *([f"{steps} step{'' if steps == 1 else 's'}"] if steps is not None else []),
+        *([preset.sampler] if preset.sampler is not None else []),
+        *([preset.vae] if preset.vae is not None else []),
+        *([preset.precision] if preset.precision is not None else []),
+        *(["averaged attention"] if preset.averaged_attention else []),
+    ]
+    return f"{preset.name}: {', '.join(chosen) or 'nothing that a flag or the weights left open'}"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -13,8 +13,16 @@ import click
 
 from edgediff.bundle.manifest import Precision
 from edgediff.cli.flags import SectionedCommand, flag, flags, parse_size
-from edgediff.cli.report import count_formats, decibels, megabytes, merged, table
+from edgediff.cli.report import (
+    count_formats,
+    decibels,
+    describe_preset,
+    megabytes,
+    merged,
+    table,
+)
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
+from edgediff_export.presets import PresetName
 
 if TYPE_CHECKING:
     from edgediff.bundle.manifest import Manifest
@@ -33,11 +41,16 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 _FLAGS = (
     flag(
         "Precision",
+        "--preset",
+        type=click.Choice(get_args(PresetName)),
+        help="For small devices, from fast to quality: steps, sampler, a tiny VAE, precision and"
+        " averaged attention. Other flags take precedence.",
+    ),
+    flag(
+        "Precision",
         "--precision",
         type=click.Choice(get_args(Precision)),
-        default="fp32",
-        show_default=True,
-        help="int8 for CPUs and OpenVINO, fp16 for GPUs.",
+        help="int8 for CPUs and OpenVINO, fp16 for GPUs.  [default: the preset's, or fp32]",
     ),
     flag(
         "Precision",
@@ -79,8 +92,8 @@ _FLAGS = (
     ),
     flag(
         "Precision",
-        "--average-attention",
-        is_flag=True,
+        "--average-attention/--no-average-attention",
+        default=None,
         help="Average keys and values 2x2 at the highest resolution: faster, but images differ.",
     ),
     flag(
@@ -88,7 +101,8 @@ _FLAGS = (
         "--vae",
         type=click.Path(path_type=Path),
         help="Another VAE: a folder, a .safetensors file of its weights, or the name of a tiny one:"
-        " taesd for Stable Diffusion 1 and 2, taesdxl for SDXL.",
+        " taesd for Stable Diffusion 1 and 2, taesdxl for SDXL; `own` keeps the pipeline's in any"
+        " preset.",
     ),
     flag(
         "Model",
@@ -198,13 +212,14 @@ _FLAGS = (
 def export(
     source: str,
     out: Path,
-    precision: Precision,
+    preset: PresetName | None,
+    precision: Precision | None,
     target: "Target | None",
     profile: "Profile",
     min_psnr: float | None,
     max_size: float | None,
     plan: Path | None,
-    average_attention: bool,
+    average_attention: bool | None,
     size: tuple[int, int] | None,
     vae: Path | None,
     unet: Path | None,
@@ -247,6 +262,7 @@ def export(
         Options(
             source=source,
             out=out,
+            preset=preset,
             precision=precision,
             target=target,
             profile=profile,
@@ -301,6 +317,7 @@ def _describe(exported: "Exported") -> str:
     if manifest.quantization.precision != "fp32":
         lines += _images(manifest)
         lines += _quantization(manifest)
+    lines += [f"preset {describe_preset(manifest.preset)}"] if manifest.preset else []
     lines += manifest.provenance.attribution
     lines += exported.reasons
     lines += [f"note: {note}" for note in exported.notes]
@@ -371,6 +388,7 @@ def _as_json(exported: "Exported") -> str:
         "averaged_attention": manifest.quantization.averaged_attention,
         "reduced_range": manifest.quantization.reduced_range,
         "search": None if search is None else asdict(search),
+        "preset": None if manifest.preset is None else asdict(manifest.preset),
         "attribution": list(manifest.provenance.attribution),
         "notes": list(exported.notes),
         "reasons": list(exported.reasons),

@@ -108,7 +108,7 @@ class Conversion:
         weights for it."""
         written: dict[str, Written] = {}
         for name in self.model.traced:
-            report(f"{name}: {self.options.precision}")
+            report(f"{name}: {self.options.resolved_precision}")
             if name == CONTROLLED_UNET:
                 written[name] = self._write_controlled(written[UNET], bundle)
             else:
@@ -119,7 +119,7 @@ class Conversion:
         """The record of it in bundle.json."""
         int8 = {stage: w for stage, w in written.items() if w.spec.precision == "int8"}
         return Quantization(
-            precision=self.options.precision,
+            precision=self.options.resolved_precision,
             tensors={stage: w.formats for stage, w in written.items() if stage != CONTROLLED_UNET},
             averaged_attention=self.average_attention and UNET in int8,
             direct={stage: w.direct for stage, w in int8.items() if w.direct},
@@ -133,7 +133,7 @@ class Conversion:
             return self._keep_float(name, bundle, dict(self.plan.tensors[name]))
         if self.converter is None:
             return self._keep_float(name, bundle)
-        if traced.overflows and self.options.precision == "fp16":
+        if traced.overflows and self.options.resolved_precision == "fp16":
             why = "its config says that float16 overflows (force_upcast)"
             return self._keep_float(name, bundle, why=why)
         converted = self._convert(name, self.converter)
@@ -165,7 +165,7 @@ class Conversion:
 
     def _objection(self, name: str, spec: GraphSpec, error: float, bundle: Path) -> str:
         """Why a converted stage should stay float, or ""."""
-        precision, floats = self.options.precision, self.model.folder
+        precision, floats = self.options.resolved_precision, self.model.folder
         if not error <= _LIMITS[precision]:
             return f"in {precision} its output is off by {error:.2g} of its norm"
         traced = self.model.traced[name].spec
@@ -182,7 +182,7 @@ class Conversion:
         residuals = [i for i in traced.spec.inputs if unet.spec.input(i.name) is None]
         spec = write_controlled(bundle, unet.spec, find_joins(self.model.folder), residuals)
         error, max_abs_error = measure(bundle / spec.file, spec, traced.cases)
-        precision = self.options.precision
+        precision = self.options.resolved_precision
         if spec.precision != "fp32" and not error <= _LIMITS[precision]:
             raise ExportError(
                 f"{CONTROLLED_UNET}: in {precision} its output is off by {error:.2g} of its norm:"
@@ -230,8 +230,8 @@ def plan_conversion(
     conversion = Conversion(
         options=options,
         model=model,
-        converter=CONVERTERS[options.resolved_target, options.precision],
-        average_attention=options.average_attention or (plan is not None and plan.averaged),
+        converter=CONVERTERS[options.resolved_target, options.resolved_precision],
+        average_attention=options.averages_attention or (plan is not None and plan.averaged),
         plan=plan,
     )
     if plan is None and not options.budget.asked:

@@ -3,7 +3,7 @@
 import math
 
 from edgediff.bundle.latent import LatentSpec
-from edgediff.bundle.manifest import ConditioningSpec, Defaults
+from edgediff.bundle.manifest import ConditioningSpec, Defaults, Preset
 from edgediff.errors import InputError
 from edgediff.request.request import check_size
 from edgediff.sampling.plan import make_plan
@@ -11,6 +11,9 @@ from edgediff.sampling.schedule import DiscreteSchedule
 from edgediff_export.options import Options
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import Sampling, choose_sampling
+
+DISTILLED = ("lcm", "tcd")
+"""Samplers of weights that were distilled to a few steps."""
 
 
 def latent_space(source: Source) -> LatentSpec:
@@ -41,16 +44,49 @@ def named(options: Options, source: Source) -> tuple[str, ...]:
     return (*loras, *([options.name] if options.name else []), *source.names)
 
 
-def choose_defaults(
-    options: Options, source: Source, schedule: DiscreteSchedule, latent: LatentSpec
-) -> Defaults:
-    """The user's choices, or else those that the pipeline suggests. Raises InputError."""
-    suggested: Sampling = choose_sampling(
+def _suggested(options: Options, source: Source) -> Sampling:
+    """What the pipeline suggests."""
+    return choose_sampling(
         source.scheduler,
         name=named(options, source),
         xl="text_encoder_2" in source.text_encoders,
         guidance_embedding=source.unet.get("time_cond_proj_dim") is not None,
     )
+
+
+def _can_sample(schedule: DiscreteSchedule, sampler: str, steps: int) -> bool:
+    try:
+        make_plan(schedule, sampler, steps)
+    except InputError:
+        return False
+    return True
+
+
+def record_preset(options: Options, source: Source, defaults: Defaults) -> Preset | None:
+    """What the preset chose, for the bundle; None if there is none."""
+    preset = options.chosen
+    if options.preset is None or preset is None:
+        return None
+    own = _suggested(options, source).few_steps
+    steps = options.steps is None and not own and defaults.steps == preset.steps
+    sampler = options.sampler is None and not own and defaults.sampler == preset.sampler
+    tiny = source.credits[0] if options.vae is None and source.credits else None
+    return Preset(
+        name=options.preset,
+        steps=preset.steps if steps else None,
+        sampler=preset.sampler if sampler else None,
+        vae=tiny,
+        precision=options.resolved_precision if options.precision is None else None,
+        averaged_attention=options.averages_attention and options.average_attention is None,
+    )
+
+
+def choose_defaults(
+    options: Options, source: Source, schedule: DiscreteSchedule, latent: LatentSpec
+) -> Defaults:
+    """The user's choices, or else those that the pipeline suggests. Raises InputError."""
+    suggested = _suggested(options, source)
+    preset = None if suggested.few_steps else options.chosen
     unit = latent.downscale
     if options.size is None:
         size = source.unet.get("sample_size") or 64
@@ -64,12 +100,20 @@ def choose_defaults(
     if not math.isfinite(guidance):
         raise InputError(f"`guidance_scale` is {guidance}: give a finite number")
     sampler = options.sampler or suggested.sampler
+    if (
+        preset is not None
+        and options.sampler is None
+        and _can_sample(schedule, preset.sampler, options.steps or preset.steps)
+    ):
+        sampler = preset.sampler
     if options.steps is not None:
         steps = options.steps
+    elif preset is not None and sampler not in DISTILLED:
+        steps = preset.steps
     elif options.sampler in (None, suggested.sampler):
         steps = suggested.steps
     else:
-        steps = 4 if sampler in ("lcm", "tcd") else 20
+        steps = 4 if sampler in DISTILLED else 20
     spacing = suggested.spacing if sampler == suggested.sampler else None
     # Raises InputError if they do not go together.
     make_plan(schedule, sampler, steps, spacing=spacing)

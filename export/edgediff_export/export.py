@@ -22,7 +22,13 @@ from edgediff.text.tokenizer import Tokenizer
 from edgediff_export.bundle_folder import folder_in_one_piece, write_bundle
 from edgediff_export.calibration_set import examples
 from edgediff_export.convert import FloatModel, plan_conversion
-from edgediff_export.defaults import choose_defaults, conditioning, latent_space, named
+from edgediff_export.defaults import (
+    choose_defaults,
+    conditioning,
+    latent_space,
+    named,
+    record_preset,
+)
 from edgediff_export.fidelity import images
 from edgediff_export.fidelity.shots import choose_shots
 from edgediff_export.options import Options, check_options
@@ -106,10 +112,10 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
             quantization=conversion.quantization(written),
             fidelity=Fidelity(stages={name: w.fidelity for name, w in written.items()}),
         )
-        if options.precision == "fp32":
+        if options.resolved_precision == "fp32":
             drawn = references
         else:
-            report(f"images in {options.precision}")
+            report(f"images in {options.resolved_precision}")
             write_bundle(bundle, manifest)
             drawn = images.draw_images(bundle, shots)
         compared = images.compare(shots, drawn, references)
@@ -147,6 +153,7 @@ def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opene
         options.source,
         work=work,
         vae=options.vae,
+        tiny_vae=options.chosen is not None and options.chosen.tiny_vae,
         unet=options.unet,
         text_encoder=options.text_encoder,
         text_encoder_2=options.text_encoder_2,
@@ -236,7 +243,7 @@ def _describe(
         name=options.name or source.name,
         pipeline=source.pipeline,
         target=target,
-        providers=PROVIDERS[target, options.precision],
+        providers=PROVIDERS[target, options.resolved_precision],
         files={},
         graphs={name: stage.spec for name, stage in traced.items()},
         tokenizers=dict(tokenizers),
@@ -245,7 +252,8 @@ def _describe(
         schedule=opened.schedule,
         zeros_for_no_negative=source.zeros_for_no_negative,
         defaults=opened.defaults,
-        quantization=Quantization(precision=options.precision),
+        preset=record_preset(options, source, opened.defaults),
+        quantization=Quantization(precision=options.resolved_precision),
         fidelity=Fidelity(stages={}),
         provenance=Provenance(
             source=source.description,

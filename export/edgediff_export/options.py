@@ -6,6 +6,7 @@ from pathlib import Path
 from edgediff.bundle.manifest import Precision
 from edgediff.errors import InputError
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
+from edgediff_export.presets import PRESETS, Preset, PresetName
 from edgediff_export.search.budget import Budget
 from edgediff_export.source.lora import Lora
 from edgediff_export.source.textual_inversion import Embedding
@@ -15,16 +16,17 @@ from edgediff_export.targets.table import CONVERTERS, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of one export. None leaves a choice to the pipeline. size: (width, height) in
-    pixels."""
+    """The options of one export. None leaves a choice to the preset, if there is one, or to the
+    pipeline. size: (width, height) in pixels."""
 
     source: str
     out: Path
-    precision: Precision = "fp32"
+    preset: PresetName | None = None
+    precision: Precision | None = None
     target: Target | None = None
     budget: Budget = field(default_factory=Budget)
     plan: Path | None = None
-    average_attention: bool = False
+    average_attention: bool | None = None
     profile: Profile = "auto"
     size: tuple[int, int] | None = None
     vae: Path | None = None
@@ -52,10 +54,32 @@ class Options:
         """The target, by default the usual one of the precision."""
         return self.target or ("gpu" if self.precision == "fp16" else "cpu")
 
+    @property
+    def chosen(self) -> Preset | None:
+        """The values of the preset."""
+        return None if self.preset is None else PRESETS[self.preset]
+
+    @property
+    def resolved_precision(self) -> Precision:
+        """The precision, by default the preset's, or fp32."""
+        if self.precision is not None:
+            return self.precision
+        if self.preset is None:
+            return "fp32"
+        return "fp16" if self.resolved_target == "gpu" else "int8"
+
+    @property
+    def averages_attention(self) -> bool:
+        """Whether keys and values are averaged, which only int8 for CPUs does."""
+        if self.average_attention is not None:
+            return self.average_attention
+        able = (self.resolved_target, self.resolved_precision) == ("cpu", "int8")
+        return self.chosen is not None and self.chosen.average_attention and able
+
 
 def check_options(options: Options) -> None:
     """Raise InputError for options that do not go together."""
-    target, precision = options.resolved_target, options.precision
+    target, precision = options.resolved_target, options.resolved_precision
     possible = [p for t, p in CONVERTERS if t == target]
     if precision not in possible:
         why = (
@@ -73,7 +97,7 @@ def check_options(options: Options) -> None:
             ("--min-psnr", options.budget.min_psnr is not None),
             ("--max-size", options.budget.max_size is not None),
             ("--plan", options.plan is not None),
-            ("--average-attention", options.average_attention),
+            ("--average-attention", bool(options.average_attention)),
             ("--profile", options.profile != "auto"),
         )
         if given

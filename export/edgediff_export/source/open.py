@@ -23,6 +23,7 @@ from edgediff_export.source.tiny_vae import (
     CLASS,
     TINY_VAES,
     check_fits,
+    fitting,
     is_half,
     join_halves,
     known_as,
@@ -35,6 +36,8 @@ _CALLED = {
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
 }
+OWN = "own"
+"""In the place of another VAE: the pipeline's."""
 _OLD_UNET = (0, 9, 0)
 """Before this version of diffusers, UNets' configs had a wrong `sample_size`."""
 _SMALLEST = 64
@@ -45,6 +48,7 @@ def open_source(
     *,
     work: Path,
     vae: Path | None = None,
+    tiny_vae: bool = False,
     unet: Path | None = None,
     text_encoder: Path | None = None,
     text_encoder_2: Path | None = None,
@@ -54,11 +58,14 @@ def open_source(
     source: a hub id such as "owner/name", a diffusers folder, or a .safetensors file.
     work: an existing folder for what has to be unpacked.
     vae: another VAE (AutoencoderKL or AutoencoderTiny): its folder, a pipeline with one, a
-        .safetensors file of its weights, or a name of TINY_VAES.
+        .safetensors file of its weights, a name of TINY_VAES, or "own" for the pipeline's.
+    tiny_vae: without `vae`, take the tiny one of the pipeline's latents if there is one.
     unet, text_encoder, text_encoder_2: the same for these; one from a file is shaped like the
         pipeline's.
 
     Raises ExportError where it is absent, unsafe or of a kind that is not supported."""
+    tiny_vae = tiny_vae and vae is None
+    vae = None if vae is not None and str(vae) == OWN and not vae.exists() else vae
     given = {
         "unet": unet,
         "vae": vae,
@@ -100,8 +107,15 @@ def open_source(
     unet_config = read_config(
         (others["unet"] if _is_folder(others, "unet") else folder / "unet") / "config.json"
     )
+    channels = unet_config.get("out_channels", 4)
+    if tiny_vae:
+        own = read_config(folder / "vae" / "config.json")
+        tiny = fitting(own, pipeline=pipeline, channels=channels)
+        if tiny is not None:
+            given["vae"] = vae = Path(tiny)
+        elif own.get("_class_name") != CLASS:
+            notes = (*notes, "the pipeline's own VAE is kept: there is no tiny one for its latents")
     if tiny is not None:
-        channels = unet_config.get("out_channels", 4)
         check_fits(tiny, tiny, pipeline=pipeline, channels=channels)
         others["vae"] = download_component(TINY_VAES[tiny].repository, flag="--vae")
     home = path if header is not None else None

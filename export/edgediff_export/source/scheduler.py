@@ -63,6 +63,11 @@ class Sampling:
     guidance_scale: float
     spacing: Spacing | None = None
 
+    @property
+    def few_steps(self) -> bool:
+        """Whether weights that were distilled to a few steps suggest it."""
+        return self.steps != _STEPS
+
 
 def mend(config: Mapping[str, Any], *, pipeline: str, class_name: str | None) -> dict[str, Any]:
     """A scheduler's config as diffusers' pipeline has it once it is built.

@@ -16,6 +16,8 @@ from edgediff_export.source.safetensors_file import Header, open_tensors
 LICENSE = "MIT"
 AUTHOR = "Ollin Boer Bohan"
 CLASS = "AutoencoderTiny"
+LEVELS = 4
+"""Blocks of a tiny autoencoder, and of those whose latents it takes: 8 pixels to a latent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,18 @@ def known_as(names: Sequence[str]) -> str | None:
     """The name in TINY_VAES that a tiny autoencoder goes by, or None."""
     found = (m for name in names if (m := _NAME.search(name)))
     return next((m[0].lower() for m in found), None)
+
+
+def fitting(own: Mapping[str, Any], *, pipeline: str, channels: int) -> str | None:
+    """The name of the tiny autoencoder for a pipeline's latents; None if there is none, or if its
+    own is tiny.
+
+    own: the config of the pipeline's own. channels: of the denoiser's latents."""
+    name = FITTING.get(pipeline)
+    levels = len(own.get("block_out_channels", ()))
+    if name is None or own.get("_class_name") == CLASS:
+        return None
+    return name if (TINY_VAES[name].channels, LEVELS) == (channels, levels) else None
 
 
 def check_fits(name: str, given: str, *, pipeline: str, channels: int) -> None:
