@@ -295,8 +295,10 @@ def write_pipeline(folder: Path, shape: str = "sd1", *, seed: int = 0, half: boo
     return folder
 
 
-def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path:
+def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1, **changes: Any) -> Path:
     """Write a control network for the UNet of one of SHAPES into `folder`, which is created.
+
+    changes: further entries of its config.
 
     A new network has no effect, because its last convolutions are zero and its first ones pass
     little of the image. These weights are large enough for the image to matter."""
@@ -305,6 +307,7 @@ def write_controlnet(folder: Path, shape: str = "sd1", *, seed: int = 1) -> Path
     config = {k: v for k, v in SHAPES[shape].unet.items() if k not in _UNET_ALONE}
     width = config["block_out_channels"][0]
     config["conditioning_embedding_out_channels"] = [min(c, width) for c in (16, 32, 96, 256)]
+    config |= changes
     torch.manual_seed(seed)
     with _quiet():
         network = _diffusers("ControlNetModel", config)

@@ -84,6 +84,8 @@ class GraphSpec:
     `SessionOptions.add_session_config_entry` that the graph needs to run as intended, from
     SESSION_CONFIG: others could make onnxruntime write files, or load libraries.
     `loaded_bytes`: what the weights of a graph lowered for the CPU take there once loaded.
+    `conditional_only`: of a control network: under guidance it steers the prediction for the prompt
+    and not the negative one, as networks do whose residuals are averages over the image.
     Its inputs and outputs have the names of `edgediff.bundle.tensor_names`."""
 
     role: Role
@@ -94,6 +96,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     session_config: dict[str, str] = field(default_factory=dict)
     loaded_bytes: int | None = None
+    conditional_only: bool = False
 
     def __post_init__(self) -> None:
         for of, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):

@@ -18,7 +18,7 @@ from edgediff.bundle.tensor_names import (
     TIMESTEP,
 )
 from edgediff.errors import BundleError
-from edgediff.networks.unet import GraphUNet, batched, timestep_input
+from edgediff.networks.unet import GraphUNet, batched, taken, timestep_input
 from edgediff.sampling.denoiser import UNet, read_only
 from edgediff.sampling.plan import Plan
 
@@ -49,7 +49,7 @@ def choose_unet(
     networks.
 
     If no control has an effect it is the plain denoiser, and the controlled one is never loaded.
-    Raises BundleError if the bundle has no denoiser that takes the outputs of control networks."""
+    Raises BundleError if the bundle has no denoiser that takes the outputs of these networks."""
     acting = {name: c for name, c in controls.items() if c.scale != 0}
     if not acting:
         plain = GraphUNet(manifest.denoiser, run_stage)
@@ -60,6 +60,9 @@ def choose_unet(
             f"{manifest.name} has no denoiser that control networks can steer: export the bundle"
             " again"
         )
+    for name in acting:
+        for residual in manifest.controlnets[name].graph.outputs:
+            controlled.graph.require_input(residual.name)
     steered = GraphUNet(controlled, run_stage)
     return lambda plan: ControlledUNet(manifest, steered, run_stage, acting, plan)
 
@@ -145,22 +148,24 @@ class _Network:
         encoder_hidden_states: Array,
         extra: Mapping[str, Array],
     ) -> Residuals:
+        if self.graph.conditional_only and len(latents) == 2:  # guidance: negative, prompt
+            halves = {name: value[-1:] for name, value in extra.items()}
+            found = self(latents[1:], timestep, encoder_hidden_states[-1:], halves)
+            return {k: np.concatenate((np.zeros_like(v), v)) for k, v in found.items()}
         rows = len(latents)
         width, height = self._latent.size(latents.shape)
         if (rows, width, height) not in self._pixels:
             pixels = batched(self._control.pixels(width, height), rows)
             self._pixels[rows, width, height] = read_only(pixels)
         inputs: dict[str, npt.NDArray[Any]] = {
+            **{name: batched(value, rows) for name, value in extra.items()},
             SAMPLE: latents,
             TIMESTEP: timestep_input(self.graph, timestep),
             ENCODER_HIDDEN_STATES: encoder_hidden_states,
             CONTROL_IMAGE: self._pixels[rows, width, height],
             CONTROL_SCALE: self._scale,
         }
-        for name, value in extra.items():
-            if self.graph.input(name) is not None:  # SDXL's inputs, but no guidance embedding
-                inputs[name] = batched(value, rows)
-        return self._run_stage(self._stage, inputs)
+        return self._run_stage(self._stage, taken(self.graph, inputs))
 
 
 def _timesteps(control: Steering, plan: Plan) -> frozenset[float]:

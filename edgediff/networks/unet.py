@@ -35,14 +35,23 @@ class GraphUNet:
         """One evaluation, see `denoiser.UNet`."""
         outputs = self._run_stage(
             self._stage,
-            {
-                SAMPLE: sample,
-                TIMESTEP: timestep_input(self._graph, timestep),
-                ENCODER_HIDDEN_STATES: encoder_hidden_states,
-                **{name: batched(value, len(sample)) for name, value in extra.items()},
-            },
+            taken(
+                self._graph,
+                {
+                    SAMPLE: sample,
+                    TIMESTEP: timestep_input(self._graph, timestep),
+                    ENCODER_HIDDEN_STATES: encoder_hidden_states,
+                    **{name: batched(value, len(sample)) for name, value in extra.items()},
+                },
+            ),
         )
         return outputs[self._graph.outputs[0].name]
+
+
+def taken(graph: GraphSpec, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Those of the inputs that the graph has: an export drops an input that no output depends on,
+    such as the prompt of a control network without attention."""
+    return {name: value for name, value in inputs.items() if graph.input(name) is not None}
 
 
 def timestep_input(graph: GraphSpec, timestep: float) -> npt.NDArray[Any]:

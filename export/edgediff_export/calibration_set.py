@@ -48,15 +48,15 @@ def _under_its_edges(image: DrawnImage, network: GraphSpec) -> dict[str, Named]:
     edges = Control(image.pixels, process="edges").pixels(*image.pixels.shape[1::-1])
     found: dict[str, Named] = {}
     for case in image.seen[UNET][::every]:
-        inputs = {i.name: case.inputs[i.name] for i in network.inputs if i.name in case.inputs}
-        sample = network.input(SAMPLE)
-        channels = None if sample is None else sample.shape[1]  # of an inpainting UNet's, the first
-        inputs |= {
-            SAMPLE: inputs[SAMPLE][:, :channels],
-            CONTROL_IMAGE: np.repeat(edges, len(inputs[SAMPLE]), axis=0),
+        sample = network.require_input(SAMPLE)
+        inputs = {
+            **case.inputs,
+            SAMPLE: case.inputs[SAMPLE][:, : sample.shape[1]],  # of an inpainting UNet's, the first
+            CONTROL_IMAGE: np.repeat(edges, len(case.inputs[SAMPLE]), axis=0),
             CONTROL_SCALE: np.array(1.0, np.float32),
         }
-        found[f"{image.decoding.name}-{case.name}"] = inputs
+        taken = {i.name: inputs[i.name] for i in network.inputs}
+        found[f"{image.decoding.name}-{case.name}"] = taken
     return found
 
 

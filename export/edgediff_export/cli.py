@@ -155,8 +155,9 @@ _FLAGS = (
         *("--controlnet", "controlnets"),
         metavar="[NAME=]SOURCE",
         multiple=True,
-        help="A control network (ControlNet) for this UNet: a folder or a hub id; repeatable. Use"
-        " it by its name: generate --control NAME=IMAGE.  [NAME: SOURCE's last part]",
+        help="A control network (ControlNet) for this UNet: a folder, a .safetensors file or a hub"
+        " id; repeatable. Use it by its name: generate --control NAME=IMAGE."
+        "  [NAME: SOURCE's last part]",
     ),
     flag(
         "Defaults",

@@ -176,16 +176,18 @@ def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opene
     source = replace(source, scheduler=scheduler)
     schedule = read_schedule(scheduler)
     latent = latent_space(source)
+    networks = open_controlnets(options.controlnets, source, latent)
     return _Opened(
         source=source,
         schedule=schedule,
         latent=latent,
         defaults=choose_defaults(options, source, schedule, latent),
-        networks=open_controlnets(options.controlnets, source, latent),
+        networks=networks,
         notes=(
             *source.notes,
             *check_scheduler(scheduler["_class_name"], scheduler),
             *(matched.note for matched in source.loras if matched.note),
+            *(network.note for network in networks if network.note),
         ),
         reasons=(
             *source.said.notes(source.name),

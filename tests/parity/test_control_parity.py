@@ -1,16 +1,23 @@
 """Control networks against diffusers' own pipelines: latents and pixels, end to end."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from edgediff_export.export import Options, export
+from edgediff_export.source.original_names import controlnet_names
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import edgediff
 from edgediff import Control
+from edgediff.bundle.folder import read_fixtures
+from edgediff.verification import verify
 
 pytestmark = [  # of diffusers itself
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -225,6 +232,117 @@ def test_a_unet_without_a_middle_block(pair: Callable[[str], Pair], images: Any)
 def test_sdxl_at_another_size(pair: Callable[[str], Pair], images: Any) -> None:
     control = {"canny": Control(images["canny"], scale=0.8)}
     compare(pair("xl"), control, steps=2, sampler="euler", size=(72, 104), negative=None)
+
+
+ATTENTION_FREE = {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "small": ATTENTION_FREE,
+    "bgr": {"controlnet_conditioning_channel_order": "bgr"},
+    "pooled": {"global_pool_conditions": True},
+    "file": {},
+    "shuffle-file": {"global_pool_conditions": True},
+    "bare": {**ATTENTION_FREE, "addition_embed_type": None},  # not even SDXL's sizes
+}
+"""Control network → the entries of its config; "file": ours is a single file without one."""
+
+
+@pytest.fixture(scope="module")
+def kinds(
+    sd15_shape: Any, small_pipeline: Any, tmp_path_factory: Any
+) -> Callable[[str, tuple[str, ...]], Pair]:
+    """(shape, names of KINDS) → a bundle with control networks of all these kinds."""
+    done: dict[str, Pair] = {}
+
+    def export_with(shape: str, names: tuple[str, ...]) -> Pair:
+        if shape not in done:
+            folder = tmp_path_factory.mktemp("kinds")
+            networks = {
+                name: sd15_shape.write_controlnet(folder / name, shape, seed=seed, **KINDS[name])
+                for seed, name in enumerate(names, 1)
+            }
+            ours = {
+                name: original_file(path, folder / f"{name}.safetensors")
+                if name.endswith("file")
+                else path
+                for name, path in networks.items()
+            }
+            options = Options(
+                source=str(small_pipeline(shape)),
+                out=folder / "bundle",
+                steps=2,
+                controlnets=tuple(f"{name}={path}" for name, path in ours.items()),
+            )
+            export(options)
+            folders = SimpleNamespace(
+                diffusers=small_pipeline(shape), bundle=options.out, controlnets=networks
+            )
+            done[shape] = Pair(folders)
+        return done[shape]
+
+    return export_with
+
+
+def original_file(folder: Path, file: Path) -> Path:
+    """A control network's folder as a file of the original code."""
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    layers = {name.rpartition(".")[0] for name in state}
+    names = controlnet_names(layers)
+    renamed = {}
+    for name, tensor in state.items():
+        layer, _, end = name.rpartition(".")
+        renamed[f"control_model.{names[layer]}.{end}"] = tensor
+    save_file(renamed, file)
+    return file
+
+
+OF_SD1 = ("plain", "small", "bgr", "pooled", "file", "shuffle-file")
+
+
+@pytest.mark.parametrize("name", OF_SD1)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_kinds(kinds: Any, images: Any, name: str, guidance: float) -> None:
+    """Also the rule that averaged residuals steer only the prompt's half of guidance."""
+    both = kinds("sd1", OF_SD1)
+    latents = compare(both, {name: Control(images["canny"], scale=0.9)}, guidance=guidance)
+    how = {"steps": 3, "guidance_scale": guidance, "seed": 7, "sampler": "ddim"}
+    plain = list(both.ours.stream(PROMPT, negative_prompt=NEGATIVE, **how))[-1].latents
+    assert np.abs(plain - latents).max() > 0.01
+
+
+def test_two_that_average(kinds: Any, images: Any) -> None:
+    two = {
+        "pooled": Control(images["canny"], scale=0.5),
+        "shuffle-file": Control(images["depth"], start=0.25),
+    }
+    compare(kinds("sd1", OF_SD1), two, steps=4)
+
+
+def test_inputs_that_tracing_dropped_are_not_fed(kinds: Any) -> None:
+    """The text, by a network without attention; nor are they in the bundle's fixtures."""
+    both = kinds("sd1", OF_SD1)
+    manifest = both.ours.bundle.manifest
+    assert manifest.controlnets["small"].graph.input("encoder_hidden_states") is None
+    assert manifest.controlnets["plain"].graph.input("encoder_hidden_states") is not None
+    fixtures = read_fixtures(both.ours.bundle)
+    for stage, graph in manifest.graphs.items():
+        names = {k.split("/")[3] for k in fixtures if k.startswith(f"{stage}/") and "/in/" in k}
+        assert names == {i.name for i in graph.inputs}
+    assert [c for c in verify(both.ours.bundle.root, provider="cpu").checks if not c.ok] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small", "bare", "file", "pooled"])
+def test_kinds_for_sdxl(kinds: Any, images: Any, name: str) -> None:
+    both = kinds("xl", ("small", "bare", "file", "pooled"))
+    compare(both, {name: Control(images["canny"], scale=0.8)}, steps=2, sampler="euler")
+    graph = both.ours.bundle.manifest.controlnets["bare"].graph
+    assert [i.name for i in graph.inputs] == [
+        *("sample", "timestep", "controlnet_cond", "conditioning_scale")
+    ]
 
 
 def test_a_map_is_prepared_as_in_diffusers(pair: Callable[[str], Pair], images: Any) -> None:

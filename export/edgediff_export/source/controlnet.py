@@ -8,46 +8,79 @@ from pathlib import Path
 from typing import Any
 
 from edgediff.bundle.latent import LatentSpec
-from edgediff.errors import ExportError, InputError
+from edgediff.errors import ExportError, InputError, first_line
 from edgediff_export.quiet import quiet
 from edgediff_export.source.config_file import read_config
+from edgediff_export.source.controlnet_file import file_config
+from edgediff_export.source.controlnet_kinds import FAMILIES, check_class, check_tensors
 from edgediff_export.source.hub import download_component, is_hub_id
 from edgediff_export.source.origin import origin
 from edgediff_export.source.pipeline import Source
-from edgediff_export.source.weights import load_weights
+from edgediff_export.source.safetensors_file import read_header
+from edgediff_export.source.weights import find_weights, load_file_weights, load_weights
 
 _UNSUPPORTED = (
     "class_embed_type",
     "num_class_embeds",
     "encoder_hid_dim_type",
     "encoder_hid_dim",
-    "global_pool_conditions",
 )
-"""Options of ControlNetModel that add an input or change what the UNet is to do with the rest."""
+"""Options of ControlNetModel that add an input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlNet:
     """One control network: the name that it has in the bundle, and where its weights are.
 
-    description: the hub id, or the name of the folder."""
+    description: the hub id, or the name of the folder or file. path: the folder, or the
+    .safetensors file. note: what of it was read from its name, or ""."""
 
     name: str
     description: str
-    folder: Path
+    path: Path
     config: Mapping[str, Any] = field(repr=False)
+    note: str = ""
 
     @property
     def levels(self) -> list[tuple[int, int]]:
         """(channels, by how much it is smaller than the latents) of each residual."""
         return residual_levels(self.config)
 
+    @property
+    def pools(self) -> bool:
+        """Whether its residuals are averages over the image, as the "shuffle" network's. These
+        steer the prompt's half of guidance and not the negative one's."""
+        return bool(self.config.get("global_pool_conditions"))
+
     def load(self) -> Any:
-        """The torch module in float32, in eval mode. Raises ExportError."""
+        """The torch module in float32, in eval mode, whose residuals are not averaged yet. Raises
+        ExportError."""
+        where = f"--controlnet {self.path}"
         with quiet():
             import diffusers
+            import torch
 
-            return load_weights(self.folder, diffusers.ControlNetModel)
+            cls = diffusers.ControlNetModel
+            if self.path.is_dir():
+                module = load_weights(self.path, cls)
+                unknown = sorted(_tensor_names(self.path) - module.state_dict().keys())
+                if unknown:
+                    raise ExportError(
+                        f"{where}: holds {unknown[0]}, which a ControlNetModel of its config does"
+                        " not have: download it again, or give a ControlNetModel"
+                    )
+            else:
+                try:
+                    with torch.device("meta"):
+                        skeleton = cls.from_config(dict(self.config))
+                except (TypeError, ValueError) as e:
+                    raise ExportError(
+                        f"{where}: is shaped like no ControlNetModel ({first_line(e)}): give a"
+                        " folder with its config.json"
+                    ) from e
+                module = load_file_weights(self.path, "controlnet", skeleton, flag="--controlnet")
+        module.register_to_config(global_pool_conditions=False)
+        return module
 
 
 def open_controlnets(
@@ -55,11 +88,11 @@ def open_controlnets(
 ) -> tuple[ControlNet, ...]:
     """Find control networks and check that they fit; no weights yet.
 
-    requests: NAME=SOURCE, or SOURCE alone, whose last part becomes the name. A source is a folder
-        or a hub id.
+    requests: NAME=SOURCE, or only SOURCE, whose last part becomes the name. A source is a folder,
+        a .safetensors file or a hub id.
 
     Raises InputError for names that are none or come twice, ExportError where a network is absent,
-    unsafe, or made for another UNet."""
+    unsafe, of another kind, or made for another UNet."""
     found: dict[str, ControlNet] = {}
     for request in requests:
         name, where = _split(request)
@@ -67,18 +100,51 @@ def open_controlnets(
             raise InputError(
                 f"--controlnet {request}: there are two called {name!r}: give NAME=SOURCE"
             )
-        folder = _find(where)
-        if not (folder / "config.json").exists():
-            raise ExportError(_no_network(where, folder))
-        network = ControlNet(
-            name=name,
-            description=_described(where),
-            folder=folder,
-            config=read_config(folder / "config.json"),
-        )
+        path = _find(where)
+        read = _read_folder if path.is_dir() else _read_file
+        network = read(name, where, path, source)
         _check(network, source, latent)
         found[name] = network
     return tuple(found.values())
+
+
+def _read_folder(name: str, where: str, folder: Path, _source: Source) -> ControlNet:
+    if not (folder / "config.json").exists():
+        raise ExportError(_no_network(where, folder))
+    config = read_config(folder / "config.json")
+    shown = f"--controlnet {_described(where)}"
+    check_class(shown, config.get("_class_name"))
+    check_tensors(shown, _tensor_names(folder))
+    return ControlNet(name=name, description=_described(where), path=folder, config=config)
+
+
+def _read_file(name: str, where: str, file: Path, source: Source) -> ControlNet:
+    """A single file; it does not say whether its residuals are averaged, so its name has to."""
+    header = read_header(file, flag="--controlnet")
+    shown = f"--controlnet {where}"
+    check_tensors(shown, header.shapes)
+    config = file_config(shown, header, source.unet)
+    pools = any("shuffle" in n.lower() for n in (*origin(file).names, name))
+    note = (
+        f'control network {name}: its residuals are averaged over the image, as those of "shuffle"'
+        " networks are, because of its name"
+    )
+    return ControlNet(
+        name=name,
+        description=_described(where),
+        path=file,
+        config={**config, "global_pool_conditions": pools},
+        note=note if pools else "",
+    )
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    """The names of the weights in a folder; none if they cannot be loaded, which `load` reports."""
+    try:
+        paths = find_weights(folder).paths
+    except ExportError:
+        return set()
+    return {name for path in paths for name in read_header(path, flag="--controlnet").shapes}
 
 
 def residual_levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -113,18 +179,18 @@ def _split(request: str) -> tuple[str, str]:
 
 def _find(where: str) -> Path:
     path = Path(where)
-    if path.is_dir():
+    if path.exists():
         return path
-    if path.exists() or not is_hub_id(where):
+    if not is_hub_id(where):
         raise ExportError(
             f"--controlnet {where}: no such folder: give one that holds a control network's"
-            " config.json and weights, or a hub id such as owner/name"
+            " config.json and weights, a .safetensors file, or a hub id such as owner/name"
         )
     return download_component(where, flag="--controlnet")
 
 
 def _described(where: str) -> str:
-    """The hub id of a control network, or the name of its folder."""
+    """The hub id of a control network, or the name of its folder or file."""
     if not Path(where).exists():
         return where
     found = origin(Path(where))
@@ -134,54 +200,111 @@ def _described(where: str) -> str:
 def _no_network(where: str, folder: Path) -> str:
     """What to do about a folder without config.json, such as that of a whole pipeline."""
     inside = folder / "controlnet"
-    remedy = (
-        f"did you mean {inside}?"
-        if (inside / "config.json").exists() and folder == Path(where)
-        else "give a control network's own folder, where config.json says _class_name"
-        " ControlNetModel"
-    )
+    file = min(folder.glob("[!.]*.safetensors"), default=None)
     whole = (folder / "model_index.json").exists()
+    if (inside / "config.json").exists() and folder == Path(where):
+        remedy = f"did you mean {inside}?"
+    elif file is not None and not whole:
+        remedy = f"did you mean the file {file}?"
+    else:
+        remedy = (
+            "give a control network's own folder, where config.json says _class_name"
+            " ControlNetModel"
+        )
     what = "is a whole pipeline" if whole else "has no config.json"
     return f"--controlnet {where}: {what}: {remedy}"
 
 
 def _check(network: ControlNet, source: Source, latent: LatentSpec) -> None:
-    """Refuse what is none, what the runtime could not feed, and what was made for another UNet."""
+    """Refuse a network that the runtime could not feed, or that was made for another UNet."""
     where, config, unet = f"--controlnet {network.description}", network.config, source.unet
-    kind = config.get("_class_name")
-    if kind != "ControlNetModel":
-        raise ExportError(f"{where}: is a {kind}, expected a ControlNetModel")
     for key in _UNSUPPORTED:
         if config.get(key) not in (None, False):
-            raise ExportError(f"{where}: has {key} {config[key]!r}, which is not supported")
-    embedding = config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)
-    for what, its, expected in (
-        ("image channels", config.get("conditioning_channels", 3), 3),
-        ("pixels a latent", 2 ** (len(embedding) - 1), latent.downscale),
-        ("latent channels", config.get("in_channels", 4), latent.channels),
-        (
-            "cross_attention_dim",
-            _of(config, "cross_attention_dim"),
-            _of(unet, "cross_attention_dim"),
-        ),
-        (
-            "addition_embed_type",
-            _of(config, "addition_embed_type"),
-            _of(unet, "addition_embed_type"),
-        ),
-        (
-            "channels of skip connections",
-            [c for c, _ in residual_levels(config)],
-            [c for c, _ in residual_levels(unet)],
-        ),
-    ):
-        if its != expected:
             raise ExportError(
-                f"{where}: made for another UNet: its {what}: {its}, and {source.name} has"
-                f" {expected}: give one that was made for {source.name}, or its family"
+                f"{where}: has {key} {config[key]!r}, which is not supported: give a ControlNet"
+                " without it"
+            )
+    _check_image(where, config, latent)
+    _check_text(where, config, source)
+    given, taken = config.get("in_channels", 4), latent.channels
+    if given != taken:
+        raise ExportError(
+            f"{where}: takes {given} latent channels, and {source.name} has {taken}: give one that"
+            f" was made for {source.name}, or its family"
+        )
+    its, expected = ([c for c, _ in residual_levels(each)] for each in (config, unet))
+    if its != expected:
+        raise ExportError(
+            f"{where}: made for another UNet: its residuals have {its} channels, and the skip"
+            f" connections of {source.name} {expected}: give one that was made for {source.name},"
+            " or its family"
+        )
+
+
+def _check_image(where: str, config: Mapping[str, Any], latent: LatentSpec) -> None:
+    """Of the control image: its channels, their order, and its size."""
+    channels = config.get("conditioning_channels", 3)
+    if channels != 3:
+        raise ExportError(
+            f"{where}: takes control images of {channels} channels, and bundles give RGB: give a"
+            " ControlNet with `conditioning_channels` 3"
+        )
+    order = config.get("controlnet_conditioning_channel_order", "rgb")
+    if order not in ("rgb", "bgr"):
+        raise ExportError(
+            f"{where}: has `controlnet_conditioning_channel_order` {order!r}, expected 'rgb' or"
+            " 'bgr': correct its config.json"
+        )
+    embedding = config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)
+    smaller = 2 ** (len(embedding) - 1)
+    if smaller != latent.downscale:
+        raise ExportError(
+            f"{where}: makes its control image {smaller} times smaller, and latents are"
+            f" {latent.downscale} times smaller than images: give one that was made for this VAE's"
+            " family"
+        )
+
+
+def _check_text(where: str, config: Mapping[str, Any], source: Source) -> None:
+    """Of the text and SDXL's sizes: they are the UNet's own inputs."""
+    unet, added = source.unet, config.get("addition_embed_type")
+    if added == "text" or _attends(config):
+        its, expected = _widths(config), _widths(unet)
+        if set(its) != set(expected):
+            made = FAMILIES.get(max(its), "another UNet")
+            family = FAMILIES.get(max(expected))
+            raise ExportError(
+                f"{where}: made for {made}: it reads text of {_listed(its)} values a token, and"
+                f" {source.name} gives {_listed(expected)}: give a ControlNet for"
+                f" {family or f'{source.name}, or its family'}"
+            )
+    if added not in (None, "text", "text_time"):
+        raise ExportError(
+            f"{where}: has addition_embed_type {added!r}, which is not supported: give a ControlNet"
+            " without it"
+        )
+    if added == "text_time":
+        size = "projection_class_embeddings_input_dim"
+        takes, given = config.get(size), unet.get(size)
+        if unet.get("addition_embed_type") != added or takes != given:
+            raise ExportError(
+                f"{where}: made for another UNet: it takes {takes} values about prompt and size, as"
+                f" SDXL's do, and {source.name} gives {given or 'none'}: give one that was made for"
+                f" {source.name}, or its family"
             )
 
 
-def _of(config: Mapping[str, Any], key: str) -> Any:
-    value = config.get(key, 1280 if key == "cross_attention_dim" else None)
-    return list(value) if isinstance(value, tuple) else value
+def _attends(config: Mapping[str, Any]) -> bool:
+    """Whether it reads the text at all: SDXL's "small" networks do not."""
+    blocks = config.get("down_block_types", ("CrossAttnDownBlock2D",))
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    return any("CrossAttn" in block for block in (*blocks, middle or ""))
+
+
+def _widths(config: Mapping[str, Any]) -> list[int]:
+    value = config.get("cross_attention_dim") or 1280
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return " or ".join(str(w) for w in dict.fromkeys(widths))

@@ -178,8 +178,16 @@ _MID = "mid_residual"
 
 
 def network_stage(network: ControlNet) -> Stage:
-    """A control network as a stage; its further inputs, SDXL's, are free in their batch."""
+    """A control network as a stage; its further inputs, SDXL's, are free in their batch. Residuals
+    that are averaged over the image are as large as others, so that the UNet takes either."""
     name = controlnet_stage(network.name)
+
+    def evaluate(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        residuals = _control(module, inputs)
+        if not network.pools:
+            return residuals
+        return tuple(r.mean(dim=(2, 3), keepdim=True).expand_as(r) for r in residuals)
+
     return Stage(
         name=name,
         role="controlnet",
@@ -192,7 +200,7 @@ def network_stage(network: ControlNet) -> Stage:
             CONTROL_SCALE: {},
         },
         outputs=_residual_axes(network),
-        evaluate=_control,
+        evaluate=evaluate,
     )
 
 

@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,30 @@ from edgediff_export.trace.to_onnx import trace
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """A traced stage: its float32 graph on disk, and the cases that torch ran.
+    """A traced stage: its float32 graph on disk, and the cases that torch ran, with all the inputs
+    of the torch module.
 
     overflows: whether it is known to give wrong results in float16."""
 
     spec: GraphSpec
-    cases: list[Case]
+    torch_cases: list[Case]
     fidelity: StageFidelity
     parameters: int
     overflows: bool = False
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases as the graph takes them."""
+        return taken_by(self.spec, self.torch_cases)
+
+
+def taken_by(spec: GraphSpec, cases: Sequence[Case]) -> list[Case]:
+    """The cases without the inputs that the graph does not have: tracing drops an input that no
+    output depends on, such as the text of a control network without attention."""
+    return [
+        replace(case, inputs={k: v for k, v in case.inputs.items() if spec.input(k) is not None})
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +88,15 @@ class Tracer:
         path = self.floats / f"{stage.name}.onnx"
         data = write_graph(model, path)
         spec = graph_spec(model, path, data, "fp32", stage.role)
+        network = self.networks.get(stage.component)
+        if network is not None and network.pools:
+            spec = replace(spec, conditional_only=True)
         del model
         gc.collect()
         shutil.rmtree(self.scratch)
         return Traced(
             spec=spec,
-            cases=cases,
+            torch_cases=cases,
             fidelity=self._judged(stage, spec, cases),
             parameters=parameters,
             overflows=self.source.overflows(stage.component),
@@ -90,7 +108,7 @@ class Tracer:
         of = done[network_stage(network).name]
         stage = controlled(UNET, network)
         module = self._load(stage)
-        inputs = fixtures.controlled_inputs(done[UNET.name].cases, of.cases)
+        inputs = fixtures.controlled_inputs(done[UNET.name].torch_cases, of.torch_cases)
         cases = run_torch(module, stage, inputs)
         del module
         gc.collect()
@@ -99,7 +117,7 @@ class Tracer:
         )
         return Traced(
             spec=spec,
-            cases=cases,
+            torch_cases=cases,
             fidelity=self._judged(stage, spec, cases),
             parameters=done[UNET.name].parameters,
         )
@@ -109,7 +127,7 @@ class Tracer:
         return self.source.load(stage.component) if network is None else network.load()
 
     def _judged(self, stage: Stage, spec: GraphSpec, cases: Sequence[Case]) -> StageFidelity:
-        error, max_abs_error = measure(self.floats / spec.file, spec, cases)
+        error, max_abs_error = measure(self.floats / spec.file, spec, taken_by(spec, cases))
         if not error <= FLOAT_LIMIT:
             raise ExportError(
                 f"{stage.name}: the exported graph differs from torch by {error:.1e} of its"
@@ -121,7 +139,7 @@ class Tracer:
     def _inputs(self, stage: Stage, done: Mapping[str, Traced]) -> Mapping[str, Named]:
         """The fixtures of a stage."""
         if stage.component in self.networks:
-            return fixtures.network_inputs(done[UNET.name].cases, self.latent)
+            return fixtures.network_inputs(done[UNET.name].torch_cases, self.latent)
         side = fixtures.sample_side(self.source.unet)
         if stage.name in self.tokenizers:
             tokens = [learned.token for learned in self.source.embeddings]
@@ -129,7 +147,7 @@ class Tracer:
         if stage.role == "denoiser":
             return fixtures.unet_inputs(
                 self.source.unet,
-                [done[name].cases for name in self.tokenizers],
+                [done[name].torch_cases for name in self.tokenizers],
                 guidance_scale=self.defaults.guidance_scale,
                 size=(self.defaults.width, self.defaults.height),
             )

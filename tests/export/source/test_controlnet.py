@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from edgediff_export.defaults import latent_space
 from edgediff_export.export import Exported, Options, export
 from edgediff_export.source.controlnet import open_controlnets
 from edgediff_export.source.families import CONTROLLED_UNET
 from edgediff_export.source.open import open_source
+from edgediff_export.source.original_names import controlnet_names
 from edgediff_export.source.pipeline import Source
 from edgediff_export.trace.stage import network_stage
+from safetensors.torch import load_file, save_file
 
 import edgediff
 from edgediff.bundle.folder import Bundle
@@ -117,18 +122,34 @@ def test_a_hub_id_without_a_hub(source: Source, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "T2IAdapter"}, "is a T2IAdapter, expected a ControlNetModel"),
-        ({"cross_attention_dim": 64}, "its cross_attention_dim: 64, and sd1 has 32"),
+        ({"_class_name": "AutoencoderKL"}, "is a AutoencoderKL, expected a ControlNetModel"),
+        (
+            {"cross_attention_dim": 768},
+            "made for Stable Diffusion 1.x: it reads text of 768 values a token, and sd1 gives 32:"
+            " give a ControlNet for sd1, or its family$",
+        ),
+        ({"cross_attention_dim": 2048}, "made for SDXL: it reads text of 2048 values"),
+        ({"cross_attention_dim": 64}, "made for another UNet: it reads text of 64 values"),
         (
             {"block_out_channels": [32, 32]},
-            r"skip connections: \[32, .*\], and sd1 has",
+            r"its residuals have \[32, .*\] channels, and the skip connections of sd1 \[32",
         ),
-        ({"layers_per_block": 2}, "its channels of skip connections"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type: text_time, and sd1 has None"),
-        ({"in_channels": 9}, "its latent channels: 9, and sd1 has 4"),
-        ({"conditioning_channels": 1}, "its image channels: 1, and sd1 has 3"),
-        ({"conditioning_embedding_out_channels": [16, 32]}, "its pixels a latent: 2"),
-        ({"global_pool_conditions": True}, "has global_pool_conditions True, which is not"),
+        ({"layers_per_block": 2}, "made for another UNet: its residuals have"),
+        (
+            {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 96},
+            "it takes 96 values about prompt and size, as SDXL's do, and sd1 gives none",
+        ),
+        ({"addition_embed_type": "image"}, "has addition_embed_type 'image', which is not"),
+        ({"in_channels": 9}, "takes 9 latent channels, and sd1 has 4"),
+        ({"conditioning_channels": 1}, "takes control images of 1 channels, and bundles give RGB"),
+        (
+            {"controlnet_conditioning_channel_order": "gbr"},
+            "has `controlnet_conditioning_channel_order` 'gbr', expected 'rgb' or 'bgr'",
+        ),
+        (
+            {"conditioning_embedding_out_channels": [16, 32]},
+            "makes its control image 2 times smaller, and latents are 8 times smaller",
+        ),
         ({"class_embed_type": "timestep"}, "has class_embed_type 'timestep', which is not"),
     ],
 )
@@ -146,6 +167,190 @@ def test_a_pickle_is_refused(source: Source, controlnets: Any, tmp_path: Path) -
     (network,) = opened(source, str(folder))
     with pytest.raises(ExportError, match="a pickle, which can run any code"):
         network.load()
+
+
+OTHERS = {
+    "a Union ControlNet": (
+        *("ControlNetUnionModel", "task_embedding"),
+        "since it takes the type of its control image as a further input",
+    ),
+    "a Control-LoRA": (
+        *(None, "input_blocks.1.0.in_layers.2.up"),
+        "since it holds low-rank changes of a UNet, and not a whole network",
+    ),
+    "a ControlNet-XS": (
+        *("ControlNetXSAdapter", "control_to_base_for_conv_in.weight"),
+        "since it exchanges values with the UNet in each layer",
+    ),
+    "a T2I-Adapter": (
+        *("T2IAdapter", "adapter.body.0.resnets.0.block1.weight"),
+        "since it runs once for an image",
+    ),
+    "an IP-Adapter": (
+        *(None, "ip_adapter.1.to_k_ip.weight"),
+        "since it adds attention to an image's embedding",
+    ),
+    "a ControlNet-LLLite": (
+        *(None, "lllite_unet_input_blocks_1_1_proj.down.0.weight"),
+        "since it changes the inputs of the UNet's attention",
+    ),
+    "a SparseCtrl network": ("SparseControlNetModel", None, "since it steers the frames of a vid"),
+    "a LoRA": (
+        *(None, "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"),
+        "since it changes weights and takes no image: give it as --lora",
+    ),
+    "a control network for a transformer": (
+        *("FluxControlNetModel", "transformer_blocks.0.attn.to_q.weight"),
+        "since it is for FLUX, Stable Diffusion 3 and the like",
+    ),
+    "the difference of a ControlNet and a UNet": (
+        *(None, "difference"),
+        "since its weights are complete only together with those of one UNet",
+    ),
+}
+"""Adapter → its class in diffusers, a tensor by which it is known, and the reason."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_adapters_are_refused_by_name(
+    source: Source, controlnets: Any, tmp_path: Path, kind: str
+) -> None:
+    """By the class in a config, by the names in a file, and by those beside a config that says
+    ControlNetModel, as that of a published Union network does."""
+    cls, tensor, why = OTHERS[kind]
+    refused = re.escape(f"is {kind}, which is not supported, {why}")
+    if cls is not None:
+        folder = changed(controlnets, tmp_path, _class_name=cls)
+        with pytest.raises(ExportError, match=refused):
+            opened(source, str(folder))
+    if tensor is not None:
+        weights = load_file(controlnets["canny"] / "diffusion_pytorch_model.safetensors")
+        weights[tensor] = torch.zeros(4, 4)
+        file = tmp_path / "adapter.safetensors"
+        save_file(weights, file)
+        with pytest.raises(ExportError, match=refused):
+            opened(source, str(file))
+        folder = shutil.copytree(controlnets["canny"], tmp_path / "folder")
+        shutil.copy(file, folder / "diffusion_pytorch_model.safetensors")
+        with pytest.raises(ExportError, match=refused):
+            opened(source, str(folder))
+
+
+def test_weights_that_the_config_does_not_have(
+    source: Source, controlnets: Any, tmp_path: Path
+) -> None:
+    """diffusers would leave them out without a word."""
+    folder = changed(controlnets, tmp_path)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(path), "face_embedding.weight": torch.zeros(2, 2)}, path)
+    (network,) = opened(source, str(folder))
+    with pytest.raises(ExportError, match=r"holds face_embedding\.weight, which a C"):
+        network.load()
+
+
+def original(folder: Path, prefix: str = "control_model.") -> dict[str, torch.Tensor]:
+    """The weights in a folder under the names of the original code."""
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    names = controlnet_names({name.rpartition(".")[0] for name in state})
+    return {
+        f"{prefix}{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in state.items()
+    }
+
+
+@pytest.mark.parametrize("shape", ["sd1", "sd2", "xl"])
+@pytest.mark.parametrize("attends", [True, False])
+def test_a_file_has_the_config_that_its_folder_had(
+    sd15_shape: Any,
+    small_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+    shape: str,
+    attends: bool,
+) -> None:
+    """Under either set of names; the weights come out the same, and diffusers reads the original
+    names as we do."""
+    changes = {} if attends else {"down_block_types": ("DownBlock2D",) * 2}
+    changes |= {} if attends else {"mid_block_type": "UNetMidBlock2D"}
+    folder = sd15_shape.write_controlnet(tmp_path / "network", shape, **changes)
+    of = open_source(str(small_pipeline(shape)), work=tmp_path)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    renamed = original(folder)
+    save_file(renamed, tmp_path / "control_v11p_sd15_canny.safetensors")
+    save_file(original(folder, ""), tmp_path / "bare.safetensors")
+    (own,) = opened(of, str(folder))
+    expected = own.load()
+    converted = convert_controlnet_checkpoint(dict(renamed), dict(expected.config))
+    # diffusers converts no embedding of SDXL's sizes.
+    added = {k for k in expected.state_dict() if k.startswith("add_embedding.")}
+    assert converted.keys() == expected.state_dict().keys() - added
+    for file in (weights, *tmp_path.glob("*.safetensors")):
+        (network,) = opened(of, f"canny={file}")
+        module = network.load()
+        for key in set(dict(expected.config)) & set(network.config):
+            its, theirs = module.config[key], expected.config[key]
+            if key not in ("transformer_layers_per_block", "cross_attention_dim") or attends:
+                assert as_list(its) == as_list(theirs), key
+        for name, tensor in expected.state_dict().items():
+            torch.testing.assert_close(module.state_dict()[name], tensor, rtol=0, atol=0)
+            if name not in added:
+                torch.testing.assert_close(converted[name], tensor, rtol=0, atol=0)
+
+
+def as_list(value: Any) -> Any:
+    """A number for each of the two levels, however a config writes it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value, value]
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def test_files_and_their_names(source: Source, controlnets: Any, tmp_path: Path) -> None:
+    file = tmp_path / "control_v11e_sd15_shuffle.safetensors"
+    save_file(original(controlnets["canny"]), file)
+    (network,) = opened(source, str(file))
+    assert (network.name, network.description) == ("control_v11e_sd15_shuffle",) * 2
+    assert network.pools
+    assert "averaged over the image" in network.note
+    plain = tmp_path / "control_v11p_sd15_canny.safetensors"
+    file.rename(plain)
+    (network,) = opened(source, str(plain))
+    assert not network.pools
+    assert network.note == ""
+    with pytest.raises(ExportError, match=r"has no config.json: did you mean the file .*canny"):
+        opened(source, f"a={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"a.weight": torch.zeros(1)}, r"holds no ControlNet \(but a.weight, …\)"),
+        (
+            lambda w: {k: v for k, v in w.items() if "zero_convs.1.0.bias" not in k},
+            "lacks controlnet_down_blocks.1.bias, which",
+        ),
+        (
+            lambda w: {**w, "control_model.extra.weight": torch.zeros(1)},
+            "holds control_model.extra.weight, which",
+        ),
+        (
+            lambda w: {k: torch.zeros(32, 768) if "attn2.to_k" in k else v for k, v in w.items()},
+            "made for Stable Diffusion 1.x: it reads text of 768 values",
+        ),
+    ],
+)
+def test_files_that_do_not_fit(
+    source: Source, controlnets: Any, tmp_path: Path, change: Any, message: str
+) -> None:
+    file = tmp_path / "control.safetensors"
+    save_file(change(original(controlnets["canny"])), file)
+    with pytest.raises(ExportError, match=message):
+        opened(source, str(file))[0].load()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin"])
+def test_a_file_that_is_a_pickle(source: Source, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"control_v11p_sd15_canny{suffix}"
+    file.write_bytes(b"")
+    with pytest.raises(ExportError, match="a pickle, which can run any code"):
+        opened(source, str(file))
 
 
 def test_nothing_is_written_where_one_does_not_fit(
@@ -248,6 +453,43 @@ def test_lowered(
         control = {"canny": edgediff.Control(np.full((8, 8, 3), 200, np.uint8))}
         latents = [list(pipe.stream("a", seed=0, control=c))[-1].latents for c in (None, control)]
         assert np.abs(latents[0] - latents[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_lowered_without_attention_and_with_averages(
+    sd15_shape: Any, small_pipeline: Any, tmp_path: Path, target: Any
+) -> None:
+    small = {"down_block_types": ("DownBlock2D",) * 2, "mid_block_type": "UNetMidBlock2D"}
+    kinds = {"small": small, "shuffle": {"global_pool_conditions": True}}
+    folders = {
+        "small": sd15_shape.write_controlnet(tmp_path / "small", **kinds["small"]),
+        "shuffle": sd15_shape.write_controlnet(tmp_path / "shuffle", **kinds["shuffle"]),
+    }
+    made = export(
+        Options(
+            source=str(small_pipeline("sd1")),
+            out=tmp_path / "b",
+            steps=2,
+            precision="int8",
+            target=target,
+            controlnets=tuple(f"{name}={path}" for name, path in folders.items()),
+        )
+    )
+    assert made.notes == ()
+    networks = made.manifest.controlnets
+    assert {stage.graph.precision for stage in networks.values()} == {"int8"}
+    assert networks["shuffle"].graph.conditional_only
+    assert not networks["small"].graph.conditional_only
+    assert networks["small"].graph.input("encoder_hidden_states") is None
+    assert [c for c in verify(made.root, provider="cpu").checks if not c.ok] == []
+    with edgediff.load(made.root, provider="cpu") as pipe:
+        control = edgediff.Control(np.full((8, 8, 3), 200, np.uint8))
+        how = {"seed": 0, "guidance_scale": 4.0}
+        plain = list(pipe.stream("a", **how))[-1].latents
+        for name in folders:
+            steered = list(pipe.stream("a", control={name: control}, **how))[-1].latents
+            assert np.abs(plain - steered).max() > 1e-3
 
 
 @pytest.mark.slow
