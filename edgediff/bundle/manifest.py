@@ -413,6 +413,9 @@ class Manifest:
         raw = dataclasses.asdict(self)
         if self.preset is None:  # which earlier versions do not know
             del raw["preset"]
+        for graph in raw["graphs"].values():
+            if not graph["conditional_only"]:
+                del graph["conditional_only"]
         for name in _LATER:
             if raw["schedule"].get(name) is None:
                 raw["schedule"].pop(name, None)

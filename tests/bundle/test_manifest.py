@@ -44,6 +44,16 @@ def test_timesteps_are_only_written_if_they_are_set(bundle: Path) -> None:
     assert parse_manifest(one_step.to_json()) == one_step
 
 
+def test_a_network_of_the_prompt_is_only_marked_if_it_is_one(bundle: Path) -> None:
+    """Older versions know no such key."""
+    manifest = Bundle.open(bundle).manifest
+    assert '"conditional_only"' not in manifest.to_json()
+    graph = dataclasses.replace(manifest.graphs["unet"], conditional_only=True)
+    marked = dataclasses.replace(manifest, graphs={**manifest.graphs, "unet": graph})
+    assert marked.to_json().count('"conditional_only": true') == 1
+    assert parse_manifest(marked.to_json()) == marked
+
+
 def test_describe_files_agrees_with_the_manifest(bundle: Path) -> None:
     files = Bundle.open(bundle).manifest.files
     assert describe_files(bundle, files) == files
