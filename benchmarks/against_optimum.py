@@ -21,7 +21,9 @@ from benchmarks.measure import (
     print_table,
     write_json,
 )
-from edgediff.backend.session import Session, SessionOptions, ort
+from edgediff.backend.available import ort
+from edgediff.backend.options import SessionOptions
+from edgediff.backend.session import Session
 from edgediff.bundle.folder import Bundle
 from edgediff.text.tokenizer import Tokenizer
 from edgediff.verification import relative_error

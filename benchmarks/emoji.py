@@ -34,7 +34,7 @@ import edgediff
 from benchmarks import scenes
 from benchmarks.contact_sheet import sheet, strip
 from benchmarks.measure import Check, machine, print_checks, print_machine, print_table
-from edgediff.backend.session import ort
+from edgediff.backend.available import ort
 from edgediff.images.metrics import psnr
 
 HERE = Path(__file__).parent

@@ -40,7 +40,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import edgediff
-from edgediff.backend.session import Session, SessionOptions, silence_log
+from edgediff.backend.available import silence_log
+from edgediff.backend.options import SessionOptions
+from edgediff.backend.session import Session
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import bundle_graph_files
 from edgediff.errors import EdgediffError

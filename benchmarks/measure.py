@@ -15,7 +15,7 @@ import numpy as np
 
 import edgediff
 from benchmarks.models import ROOT
-from edgediff.backend.session import ort
+from edgediff.backend.available import ort
 from edgediff.bench import machine as this_machine
 
 PAUSE = 0.05

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import edgediff
 from benchmarks.measure import Check
-from edgediff.backend.session import ort
+from edgediff.backend.available import ort
 
 FOX = "a fox curled up in autumn leaves, soft morning light"
 WARM = ("morning", "sunset")

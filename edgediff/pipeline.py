@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgediff.backend.available import is_installed, why_missing
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import default_cache_dir
 from edgediff.backend.memory import memory_limit
+from edgediff.backend.options import Observe, SessionOptions
 from edgediff.backend.pool import Stages
 from edgediff.backend.providers import PROVIDERS, check_provider_name
 from edgediff.backend.run_stage import RunStage
-from edgediff.backend.session import Observe, SessionOptions, is_installed, why_missing
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import checked_beside
 from edgediff.bundle.manifest import Defaults, Manifest, Role
@@ -70,7 +71,7 @@ def load(
     check_hashes: compare every file's SHA-256 with bundle.json now, and that of a stage's files
         again whenever it is loaded later.
     observe: additional records of the sessions, for benchmarks (see
-        `edgediff.backend.session.Observe`).
+        `edgediff.backend.options.Observe`).
 
     If `auto` skipped an installed provider, `Pipeline.skipped_providers` gives the reason.
 

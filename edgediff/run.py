@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from edgediff.arrays import Array
+from edgediff.backend.available import version
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.run_stage import RunStage
-from edgediff.backend.session import version
 from edgediff.bundle.manifest import Manifest
 from edgediff.errors import InputError
 from edgediff.initial_latents import Start, from_latents, repaint, start

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import edgediff
-from edgediff.backend.session import most_threads
+from edgediff.backend.options import most_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of os.fork
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import edgediff
 from edgediff import pipeline as pipeline_module
-from edgediff.backend import session as session_module
+from edgediff.backend import available
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import MANIFEST
@@ -313,8 +313,8 @@ def test_auto_passes_over_a_plug_in_without_a_device(
 ) -> None:
     """An OpenVINO bundle on a processor that the plug-in does not take."""
     set_providers(damaged, ["openvino", "cpu"])
-    monkeypatch.setattr(session_module, "_register", lambda _: None)
-    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(available, "_register", lambda _: None)
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: object())
     pipe = edgediff.load(damaged)
     assert pipe.provider == "cpu"
     (reason,) = pipe.skipped_providers
@@ -326,8 +326,8 @@ def test_auto_does_not_look_beyond_the_one_that_runs(
 ) -> None:
     """A plug-in's library is large: it is not loaded where an earlier provider will do."""
     set_providers(damaged, ["cpu", "openvino"])
-    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(session_module, "_register", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(available, "_register", lambda _: pytest.fail("loaded"))
     pipe = edgediff.load(damaged)
     assert (pipe.provider, pipe.skipped_providers) == ("cpu", ())
 
@@ -336,7 +336,7 @@ def test_what_is_not_installed_is_not_mentioned(
     damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_providers(damaged, ["openvino", "cpu"])
-    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: None)
     assert edgediff.load(damaged).skipped_providers == ()
 
 

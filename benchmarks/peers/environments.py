@@ -82,8 +82,8 @@ def install(folder: Path, name: str) -> None:
 
 def check_provider(folder: Path, name: str) -> None:
     """Raise PeerError with the reason unless the environment's edgediff can use the provider."""
-    session = "edgediff.backend.session"
-    code = f"from {session} import why_missing; print('{_MISSING}', why_missing({name!r}))"
+    module = "edgediff.backend.available"
+    code = f"from {module} import why_missing; print('{_MISSING}', why_missing({name!r}))"
     said = run(python(folder), "-c", code).splitlines()
     missing = next(line.removeprefix(_MISSING) for line in said if line.startswith(_MISSING))
     if missing.strip() != "None":

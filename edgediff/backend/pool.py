@@ -12,9 +12,10 @@ from edgediff.arrays import AnyArray
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import Outcome
 from edgediff.backend.memory import estimate
+from edgediff.backend.options import SessionOptions, most_threads
 from edgediff.backend.providers import PROVIDERS
 from edgediff.backend.run_stage import RunStage
-from edgediff.backend.session import Session, SessionOptions, free_dimensions, most_threads
+from edgediff.backend.session import Session, free_dimensions
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import bundle_graph_files, checked_beside
 from edgediff.bundle.manifest import EVERY_STEP

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import edgediff
+from edgediff.backend.available import version
 from edgediff.backend.providers import PROVIDERS, check_provider_name
-from edgediff.backend.session import version
 from edgediff.bench.results import Config, Model
 from edgediff.bench.runner import Job
 from edgediff.bundle.folder import Bundle

@@ -53,7 +53,8 @@ def main() -> None:
 def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
     """Load the bundle that `config` names and answer each line."""
     before = time.perf_counter()
-    from edgediff.backend.session import Observe, silence_log
+    from edgediff.backend.available import silence_log
+    from edgediff.backend.options import Observe
     from edgediff.bench.machine import peak_memory
     from edgediff.pipeline import load
 
@@ -123,7 +124,7 @@ def profile(
     config: dict[str, Any], options: dict[str, Any], top: int
 ) -> dict[str, list[tuple[str, float, float]]]:
     """Stage → (operator, seconds per image, share of the stage's time), slowest first."""
-    from edgediff.backend.session import Observe
+    from edgediff.backend.options import Observe
     from edgediff.pipeline import load
 
     with tempfile.TemporaryDirectory() as folder:

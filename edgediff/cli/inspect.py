@@ -131,7 +131,7 @@ def verify(
     bundle's fixtures. BUNDLE is a folder; the default is the built-in model. Exit status 1 if a
     check fails.
     """
-    from edgediff.backend.session import silence_log
+    from edgediff.backend.available import silence_log
     from edgediff.verification import verify as run_verify
 
     silence_log()
@@ -173,8 +173,8 @@ def _check_row(check: "Check") -> tuple[str, str, str]:
 @json_flag
 def providers(as_json: bool) -> None:
     """List execution providers and how to install the missing ones."""
+    from edgediff.backend.available import silence_log, why_missing
     from edgediff.backend.providers import PROVIDERS
-    from edgediff.backend.session import silence_log, why_missing
 
     silence_log()
     missing = {name: why_missing(name) for name in PROVIDERS}

@@ -65,7 +65,7 @@ class Runtime(_Flags):
 
     def load(self) -> "Pipeline":
         """Load the model, and report on stderr its provider and loading time."""
-        from edgediff.backend.session import silence_log
+        from edgediff.backend.available import silence_log
         from edgediff.pipeline import load
 
         silence_log()

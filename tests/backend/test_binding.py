@@ -15,9 +15,10 @@ from PIL import Image
 
 import edgediff
 from edgediff import Control
-from edgediff.backend import session as session_module
+from edgediff.backend import available
+from edgediff.backend.options import Observe, SessionOptions
 from edgediff.backend.providers import PROVIDERS
-from edgediff.backend.session import Observe, Session, SessionOptions
+from edgediff.backend.session import Session
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import GraphSpec
 from edgediff.errors import ProviderError
@@ -316,7 +317,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Refusing]:
     monkeypatch.setattr(ort, "InferenceSession", Refusing)
     monkeypatch.setattr(ort, "get_available_providers", lambda: Refusing.get_providers(None))
     monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcudart.so"))
-    session_module._load_cuda.cache_clear()
+    available.load_cuda.cache_clear()
     return Refusing
 
 

@@ -15,8 +15,8 @@ import pytest
 import edgediff
 from edgediff.backend import memory, pool
 from edgediff.backend.memory import StageMemory, estimate, memory_limit, parse_memory
+from edgediff.backend.options import SessionOptions
 from edgediff.backend.pool import Stages
-from edgediff.backend.session import SessionOptions
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import Manifest
 from edgediff.errors import InputError

@@ -10,9 +10,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edgediff.backend import session as session_module
+from edgediff.backend import available
+from edgediff.backend.available import why_missing
+from edgediff.backend.options import SessionOptions
 from edgediff.backend.providers import PROVIDERS
-from edgediff.backend.session import Session, SessionOptions, free_dimensions, why_missing
+from edgediff.backend.session import Session, free_dimensions
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import GraphSpec
 from edgediff.errors import BundleError, InputError, ProviderError
@@ -104,7 +106,7 @@ def test_a_provider_that_is_absent_says_what_to_install(
     name: str, tiny_bundle: Path, spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ProviderError, match=rf"provider '{name}': .*pip install"):
         Session(tiny_bundle / spec.file, spec, SessionOptions(provider=name))
 
@@ -167,7 +169,7 @@ def install_plugin(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
     fake = SimpleNamespace(__spec__=SimpleNamespace(), **contents)
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", fake)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    session_module._register.cache_clear()
+    available._register.cache_clear()
 
 
 @pytest.mark.parametrize("api", ["missing", "refuses"])
@@ -197,7 +199,7 @@ def test_a_plug_in_that_does_not_match_onnxruntime_names_both_versions(
 
 def test_a_plug_in_that_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: None)
     assert why_missing("openvino") == 'not installed: pip install "edgediff[openvino]"'
 
 
@@ -260,8 +262,8 @@ def test_the_cpu_makes_no_cache(tiny_bundle: Path, spec: GraphSpec, tmp_path: Pa
 
 
 def test_a_plug_in_without_a_device_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_register", lambda _: None)
-    monkeypatch.setattr(session_module.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(available, "_register", lambda _: None)
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "finds no device here" in (why_missing("openvino") or "")
 

@@ -18,7 +18,7 @@ from edgediff_export.targets.cpu.passes import Choices, layers, restructure, wri
 from edgediff_export.targets.weights import SESSION_CONFIG
 from onnx_ir.passes import common
 
-from edgediff.backend.session import has_int8_dot
+from edgediff.backend.create import has_int8_dot
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Dims = tuple[int | str, ...]

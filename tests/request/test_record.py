@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import edgediff
-import edgediff.backend.session
+import edgediff.backend.available
 from edgediff.errors import InputError
 from edgediff.request.record import describe_given, recorded
 from edgediff.request.settings import Settings
@@ -429,7 +429,7 @@ def test_what_another_tool_wrote_is_read_in_linear_time(tmp_path: Path, text: st
 def test_another_onnxruntime_is_a_difference(tmp_path: Path, pipe: edgediff.Pipeline) -> None:
     path = pipe.generate("a fox", seed=1, steps=1).save(tmp_path / "a.png")[0]
     made = recorded(path)
-    assert made.onnxruntime == edgediff.backend.session.version()
+    assert made.onnxruntime == edgediff.backend.available.version()
     settings = pipe.generate("a fox", seed=1, steps=1).settings
     assert made.differences(settings) == []
     other = dataclasses.replace(made, onnxruntime="1.0.0")

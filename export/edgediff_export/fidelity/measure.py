@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgediff.backend.session import Session, SessionOptions
+from edgediff.backend.options import SessionOptions
+from edgediff.backend.session import Session
 from edgediff.bundle.manifest import GraphSpec, Precision, StageFidelity
 from edgediff.verification import relative_error
 from edgediff_export.fidelity.cases import Case, Named

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgediff.backend.session import PRECISE
+from edgediff.backend.create import PRECISE
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.graph import observe
 from edgediff_export.graph.build import initializer

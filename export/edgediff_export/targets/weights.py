@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgediff.backend.session import PRECISE
+from edgediff.backend.create import PRECISE
 from edgediff_export.graph.build import Builder, drop_unused_weights, initializer, replace
 
 SESSION_CONFIG = {

@@ -18,7 +18,8 @@ from edgediff_export.targets.conversion import Converted, FloatStage
 from edgediff_export.targets.qdq import activation_errors, activation_ranges, as_layer, to_qdq
 from edgediff_export.targets.weights import activation_scale
 
-from edgediff.backend.session import Session, SessionOptions
+from edgediff.backend.options import SessionOptions
+from edgediff.backend.session import Session
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import GraphSpec, TensorSpec
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgediff.backend.session import has_int8_dot
+from edgediff.backend.create import has_int8_dot
 from edgediff_export.graph.build import drop_unused_weights, initializer
 from edgediff_export.targets.cpu.dense import Kernel, Layer, Range, Writer, read_layer
 from edgediff_export.targets.cpu.group_norm import DOMAIN

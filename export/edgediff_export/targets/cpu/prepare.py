@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgediff.backend.session import PRECISE
+from edgediff.backend.create import PRECISE
 from edgediff.bundle.tensor_names import LATENT_SAMPLE
 from edgediff.errors import ExportError
 from edgediff_export.graph.observe import store
