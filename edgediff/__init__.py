@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgediff._version import __version__
 
 if TYPE_CHECKING:
-    from edgediff.batch import Job, Outcome, prepare_jobs, read_jobs, run_jobs
+    from edgediff.batch import Outcome, prepare_jobs, run_jobs
     from edgediff.errors import (
         BundleError,
         Cancelled,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from edgediff.images.canny import edges
     from edgediff.pipeline import Pipeline, load
+    from edgediff.prompt_file import Job, read_jobs
     from edgediff.request.control import Control
     from edgediff.request.options import Options
     from edgediff.request.record import Recorded, recorded
@@ -42,7 +43,7 @@ _HOMES = {
     "EdgediffError": "errors",
     "ExportError": "errors",
     "InputError": "errors",
-    "Job": "batch",
+    "Job": "prompt_file",
     "Options": "request.options",
     "Outcome": "batch",
     "Pipeline": "pipeline",
@@ -58,7 +59,7 @@ _HOMES = {
     "edges": "images.canny",
     "load": "pipeline",
     "prepare_jobs": "batch",
-    "read_jobs": "batch",
+    "read_jobs": "prompt_file",
     "recorded": "request.record",
     "run_jobs": "batch",
     "verify": "verification",

@@ -1,74 +1,34 @@
 """Generate the images of a file of prompts; images that already exist are kept."""
 
-import dataclasses
-import difflib
-import functools
-import itertools
+import contextlib
 import json
 import math
 import os
-import types
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from PIL import Image
 
 from edgediff._version import __version__
 from edgediff.bundle.folder import Bundle
-from edgediff.bundle.schema import describe
-from edgediff.errors import Cancelled, EdgediffError, InputError, first_line
+from edgediff.errors import Cancelled, EdgediffError, InputError
 from edgediff.images.contact_sheet import MAX_SIDE, contact_sheet
-from edgediff.images.png import FORMATS, check_output, save_image
+from edgediff.images.png import check_output, save_image
 from edgediff.pipeline import Pipeline
+from edgediff.prompt_file import Job, checked, refused, some_usable
 from edgediff.request.options import Options
 from edgediff.request.record import check_whole, open_image, read_record, without_defaults
-from edgediff.request.request import Request, check_prompt, resolve, resolve_seeds, with_prompt
-from edgediff.result import Result, output_paths
+from edgediff.request.request import Request, resolve, with_prompt
+from edgediff.result import Result
 from edgediff.run import Run
 from edgediff.sampling.samplers import Step
 
-_SHOWN = 10
-"""If no line can be used, this many are listed."""
-_NO_JSON = "is not JSON"
 _KEPT_PIXELS = 30_000_000
 """Pixels of input images that stay in memory between checking and running the jobs; the images of
 further jobs are read again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A line of a file of prompts.
-
-    line: its number, from 1. file: the file of prompts.
-    output: the PNG of its image; for several seeds, see `paths`.
-    inherited: names of the options that come from the defaults of all lines.
-    error: why the line cannot be used; it counts as failed.
-    request: the call, as resolved by `prepare_jobs` for its bundle.
-    """
-
-    line: int
-    prompt: str
-    options: Options
-    output: Path
-    file: Path | None = field(default=None, compare=False)
-    inherited: frozenset[str] = field(default=frozenset(), compare=False)
-    error: InputError | None = field(default=None, compare=False)
-    request: Request | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def where(self) -> str:
-        """The name of the line in messages."""
-        return f"line {self.line}" if self.file is None else f"{self.file}, line {self.line}"
-
-    @functools.cached_property
-    def paths(self) -> list[Path]:
-        """The paths of its images: `output`, or NAME-SEED.png for each of several seeds."""
-        seed = self.options.get("seed")
-        return [self.output] if seed is None else output_paths(self.output, resolve_seeds(seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,62 +48,19 @@ class Outcome:
     error: str | None = None
 
 
-def read_jobs(
-    path: str | PathLike[str], out_dir: str | PathLike[str], defaults: Options | None = None
-) -> list[Job]:
-    """Read a file of prompts: JSON Lines, or only prompts if its name ends in .txt.
-
-    A line is a prompt as a JSON string, or an object with `prompt`, any of `Options` by name, and
-    `output`, the name of its PNG in `out_dir` (default: the line's number, as in 0007.png).
-    Paths of images in options are relative to the file's folder. Empty lines are skipped.
-    defaults: options for lines that do not set them.
-
-    A line that cannot be used is a job with an `error`. Raises InputError if no line can be used,
-    or if the file is empty, cannot be read, or is not text."""
-    path, out_dir = Path(path), Path(out_dir)
-    try:
-        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or first_line(e)
-        raise InputError(f"{path}: cannot be read ({reason})") from e
-    if b"\0" in raw:
-        raise InputError(f"{path}: is not UTF-8 text, it has zero bytes: give one prompt per line")
-    plain = path.suffix.lower() == ".txt"
-    jobs: list[Job] = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        output = out_dir / f"{number:04}.png"
-        job = Job(line=number, prompt="", options={}, output=output, file=path)
-        try:
-            text = line.decode().strip()
-            if text:
-                fields = {"prompt": text} if plain else _parse(text)
-                jobs.append(_filled(job, fields, defaults or {}))
-        except UnicodeDecodeError:
-            jobs.append(_refused(job, InputError("is not UTF-8")))
-        except InputError as e:
-            jobs.append(_refused(job, e))
-    if not jobs:
-        raise InputError(f"{path}: has no prompts: give one per line")
-    if all(job.error is not None for job in jobs) and not _is_text(raw):
-        raise InputError(f"{path}: is not UTF-8 text: give one prompt per line")
-    if not plain and _is_array(raw):
-        raise InputError(f"{path}: is a JSON array: put each item on its own line, without commas")
-    return _some_usable(_without_clashes(jobs))
-
-
 def prepare_jobs(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
     """Check every job against a bundle, and create the folder of its images. Returns the jobs;
     those that cannot run have an `error`.
 
     Raises InputError if no job can run, before any folder is created, and if a folder cannot be
     created."""
-    checked = _some_usable(_resolved(jobs, bundle))
-    for folder in dict.fromkeys(job.output.parent for job in checked if job.error is None):
+    ready = some_usable(_resolved(jobs, bundle))
+    for folder in dict.fromkeys(job.output.parent for job in ready if job.error is None):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise InputError(f"{folder}: the folder cannot be created ({e.strerror})") from e
-    return _some_usable([_checked(job, _check_paths) for job in checked])
+    return some_usable(_writable(ready))
 
 
 def kept(job: Job, bundle: Bundle) -> Outcome | None:
@@ -242,103 +159,6 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in without_defaults(record).items() if k not in unlike}
 
 
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _is_array(raw: bytes) -> bool:
-    if not raw.lstrip().startswith(b"["):
-        return False
-    try:
-        return isinstance(json.loads(raw), list)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _parse(text: str) -> dict[str, Any]:
-    """Parse a line of JSON into its fields. Raises InputError."""
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as e:
-        reason = first_line(e)
-        if isinstance(e, json.JSONDecodeError):
-            reason = f"{e.msg} at character {e.colno}"
-        remedy = 'give {"prompt": "a red apple"} or "a red apple"'
-        raise InputError(f"{_NO_JSON} ({reason}): {remedy}") from e
-    if isinstance(value, str):
-        return {"prompt": value}
-    if not isinstance(value, dict):
-        raise InputError(f"is {describe(value)}: give an object with a prompt, or a prompt")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"has {twice!r} twice")
-    return fields
-
-
-def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
-    """The job with the fields of its line. Raises InputError."""
-    names = ("prompt", "output", *Options.__annotations__)
-    for name in fields:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(names)}"
-            raise InputError(f"has {name!r}: {remedy}")
-    if "prompt" not in fields:
-        raise InputError('has no prompt: give {"prompt": "a red apple"}')
-    prompt = fields.pop("prompt")
-    check_prompt("prompt", prompt)
-    output = fields.pop("output", None)
-    if output is None:
-        output = job.output.name
-    if not isinstance(output, str) or not output or {*"/\\\0"} & {*output}:
-        raise InputError(f"output is {output!r}: expected a file's name, such as fox.png")
-    if not output.lower().endswith(tuple(FORMATS)) or output.startswith("."):
-        raise InputError(f"output is {output!r}: expected a name that ends in .png, .jpg or .webp")
-    kinds = _kinds()
-    folder = Path() if job.file is None else job.file.parent
-    own = {
-        name: _option(kinds[name], value, folder)
-        for name, value in fields.items()
-        if value is not None
-    }
-    filled = dataclasses.replace(
-        job,
-        prompt=prompt,
-        options=cast("Options", {**defaults, **own}),
-        output=job.output.with_name(output),
-        inherited=frozenset({*defaults} - {*own}),
-    )
-    return _checked(filled, lambda j: j.paths)  # paths need valid seeds
-
-
-@functools.cache
-def _kinds() -> dict[str, Any]:
-    """Option → its type."""
-    return typing.get_type_hints(Options)
-
-
-def _checked(job: Job, check: Callable[[Job], object]) -> Job:
-    """The job, with an error if `check` raises one."""
-    if job.error is None:
-        try:
-            check(job)
-        except InputError as e:
-            return _refused(job, e)
-    return job
-
-
 def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
     """The jobs with their requests, or with the errors from resolving them."""
     found, spare = [], _KEPT_PIXELS
@@ -354,12 +174,10 @@ def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
                     if key is not None:
                         alike[key] = request
             except InputError as e:
-                job = _refused(job, e)
+                job = refused(job, e)
             else:
                 spare -= request.pixels
-                job = dataclasses.replace(
-                    job, request=request if spare >= 0 or not request.pixels else None
-                )
+                job = job.with_request(request if spare >= 0 or not request.pixels else None)
         found.append(job)
     return found
 
@@ -384,98 +202,18 @@ def _request(job: Job, bundle: Bundle) -> Request:
     return resolve(bundle, job.prompt, job.options)
 
 
-def _check_paths(job: Job) -> None:
-    for path in job.paths:
-        check_output(path)
-
-
-def _refused(job: Job, error: InputError) -> Job:
-    """The job with an error that spells the line's own options as the line does: by their Python
-    names, with values in JSON."""
-
-    def spell(option: str, value: object) -> str | None:
-        if option in job.inherited:
-            return None  # from the command line, which spells it as a flag
-        return option if value is None else f"{option} {json.dumps(value)}"
-
-    return dataclasses.replace(job, error=error.spelled(spell))
-
-
-def _option(kind: Any, value: Any, folder: Path) -> Any:
-    """Convert an option from JSON to the type in `Options`: resolve paths relative to `folder`, and
-    build dataclasses from an object of their fields or from only their first field. Values that do
-    not fit stay as they are; the checks of the call refuse them."""
-    if not isinstance(value, str | dict):
-        return value
-    if isinstance(value, str) and _takes_path(kind):
-        return str(folder / value)
-    for member in typing.get_args(kind) if _is_union(kind) else (kind,):
-        if dataclasses.is_dataclass(member) and isinstance(value, str | dict):
-            return _dataclass(cast("type[Any]", member), value, folder)
-        if typing.get_origin(member) is Mapping and isinstance(value, dict):
-            inner = typing.get_args(member)[1]
-            return {name: _option(inner, item, folder) for name, item in value.items()}
-    return value
-
-
-def _dataclass(kind: type[Any], value: str | dict[str, Any], folder: Path) -> Any:
-    first, *_ = hints = typing.get_type_hints(kind)
-    raw = {first: value} if isinstance(value, str) else value
-    given = {name: _option(hints.get(name), item, folder) for name, item in raw.items()}
-    try:
-        return kind(**given)
-    except TypeError as e:
-        names = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise InputError(f"has {describe(value)}: expected an object of {names}") from e
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (types.UnionType, typing.Union)
-
-
-@functools.cache
-def _takes_path(kind: Any) -> bool:
-    """Whether the type allows a path."""
-    if _is_union(kind):
-        return any(map(_takes_path, typing.get_args(kind)))
-    return typing.get_origin(kind) is os.PathLike
-
-
-def _without_clashes(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, with an error if an image would overwrite that of an earlier line."""
-    first: dict[str, int] = {}
+def _writable(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, with an error if an image cannot be written. In a folder that can be written, only
+    names that are taken are looked at."""
+    taken: dict[Path, set[str]] = {}
 
     def check(job: Job) -> None:
         for path in job.paths:
-            # Some file systems do not distinguish A from a.
-            earlier = first.setdefault(path.name.casefold(), job.line)
-            if earlier != job.line:
-                raise InputError(f"{path.name} is already the output of line {earlier}")
+            folder = path.parent
+            if folder not in taken or path.name.casefold() in taken[folder]:
+                check_output(path)
+            if folder not in taken:
+                with contextlib.suppress(OSError):
+                    taken[folder] = {p.name.casefold() for p in folder.iterdir()}
 
-    return [_checked(job, check) for job in jobs]
-
-
-def _some_usable(jobs: list[Job]) -> list[Job]:
-    """The jobs. Raises InputError if all have errors; equal errors become one message."""
-    errors = [job.error for job in jobs if job.error is not None]
-    if len(errors) < len(jobs) or not jobs:
-        return jobs
-    first = jobs[0]
-    if len(jobs) == 1:
-        raise InputError(f"{first.where}: {errors[0]}")
-    head = (f"{first.file}: " if first.file else "") + f"none of {len(jobs)} lines can be used"
-    texts = [str(error) for error in errors]
-    if all(text.startswith(_NO_JSON) for text in texts):
-        raise InputError(f"{head}, the first {errors[0]}; put prompts without options in a .txt")
-    if len({*texts}) == 1:
-        raise InputError(f"{head}: {errors[0]}")
-    raise InputError("".join(_listed(head, jobs)))
-
-
-def _listed(head: str, jobs: Collection[Job]) -> Iterator[str]:
-    yield f"{head}:"
-    for job in itertools.islice(jobs, _SHOWN):
-        if job.error is not None:
-            yield f"\n  line {job.line}: {job.error}"
-    if len(jobs) > _SHOWN:
-        yield f"\n  and {len(jobs) - _SHOWN} more"
+    return [checked(job, check) for job in jobs]

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 import edgediff
-from edgediff import batch
-from edgediff.batch import Job, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
+from edgediff import prompt_file
+from edgediff.batch import kept, prepare_jobs, run_jobs, save_sheet
 from edgediff.bundle.folder import Bundle
 from edgediff.errors import InputError, ProviderError
+from edgediff.prompt_file import Job, read_jobs
 
 
 @pytest.fixture(scope="module")
@@ -360,10 +361,10 @@ class Guide:
     ],
 )
 def test_paths_in_a_line_are_beside_its_file(kind: Any, value: Any, expected: Any) -> None:
-    assert batch._option(kind, value, Path("F")) == expected
+    assert prompt_file._option(kind, value, Path("F")) == expected
 
 
 @pytest.mark.parametrize("value", [{"image": "a.png", "sclae": 1}, {"scale": 1}, {}])
 def test_an_object_of_other_fields(value: Any) -> None:
     with pytest.raises(InputError, match=r"expected an object of image, scale"):
-        batch._option(Mapping[str, Guide], {"x": value}, Path("F"))
+        prompt_file._option(Mapping[str, Guide], {"x": value}, Path("F"))

@@ -89,6 +89,7 @@ BAD = [
     ("--tile", "--tile 100", "is 100: expected pixels a side, a multiple of 8 from 256 up; leave"),
     ("--cache-dir", "--cache-dir a.png", "'a.png' is a file"),
     ("--no-cache", "--no-cache=1", "does not take a value"),
+    ("--no-cache", "--no-cache --cache-dir x", "exclude each other: leave one out"),
     ("--deadline", "--deadline 0", "is 0.0: expected a positive number of seconds"),
     ("--deadline", "--deadline nan", "is nan: expected a positive number of seconds"),
     ("--output", "-o a.gif", " a.gif: edgediff writes PNG"),

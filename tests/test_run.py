@@ -23,9 +23,10 @@ import edgediff.pipeline
 import edgediff.request.request
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.run_stage import RunStage
-from edgediff.batch import prepare_jobs, read_jobs, run_jobs
+from edgediff.batch import prepare_jobs, run_jobs
 from edgediff.cli import main
 from edgediff.errors import Cancelled, DeadlineExceeded, InputError
+from edgediff.prompt_file import read_jobs
 
 
 @pytest.fixture(scope="module")

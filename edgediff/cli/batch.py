@@ -15,8 +15,9 @@ from edgediff.cli.running import Output, Runtime, finish, is_terminal
 from edgediff.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from edgediff.batch import Job, Outcome
+    from edgediff.batch import Outcome
     from edgediff.errors import Spell
+    from edgediff.prompt_file import Job
     from edgediff.request.options import Options
 
 SHEET = "sheet.png"
@@ -35,7 +36,8 @@ def make_all(
 
     The model is loaded only if there is something to generate. defaults: options for lines that do
     not set them. spell: how options are typed on the command line."""
-    from edgediff.batch import Outcome, kept, prepare_jobs, read_jobs, run_jobs, save_sheet
+    from edgediff.batch import Outcome, kept, prepare_jobs, run_jobs, save_sheet
+    from edgediff.prompt_file import read_jobs
 
     bundle = runtime.bundle()
     with file_of("prompts"):
