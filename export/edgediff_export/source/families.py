@@ -1,15 +1,13 @@
 """What can be exported: the families of pipelines, and what each must be made of for the runtime to
 run it."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edgediff.errors import ExportError
+from edgediff_export.source.file_kinds import FAMILIES
 
-SUPPORTED = (
-    "edgediff exports the Stable Diffusion family: SD 1.x, SD 2.x (epsilon and v-prediction), SDXL,"
-    " LCM, Turbo, their inpainting UNets, and narrower or distilled UNets of that shape"
-)
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 _SD = {
     "text_encoder": ("CLIPTextModel",),
@@ -45,6 +43,38 @@ SAME_AS: Mapping[str, str] = {
     "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
 }
 """Pipelines that only call the same components otherwise → the one that they are exported as."""
+_OTHER_PIPELINES: Sequence[tuple[re.Pattern[str], str]] = tuple(
+    (re.compile(pattern), reason)
+    for pattern, reason in (
+        ("Onnx|^OV|^ORT|Neuron|CoreML", "which is exported already, for another runtime"),
+        ("^Flax", "whose weights are Flax's and not PyTorch's"),
+        (
+            "Video|Animate|^LTX|^Wan|Mochi|Allegro|Latte|I2V|T2V|SkyReels|Cosmos|^PIA|Helios"
+            "|ConsisID|LucyEdit|ChronoEdit|AnyFlow",
+            "which makes video",
+        ),
+        ("Audio|Music|AceStep|Spectrogram|DanceDiffusion", "which makes sound"),
+        ("ShapE", "which makes shapes"),
+        ("Upscale|SuperResolution", "which enlarges finished images"),
+        ("Marigold", "which estimates depth and the like from an image"),
+        (
+            "Pix2Pix|PaintByExample|Edit|CycleDiffusion",
+            "which edits an image by a method of its own",
+        ),
+        ("Depth2Img|LDM3D", "whose UNet takes or gives a depth map beside the latents"),
+        ("ControlNetUnion|ControlNetXS", "whose control network is of another architecture"),
+        ("Adapter|GLIGEN|Blip", "which feeds the UNet more than a prompt"),
+        (
+            "PAG|SAG|Panorama|AttendAndExcite|Semantic|Paradigms",
+            "which samples by a method of its own",
+        ),
+        ("Cascade|Wuerstchen", "which has three stages of its own"),
+        ("UnCLIP|ImageVariation|Kandinsky(?!5)|Versatile|UniDiffuser", "which has a prior"),
+        ("^IF|Kolors", "which does not read prompts with CLIP"),
+    )
+)
+"""Pipelines by their class → why they are not exported."""
+_METHODS = "samples by a method"
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Text encoder → the folder of its tokenizer."""
 TIME_IDS = 6
@@ -61,12 +91,12 @@ def check_index(
     pipeline = index.get("_class_name")
     if pipeline is None:
         raise ExportError(
-            f"{source}: is a None: its model_index.json has no _class_name: download the pipeline"
-            f" again; {SUPPORTED}"
+            f"{source}: its model_index.json has no _class_name: download the pipeline"
+            f" again, one of {FAMILIES}"
         )
     known = PIPELINES.get(SAME_AS.get(str(pipeline), str(pipeline)))
     if known is None:
-        raise ExportError(f"{source}: is a {pipeline}; {SUPPORTED}")
+        raise ExportError(f"{source}: is a {pipeline}, {_other(str(pipeline), index)}")
     if (
         known is _SDXL
         and _class_of(index, "text_encoder") is None
@@ -91,7 +121,10 @@ def check_index(
                     f"{source}: {component} is None, expected {expected}: the pipeline was saved"
                     f" without it{_remedy(component)}"
                 )
-            raise ExportError(f"{source}: {component} is {cls}, expected {expected}; {SUPPORTED}")
+            raise ExportError(
+                f"{source}: {component} is {cls}, expected {expected}, as {FAMILIES} have it"
+                + _remedy(component)
+            )
     if _class_of(index, "controlnet") is not None:
         return (
             "the pipeline's own control network was left out: --controlnet"
@@ -100,9 +133,25 @@ def check_index(
     return ()
 
 
+def _other(pipeline: str, index: Mapping[str, Any]) -> str:
+    """Why a pipeline is not exported, and what to give instead."""
+    reason = next((r for pattern, r in _OTHER_PIPELINES if pattern.search(pipeline)), None)
+    if reason is None and "transformer" in index:
+        reason = f"whose denoiser is a transformer ({_class_of(index, 'transformer')}), not a UNet"
+    if reason is None or _METHODS in reason:
+        base = (
+            "StableDiffusionXLPipeline" if "text_encoder_2" in index else "StableDiffusionPipeline"
+        )
+        return (
+            f"{reason or 'which edgediff does not know'}: give a pipeline of {FAMILIES}, or, if its"
+            f" components make a {base}, write that into its model_index.json as _class_name"
+        )
+    return f"{reason}: give a pipeline of {FAMILIES}"
+
+
 def _remedy(component: str) -> str:
     if component.startswith("tokenizer"):
-        return ": download it again"
+        return ": download the pipeline again, one whose text encoder is CLIP's"
     flag = "--" + component.replace("_", "-")
     return f": give one with {flag}, a folder or a .safetensors file"
 

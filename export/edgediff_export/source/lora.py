@@ -19,6 +19,7 @@ from edgediff.bundle.manifest import MergedLora
 from edgediff.errors import ExportError, InputError, first_line
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.file_kinds import lora_of_another, misplaced
 from edgediff_export.source.lora_forms import (
     OTHER_KINDS,
     Change,
@@ -183,7 +184,11 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
             others.append(key)
     if not grouped:
         example = f" (it holds {keys[0]})" if keys else ""
-        raise ExportError(f"{where}: holds no LoRA{example}: give a LoRA's weights")
+        what = misplaced(shapes, "a LoRA") if keys else None
+        raise ExportError(f"{where}: {what or f'holds no LoRA{example}: give a LoRA'}")
+    another = lora_of_another(shapes, pipeline.get("unet", {}))
+    if another is not None:
+        raise ExportError(f"{where}: {another}: give a LoRA of this pipeline's family")
     lonely = next((name for name, roles in grouped.items() if lacking(roles)), None)
     if lonely is not None:
         raise ExportError(

@@ -14,7 +14,8 @@ from edgediff_export.source.families import PIPELINES, SAME_AS, TEXT_ENCODERS, c
 from edgediff_export.source.hub import download_component, download_pipeline, is_hub_id
 from edgediff_export.source.origin import Origin, hub_origin, origin
 from edgediff_export.source.pipeline import Source
-from edgediff_export.source.safetensors_file import Header, read_header
+from edgediff_export.source.pipeline_folder import check_pipeline_folder
+from edgediff_export.source.safetensors_file import PICKLES, Header, read_header
 from edgediff_export.source.scheduler import mend
 from edgediff_export.source.single_file import open_single_file
 from edgediff_export.source.statements import Statements, read_statements
@@ -86,13 +87,14 @@ def open_source(
     elif path.is_file():
         folder = work / "source"
         header = open_single_file(path, folder, replaced=replaced)
-    elif is_hub_id(source):
+    elif is_hub_id(source) and path.suffix not in (".safetensors", *PICKLES):
         folder = download_pipeline(source)
     else:
         raise ExportError(
             f"{source}: no such folder or file: give a diffusers folder, a .safetensors file, or a"
             " hub id such as owner/name"
         )
+    check_pipeline_folder(source, folder)
     index = read_config(folder / "model_index.json")
     notes = check_index(source, index, replaced=replaced)
     built = str(index["_class_name"])

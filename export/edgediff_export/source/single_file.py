@@ -7,7 +7,7 @@ from pathlib import Path
 from edgediff.errors import ExportError
 from edgediff_export.quiet import quiet
 from edgediff_export.source.configs import REPOSITORIES, Kind, write_configs
-from edgediff_export.source.families import SUPPORTED
+from edgediff_export.source.file_kinds import FAMILIES, SOURCE, kind_of
 from edgediff_export.source.safetensors_file import PICKLES, Header, read_header
 
 _UNET = "model.diffusion_model."
@@ -17,35 +17,6 @@ _OPEN_CLIP = "cond_stage_model.model."
 _OPEN_CLIP_2 = "conditioner.embedders.1."
 _REFINER = "conditioner.embedders.0.model."
 
-_NOT_A_CHECKPOINT = {
-    "a LoRA: give the pipeline as SOURCE and this file as --lora": (
-        *("lora_unet_", "lora_te", "unet.base_model.", "base_model.model.", "lycoris_"),
-        *("lora_", "diffusion_model."),
-    ),
-    "a control network: give the pipeline as SOURCE and this file as --controlnet": (
-        *("control_model.", "controlnet_cond_embedding.", "input_hint_block."),
-        *("controlnet_down_blocks.", "zero_convs.", "controlnet_"),
-    ),
-    "a Stable Diffusion 3 model, whose network is a transformer": (
-        *("model.diffusion_model.joint_blocks.", "joint_blocks."),
-    ),
-    "a FLUX model, whose network is a transformer": (
-        *("model.diffusion_model.double_blocks.", "double_blocks."),
-    ),
-    "a UNet and nothing else: give a pipeline as SOURCE and this file as --unet": (
-        *("input_blocks.", "down_blocks.", "unet."),
-    ),
-    "a VAE and nothing else: give a pipeline as SOURCE and this file as --vae": (
-        *("decoder.", "encoder.", "first_stage_model.", "vae."),
-    ),
-    "a text encoder and nothing else: give a pipeline as SOURCE and this file as --text-encoder": (
-        *("text_model.", "cond_stage_model.", "conditioner."),
-    ),
-    "a textual inversion: give a pipeline as SOURCE and this file as --embedding": (
-        *("emb_params", "clip_l", "clip_g", "string_to_"),
-    ),
-}
-"""What a file may be instead → how the names of its tensors begin, by which it is known."""
 _CHANNELS = {
     5: "a depth-to-image model",
     7: "an upscaler",
@@ -66,8 +37,16 @@ def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> 
             " only: where you trust it, convert it with"
             f' StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained(folder)'
         )
+    if path.suffix == ".gguf":
+        raise ExportError(
+            f"{path}: a GGUF file, whose weights are quantized already: give the .safetensors file"
+            " that it was made from"
+        )
     if path.suffix != ".safetensors":
-        raise ExportError(f"{path}: give a .safetensors file, a diffusers folder or a hub id")
+        raise ExportError(
+            f"{path}: a {path.suffix or 'file without suffix'}: give a .safetensors file, a"
+            " diffusers folder or a hub id"
+        )
     header = read_header(path)
     kind = identify(header, replaced=replaced)
     cached = _cached_configs(REPOSITORIES[kind])
@@ -84,7 +63,8 @@ def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:
     """Which model a checkpoint is of. Raises ExportError with the reason where it is of none."""
     path, shapes = header.path, header.shapes
     first = shapes.get(_UNET + "input_blocks.0.0.weight")
-    if first is None:
+    kind = kind_of(shapes)
+    if first is None or (kind is not None and not kind.option):
         raise ExportError(f"{path}: {_otherwise(shapes)}")
     context = next(
         (s[1] for k, s in shapes.items() if k.endswith("attn2.to_k.weight") and _UNET in k), None
@@ -96,10 +76,16 @@ def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:
             " model or a model made from it"
         )
     if context is None:
-        raise ExportError(f"{path}: its UNet takes no text: {SUPPORTED}")
+        raise ExportError(
+            f"{path}: its UNet takes no text, only an image or a class: give a checkpoint of"
+            f" {FAMILIES}"
+        )
     if first[1] not in (4, 9):
-        what = _CHANNELS.get(first[1], f"a UNet with {first[1]} input channels")
-        raise ExportError(f"{path}: {what}; {SUPPORTED}")
+        what = _CHANNELS.get(first[1], "a model of another kind")
+        raise ExportError(
+            f"{path}: is {what}, whose UNet takes {first[1]} channels: edgediff feeds 4, or 9 for"
+            " inpainting: give a text-to-image or an inpainting model"
+        )
     linear = any(
         k.endswith(".1.proj_in.weight") and len(s) == 2
         for k, s in shapes.items()
@@ -120,7 +106,7 @@ def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:
             raise ExportError(
                 f"{path}: holds no {called}: give one with {flag}, a folder or a .safetensors file"
             )
-    kinds: Mapping[tuple[str, int], Kind] = {
+    known: Mapping[tuple[str, int], Kind] = {
         ("sd1", 4): "sd1",
         ("sd1", 9): "sd1-inpaint",
         ("sd2", 4): "sd2",
@@ -128,17 +114,20 @@ def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:
         ("sdxl", 4): "sdxl",
         ("sdxl", 9): "sdxl-inpaint",
     }
-    return kinds[base, first[1]]
+    return known[base, first[1]]
 
 
 def _otherwise(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What a file holds instead of a checkpoint."""
     if not shapes:
         return "holds no tensors: download it again"
-    for what, prefixes in _NOT_A_CHECKPOINT.items():
-        if _starts(shapes, *prefixes):
-            return f"is {what}"
-    return f"holds no checkpoint of a pipeline (but {min(shapes)}, …); {SUPPORTED}"
+    kind = kind_of(shapes)
+    if kind is None:
+        return f"holds no checkpoint of a pipeline (but {min(shapes)}, …): give one of {FAMILIES}"
+    if not kind.option:
+        return f"is {kind.called}, {kind.why}: give a checkpoint of {FAMILIES}"
+    only = " and nothing else" if kind.option in ("--unet", "--vae", "--text-encoder") else ""
+    return f"is {kind.called}{only}: give a pipeline as {SOURCE} and this file as {kind.option}"
 
 
 def _starts(names: Collection[str], *prefixes: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from edgediff.bundle.folder import hash_file
 from edgediff.bundle.manifest import MergedEmbedding
 from edgediff.errors import ExportError, InputError
+from edgediff_export.source.file_kinds import misplaced
 from edgediff_export.source.safetensors_file import open_tensors, split_argument
 
 # What stable-diffusion-webui calls the vectors, whatever the token.
@@ -91,9 +92,12 @@ def learn(embedding: Embedding, widths: Mapping[str, int]) -> Learned:
             encoders = {"text_encoder": keys[0]}
             name = name if keys[0] == _UNNAMED else keys[0]
         else:
+            what = misplaced(dict.fromkeys(keys, ()), "a textual inversion")
             raise ExportError(
-                f"{where}: holds {len(keys)} tensors, such as {' and '.join(keys[:2])}, expected"
-                " those of one token: give a file for each token"
+                f"{where}: {what}"
+                if what
+                else f"{where}: holds {len(keys)} tensors, such as {' and '.join(keys[:2])},"
+                " expected those of one token: give a file for each token"
             )
         if encoders.keys() != widths.keys():
             raise ExportError(

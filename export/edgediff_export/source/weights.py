@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
+from edgediff_export.source.file_kinds import kind_of, misplaced
 from edgediff_export.source.original_names import (
     controlnet_names,
     old_vae_names,
@@ -18,7 +19,7 @@ from edgediff_export.source.original_names import (
 )
 from edgediff_export.source.safetensors_file import (
     PICKLES,
-    check_pointer,
+    check_content,
     open_tensors,
 )
 from edgediff_export.source.statements import MARKERS
@@ -131,7 +132,7 @@ def _checked(folder: Path, names: list[str]) -> tuple[Path, ...]:
                 " download the pipeline again"
             )
     for name in chosen:
-        check_pointer(folder / name, str(folder / name))
+        check_content(folder / name, str(folder / name))
     return tuple(folder / name for name in chosen)
 
 
@@ -172,6 +173,13 @@ _CALLED = {
     "text_encoder_2": "second text encoder",
     "controlnet": "control network",
 }
+_WANTED = {
+    "unet": "a UNet",
+    "vae": "a VAE",
+    "text_encoder": "a text encoder",
+    "text_encoder_2": "a text encoder",
+    "controlnet": "a control network",
+}
 
 
 def load_file_weights(path: Path, component: str, module: Any, *, flag: str = "") -> Any:
@@ -192,6 +200,13 @@ def load_file_weights(path: Path, component: str, module: Any, *, flag: str = ""
                 f"{where}: {scaled}: its weights are float8 with scales: give the float16 file"
             )
         places, prefix = _locate(component, wanted, keys)
+        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
+        kind = kind_of(shapes)
+        foreign = kind is not None and not kind.option
+        if foreign or not any(place.key in keys for place in places.values()):
+            what = misplaced(shapes, _WANTED[component])
+            if what is not None:
+                raise ExportError(f"{where}: {what}")
         _check_complete(where, component, wanted, keys, places, prefix, own=bool(flag))
         weights = {name: _take(tensors, places[name], shape) for name, shape in wanted.items()}
     import torch

@@ -136,8 +136,8 @@ def test_a_partial_match_says_how_many_of_how_many(write: Callable[..., Lora]) -
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no layer of this pipeline": (
-        pair("lora_unet_double_blocks_0_img_attn_qkv"),
-        r"none of its 1 layers, such as lora_unet_double_blocks.*trained for this family",
+        pair("lora_unet_other_blocks_0_attn_qkv"),
+        r"none of its 1 layers, such as lora_unet_other_blocks.*trained for this family",
     ),
     "a checkpoint": ({"conv_in.weight": torch.ones(8, 4, 3, 3)}, "holds no LoRA .*conv_in.weight"),
     "nothing": ({}, "holds no LoRA: give"),

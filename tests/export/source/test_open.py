@@ -63,7 +63,7 @@ def test_the_files_that_are_opened(
     names: list[str], chosen: int, variant: str | None, tmp_path: Path
 ) -> None:
     for name in names:
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(b"?")
     found = find_weights(tmp_path)
     assert [p.name for p in found.paths] == names[:chosen]
     assert found.variant == variant
@@ -159,7 +159,7 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(suffix: str, tmp_path: P
 def test_another_kind_of_file(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.touch()
-    with pytest.raises(ExportError, match=r"give a \.safetensors file"):
+    with pytest.raises(ExportError, match=r"a GGUF file.*give the \.safetensors file"):
         open_source(str(path), work=tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_a_damaged_weights_file(folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100_000])
     source = open_source(str(folder), work=tmp_path)
     with pytest.raises(
-        ExportError, match=r"cannot be loaded .*download or save the pipeline again"
+        ExportError, match=r"is cut off: it has 100000 of \d{6,} bytes: download it again"
     ):
         source.load("unet")
 
@@ -211,7 +211,7 @@ def test_a_weight_that_is_missing(folder: Path, tmp_path: Path) -> None:
     ("file", "changes", "message"),
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline.*SD 1.x"),
-        ("model_index.json", {"_class_name": None}, "is a None.*SD 1.x"),
+        ("model_index.json", {"_class_name": None}, "has no _class_name.*SD 1.x"),
         ("model_index.json", {"vae": ["diffusers", "Vq"]}, "vae is Vq, expected AutoencoderKL or"),
         ("model_index.json", {"unet": None}, "unet is None, expected UNet2DConditionModel"),
         ("unet/config.json", {"in_channels": 8}, "takes 8 channels, expected 4, or 9 for inpainti"),

@@ -46,5 +46,8 @@ def test_what_is_not_there_or_not_safetensors(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"a pickle.*safetensors only"):
         open_tensors(pickle, flag="--lora")
     renamed = pickle.rename(tmp_path / "a.safetensors")
+    with pytest.raises(ExportError, match=r"a pickle under another name"):
+        open_tensors(renamed, flag="--lora")
+    renamed.write_bytes(bytes(range(100, 180)))
     with pytest.raises(ExportError, match=r"not a safetensors file.*download it again"):
         open_tensors(renamed, flag="--lora")
