@@ -21,6 +21,7 @@ from edgediff.backend.providers import PROVIDERS, check_provider_name
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import checked_beside
+from edgediff.bundle.hub import OnDownload, fetch_bundle, is_hub_name
 from edgediff.bundle.manifest import Defaults, Manifest, Role
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.networks.autoencoder import Vae, check_tile, decoder_input
@@ -45,8 +46,10 @@ def load(
     tile: int | None = None,
     check_hashes: bool = True,
     observe: Observe | None = None,
+    on_download: OnDownload | None = None,
 ) -> "Pipeline":
-    """Load a bundle's folder, or the built-in model by its name.
+    """Load a bundle's folder, the built-in model by its name, or a bundle on the Hugging Face hub
+    by "hf:owner/name" or "hf:owner/name@revision", which needs `edgediff[hub]`.
 
     provider: auto (the first provider in bundle.json that runs here; the fastest comes first), cpu,
         cuda, tensorrt, coreml or openvino.
@@ -73,10 +76,14 @@ def load(
     observe: additional records of the sessions, for benchmarks (see
         `edgediff.backend.options.Observe`).
 
+    on_download: for a bundle on the hub, called with the bytes that are there and those in total,
+        from another thread. An interrupted download goes on at the next call; only what is not in
+        the hub's cache is fetched.
+
     If `auto` skipped an installed provider, `Pipeline.skipped_providers` gives the reason.
 
     Raises BundleError, ProviderError, InputError."""
-    bundle = Bundle.open(find_bundle(path_or_name))
+    bundle = Bundle.open(find_bundle(path_or_name, on_download))
     latent = bundle.manifest.latent
     if latent.type != "image":
         raise BundleError(
@@ -119,11 +126,15 @@ def _cache_dir(
     return None if chosen is None or chosen is False else Path(chosen).absolute() / bundle.id[:16]
 
 
-def find_bundle(path_or_name: str | PathLike[str]) -> Path:
-    """The folder of the built-in model, if its name is given as text; anything else is a path.
+def find_bundle(path_or_name: str | PathLike[str], on_download: OnDownload | None = None) -> Path:
+    """The folder of the built-in model, if its name is given as text, or of a bundle on the hub,
+    which is fetched first; anything else is a path.
 
     A local folder of the same name is `./emoji` or a Path, so that the contents of the working
-    folder cannot change the default. Raises BundleError if the package lacks its data."""
+    folder cannot change the default. on_download: as in `load`. Raises BundleError if the package
+    lacks its data, or if the bundle cannot be fetched."""
+    if is_hub_name(path_or_name):
+        return fetch_bundle(str(path_or_name), on_download)
     if path_or_name == BUILT_IN:
         folder = Path(__file__).parent / "models" / BUILT_IN
         if not folder.is_dir():

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +27,37 @@ class Pipelines(NamedTuple):
     controlnets: dict[str, Path] = {}  # noqa: RUF012
 
 
-@pytest.fixture(scope="session")
-def sd15_shape() -> Any:
-    """The module benchmarks/sd15_shape.py, which writes pipelines and tokenizers."""
-    name = "sd15_shape"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+def _module(folder: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def sd15_shape() -> Any:
+    """The module benchmarks/sd15_shape.py, which writes pipelines and tokenizers."""
+    return _module(ROOT / "benchmarks", "sd15_shape")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A hub on this machine, see tests/hub_server.py, which the hub's client uses with an empty
+    cache; also in other processes."""
+    from huggingface_hub import constants, file_download
+
+    server = _module(Path(__file__).parent, "hub_server").HubServer()
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    yield from server.running()
 
 
 @pytest.fixture(scope="session")

@@ -263,3 +263,29 @@ def test_no_connection_is_made(tiny_bundle: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_name_on_the_hub_is_the_only_reason_to_connect(
+    hub: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The hub's own address is connected to, and nothing else; a path that looks alike is not."""
+    hub.add("owner/tiny", {path.name: path.read_bytes() for path in tiny_bundle.iterdir()})
+    code = """if True:
+        import sys
+        seen = set()
+        def note(event, arguments):
+            if event == "socket.connect":
+                seen.add(arguments[1][1])
+        sys.addaudithook(note)
+        import edgediff
+        try:
+            edgediff.load("./hf:owner/tiny")
+        except edgediff.BundleError:
+            assert not seen
+        edgediff.load("hf:owner/tiny").generate("a fox", steps=1)
+        print(seen)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout == f"{{{hub.endpoint.rpartition(':')[2]}}}\n"

@@ -39,6 +39,14 @@ class Bundle:
         """Read a bundle folder; check that each file is there and has the size it should.
 
         Contents are not read: `check_hashes` does that. Raises BundleError."""
+        bundle = cls.described(path)
+        for name in bundle.manifest.files:
+            bundle.check_size(name)
+        return bundle
+
+    @classmethod
+    def described(cls, path: str | os.PathLike[str]) -> Self:
+        """Read only bundle.json; files that it lists may be absent. Raises BundleError."""
         root = Path(path)
         try:
             exists = root.exists()
@@ -50,14 +58,11 @@ class Bundle:
             raise BundleError(f"{root}: is a file: give the bundle's folder, not a file in it")
         root = root.absolute()  # found again after the working folder changes
         text = _read_manifest(root / MANIFEST)
-        bundle = cls(
+        return cls(
             root=root,
             manifest=parse_manifest(text),
             id=hashlib.sha256(text.encode()).hexdigest(),
         )
-        for name in bundle.manifest.files:
-            bundle.check_size(name)
-        return bundle
 
     def path(self, name: str) -> Path:
         """The place of the file `name` of bundle.json. BundleError if it is a link that leads out

@@ -13,7 +13,7 @@ import click
 
 from edgediff.cli.flags import SpellingCommand, json_flag, parse_size
 from edgediff.cli.report import megabytes, print_notes, steps_of, table
-from edgediff.cli.running import is_terminal
+from edgediff.cli.running import is_terminal, local_bundle
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -116,10 +116,10 @@ def run(
 ) -> None:
     """Measure every combination of the given settings.
 
-    Each combination has its own process, and they take turns (A B A B …). BUNDLE is a folder; the
-    default is the built-in model. --provider, --threads, --size, --steps and --batch may be
-    repeated. Exit status 1 if a combination failed. On Windows, and on macOS for memory over time,
-    measuring memory needs psutil: pip install "edgediff[bench]".
+    Each combination has its own process, and they take turns (A B A B …). BUNDLE is a folder, or
+    hf:owner/name on the hub; the default is the built-in model. --provider, --threads, --size,
+    --steps and --batch may be repeated. Exit status 1 if a combination failed. On Windows, and on
+    macOS for memory over time, measuring memory needs psutil: pip install "edgediff[bench]".
     """
     from edgediff.bench.grid import Grid, jobs, versions
     from edgediff.bench.runner import Bench, Budget
@@ -131,7 +131,7 @@ def run(
             " pip installed"
         )
     grid = Grid(
-        bundles=bundles or ("emoji",),
+        bundles=tuple(map(_fetched, bundles)) or ("emoji",),
         providers=providers,
         threads=threads,
         sizes=sizes,
@@ -154,6 +154,13 @@ def run(
     print_notes((*result.missing, *_notes(result)))
     if any(r.status == "failed" for r in result.runs):
         raise click.exceptions.Exit(1)
+
+
+def _fetched(bundle: str) -> str:
+    """A bundle on the hub → its folder; others as they are."""
+    from edgediff.bundle.hub import is_hub_name
+
+    return str(local_bundle(bundle)) if is_hub_name(bundle) else bundle
 
 
 class _progress:  # noqa: N801 (used as a context manager's name)

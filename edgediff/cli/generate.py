@@ -143,7 +143,7 @@ def _again(
     "-m",
     "--model",
     default="emoji",
-    help="Folder of a bundle.  [default: the built-in model]",
+    help="Folder of a bundle, or hf:owner/name on the hub.  [default: the built-in model]",
 )
 @provider_flags
 @flag(

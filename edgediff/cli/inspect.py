@@ -18,6 +18,7 @@ from edgediff.cli.report import (
     steps_of,
     table,
 )
+from edgediff.cli.running import local_bundle
 
 if TYPE_CHECKING:
     from edgediff.bundle.folder import Bundle
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 def info(bundle: str, as_json: bool) -> None:
     """Show a bundle's model, licence, sizes, defaults and accuracy.
 
-    BUNDLE is a folder; the default is the built-in model.
+    BUNDLE is a folder, or hf:owner/name on the hub; the default is the built-in model.
     """
     from edgediff.bundle.folder import Bundle
+    from edgediff.bundle.hub import fetch_description, is_hub_name
     from edgediff.pipeline import find_bundle
 
-    opened = Bundle.open(find_bundle(bundle))
+    on_hub = is_hub_name(bundle)
+    opened = fetch_description(bundle) if on_hub else Bundle.open(find_bundle(bundle))
     if as_json:
         manifest = dataclasses.asdict(opened.manifest)
         click.echo(json.dumps({"id": opened.id, **manifest}, indent=2))
@@ -128,15 +131,15 @@ def verify(
     """Check a bundle's files and its accuracy on this device.
 
     Compares the outputs of each stage, and whole images, with those of the float model in the
-    bundle's fixtures. BUNDLE is a folder; the default is the built-in model. Exit status 1 if a
-    check fails.
+    bundle's fixtures. BUNDLE is a folder, or hf:owner/name on the hub; the default is the built-in
+    model. Exit status 1 if a check fails.
     """
     from edgediff.backend.available import silence_log
     from edgediff.verification import verify as run_verify
 
     silence_log()
     outcome = run_verify(
-        bundle,
+        local_bundle(bundle),
         provider=provider,
         threads=threads,
         provider_options=provider_options,

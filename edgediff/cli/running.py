@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -56,12 +57,16 @@ class Runtime(_Flags):
     no_cache: bool
     deadline: float | None
 
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The bundle's folder; one on the hub is fetched first."""
+        return local_bundle(self.model)
+
     def bundle(self) -> "Bundle":
         """Open the bundle's folder, without loading the model."""
         from edgediff.bundle.folder import Bundle
-        from edgediff.pipeline import find_bundle
 
-        return Bundle.open(find_bundle(self.model))
+        return Bundle.open(self.folder)
 
     def load(self) -> "Pipeline":
         """Load the model, and report on stderr its provider and loading time."""
@@ -71,7 +76,7 @@ class Runtime(_Flags):
         silence_log()
         started = time.perf_counter()
         pipe = load(
-            self.model,
+            self.folder,
             provider=self.provider,
             threads=self.threads,
             cache_dir=False if self.no_cache else self.cache_dir,
@@ -143,6 +148,37 @@ def _handling(handler: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def local_bundle(name: str) -> Path:
+    """The folder of a bundle by its path or name; one on the hub is fetched first, with a progress
+    bar on stderr."""
+    from edgediff.pipeline import find_bundle
+
+    with download_bar() as on_download:
+        return find_bundle(name, on_download)
+
+
+@contextlib.contextmanager
+def download_bar() -> "Iterator[Callable[[int, int], None]]":
+    """A progress bar on stderr, if that is a terminal, in megabytes; yields the `on_download` that
+    moves it. It is shown when a download begins."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Any] = []
+
+        def show(there: int, total: int) -> None:
+            if not bars:
+                bar = click.progressbar(
+                    length=total,
+                    label="downloading",
+                    file=sys.stderr,
+                    hidden=not is_terminal(),
+                    show_pos=False,
+                )
+                bars.append(stack.enter_context(bar))
+            bars[0].update(there - bars[0].pos)
+
+        yield show
 
 
 def is_terminal() -> bool:

@@ -1,0 +1,284 @@
+"""Downloads from the Hugging Face hub: `hf:owner/name`, or `hf:owner/name@revision`.
+
+The only module of the runtime that uses the network, and only for such a name. The hub's client
+keeps what it downloads in its own cache, goes on with a download that was interrupted, and needs no
+connection for files that are there.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgediff._version import __version__
+from edgediff.bundle.folder import Bundle
+from edgediff.bundle.manifest import MANIFEST
+from edgediff.errors import BundleError, first_line
+
+PREFIX = "hf:"
+_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII
+)
+_INTERVAL = 0.2
+"""Seconds between two reports of progress."""
+_BARS = "huggingface_hub"
+
+OnDownload = Callable[[int, int], None]
+"""Called with the bytes that are there and the bytes in total, from a thread of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubName:
+    """A repository, "owner/name", at a revision: a branch, a tag, a commit, or None for the main
+    branch."""
+
+    repository: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repository + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A file's size in bytes, and the name that its content has in the hub's cache: its SHA-256 in
+    hex, or git's hash for a small one."""
+
+    size: int
+    blob: str
+
+
+def is_hub_name(text: object) -> bool:
+    """Whether a text names a repository of the hub. A local folder of such a name is `./hf:…`, or a
+    Path."""
+    return isinstance(text, str) and text.startswith(PREFIX)
+
+
+def parse_hub_name(text: str) -> HubName:
+    """owner/name or owner/name@revision, with or without `hf:`. Raises BundleError."""
+    m = _NAME.fullmatch(text.removeprefix(PREFIX))
+    if m is None or ".." in text or text.endswith("/"):
+        raise BundleError(
+            f"{text}: is not a name on the hub: give hf:owner/name, or hf:owner/name@revision"
+        )
+    return HubName(repository=m["repository"], revision=m["revision"])
+
+
+def fetch_description(text: str) -> Bundle:
+    """Only bundle.json of a bundle on the hub, checked; its files may be absent.
+
+    Raises BundleError."""
+    name = parse_hub_name(text)
+    with _plain_errors(name, MANIFEST) as hub:
+        path = hub.hf_hub_download(name.repository, MANIFEST, revision=name.revision, **_agent())
+    return Bundle.described(Path(path).parent)
+
+
+def fetch_bundle(text: str, on_download: OnDownload | None = None) -> Path:
+    """The folder of a bundle on the hub: bundle.json first, which is checked, then the files that
+    it lists and no others, each compared with its SHA-256 as it arrives.
+
+    Raises BundleError."""
+    name = parse_hub_name(text)
+    described = fetch_description(text)
+    files = {
+        file: HubFile(size=spec.size, blob=spec.sha256)
+        for file, spec in described.manifest.files.items()
+    }
+    commit = HubName(repository=name.repository, revision=described.root.name)
+    for file in fetch_files(commit, files, on_download):
+        _check_arrived(described, file, name)
+    return described.root
+
+
+def list_files(name: HubName) -> tuple[HubName, dict[str, HubFile]]:
+    """A repository at its present commit, and its files by their paths. Raises BundleError."""
+    with _plain_errors(name, "") as hub:
+        info = hub.HfApi(**_agent()).model_info(
+            name.repository, revision=name.revision, files_metadata=True
+        )
+    files = {
+        file.rfilename: HubFile(
+            size=file.size or 0, blob=file.blob_id if file.lfs is None else file.lfs.sha256
+        )
+        for file in info.siblings or ()
+    }
+    return HubName(repository=name.repository, revision=info.sha), files
+
+
+def cached_folder(name: HubName) -> Path | None:
+    """The folder in the hub's cache of what was downloaded of a repository before, or None."""
+    with _client(name) as hub:
+        try:
+            return Path(
+                hub.snapshot_download(
+                    name.repository, revision=name.revision, local_files_only=True
+                )
+            )
+        except (OSError, ValueError):  # LocalEntryNotFoundError is both
+            return None
+
+
+def fetch_files(
+    commit: HubName, files: Mapping[str, HubFile], on_download: OnDownload | None = None
+) -> list[str]:
+    """Download those of the files that the cache does not have → their names.
+
+    commit: with a commit's hash as its revision. Raises BundleError."""
+    total, done = sum(file.size for file in files.values()), 0
+    fetched = []
+    for path, file in files.items():
+        with _plain_errors(commit, path) as hub:
+            where = {"repo_id": commit.repository, "filename": path, "revision": commit.revision}
+            if not isinstance(hub.try_to_load_from_cache(**where), str):
+                folder = "models--" + commit.repository.replace("/", "--")
+                blobs = Path(hub.constants.HF_HUB_CACHE) / folder / "blobs"
+                partial = blobs / f"{file.blob}.incomplete"
+                with _watched(partial, on_download, done, total):
+                    hub.hf_hub_download(**where, **_agent())
+                fetched.append(path)
+        done += file.size
+    if on_download is not None and fetched:
+        on_download(done, total)
+    return fetched
+
+
+def _agent() -> dict[str, str]:
+    """How the client introduces itself to the hub."""
+    return {"library_name": "edgediff", "library_version": __version__}
+
+
+def _check_arrived(bundle: Bundle, file: str, name: HubName) -> None:
+    """Compare a downloaded file with bundle.json, and remove it from the cache if it differs, so
+    that it is not found there again. Raises BundleError."""
+    path = bundle.root / file
+    with path.open("rb") as content:
+        actual = hashlib.file_digest(content, "sha256").hexdigest()
+    expected = bundle.manifest.files[file].sha256
+    if actual != expected:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise BundleError(
+            f"{name}: {file} has sha256 {actual[:8]}… but bundle.json says {expected[:8]}…: try"
+            " again, and if it stays so, its owner must push the bundle again"
+        )
+
+
+@contextlib.contextmanager
+def _watched(partial: Path, report: OnDownload | None, done: int, total: int) -> Iterator[None]:
+    """Report the growth of a file while the block downloads it.
+
+    done: bytes of the files before it."""
+    if report is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_INTERVAL):
+            with contextlib.suppress(OSError):
+                report(done + partial.stat().st_size, total)
+
+    report(done, total)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextlib.contextmanager
+def _client(name: HubName) -> Iterator[Any]:
+    """The module huggingface_hub, which prints nothing while the block runs.
+
+    Raises BundleError if it is not installed."""
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import constants, errors, utils  # noqa: F401 - read as hub.errors
+    except ModuleNotFoundError as e:
+        raise BundleError(
+            f'hf:{name}: needs {e.name}: pip install "edgediff[hub]", or download the folder and'
+            " give its path"
+        ) from e
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    silent = (
+        constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+        and not utils.are_progress_bars_disabled(_BARS)
+    )
+    if silent:
+        utils.disable_progress_bars(_BARS)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield hub
+    finally:
+        logger.setLevel(level)
+        if silent:
+            utils.enable_progress_bars(_BARS)
+
+
+@contextlib.contextmanager
+def _plain_errors(name: HubName, file: str) -> Iterator[Any]:
+    """The client, see `_client`; its errors become one sentence each.
+
+    file: the one that is asked for, "" for none. Raises BundleError."""
+    with _client(name) as hub:
+        try:
+            yield hub
+        except BundleError:
+            raise
+        except Exception as e:  # the client and what it stands on raise a dozen unrelated classes
+            raise BundleError(f"hf:{name}: {explain(hub.errors, e, name, file)}") from e
+
+
+def explain(errors: Any, e: Exception, name: HubName, file: str) -> str:
+    """Why the hub's client failed, and the remedy.
+
+    errors: the module huggingface_hub.errors. file: the one that was asked for, "" for none."""
+    cause = e.__cause__ if isinstance(e, errors.LocalEntryNotFoundError) else e
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(cause, errors.GatedRepoError):
+        return (
+            f"is gated: accept its terms at https://huggingface.co/{name.repository} and set"
+            " HF_TOKEN to a token of that account"
+        )
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return (
+            "no such repository on the hub, or a private one: check the name, or set HF_TOKEN to a"
+            " token that may read it"
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return f"has no revision {name.revision!r}: give a branch, a tag or a commit"
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return (
+            "is not in the local cache, or not all of it, and HF_HUB_OFFLINE is set: unset it once,"
+            " or give a local folder"
+        )
+    if isinstance(cause, errors.EntryNotFoundError):
+        if file == MANIFEST:
+            return (
+                f"holds no {MANIFEST}, so it is not a bundle: `edgediff export hf:{name} OUT` makes"
+                " one of a diffusers pipeline"
+            )
+        return f"holds no {file}, so that it is incomplete: its owner must push it again"
+    if status is not None:
+        return f"the hub answered {status} ({first_line(e)}): try again later, or check HF_TOKEN"
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk of the hub's cache is full: free some space, or set HF_HOME elsewhere"
+    if isinstance(e, errors.LocalEntryNotFoundError):
+        return (
+            "the hub cannot be reached, and the local cache does not have all of it: check the"
+            " connection, or give a local folder"
+        )
+    return (
+        f"the connection to the hub failed ({first_line(e)}): try again, and the download goes on"
+        " where it stopped"
+    )
