@@ -81,23 +81,26 @@ def _locked(out: Path) -> Iterator[None]:
     The lock's file is removed at the end; whoever opened it before then finds that the file of that
     name is another one, and tries again."""
     path = out.with_name(f".{out.name}.lock")
-    while True:
-        with path.open("ab") as file:
-            if not _lock(file.fileno()):
-                raise ExportError(
-                    f"{out}: another process is exporting to it: wait until it ends, or choose"
-                    " another folder"
-                )
-            if not _same(file.fileno(), path):
-                continue
-            try:
-                yield
-            finally:
-                if os.name == "posix":
-                    path.unlink(missing_ok=True)
-        break
-    if os.name != "posix":  # Windows removes no open file
-        path.unlink(missing_ok=True)
+    try:
+        while True:
+            with path.open("ab") as file:
+                if not _lock(file.fileno()):
+                    raise ExportError(
+                        f"{out}: another process is exporting to it: wait until it ends, or choose"
+                        " another folder"
+                    )
+                if sys.platform != "win32" and not _same(file.fileno(), path):
+                    continue
+                try:
+                    yield
+                finally:
+                    if sys.platform != "win32":
+                        path.unlink(missing_ok=True)
+            return
+    finally:
+        if sys.platform == "win32":  # it removes no open file, neither ours nor the next one's
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _same(descriptor: int, path: Path) -> bool:
@@ -135,6 +138,8 @@ def _ended_by_signals() -> Iterator[None]:
         numbers = []
 
     def end(number: int, _: object) -> None:
+        for other in numbers:  # a second one would end the cleaning up
+            signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     previous = {n: signal.getsignal(n) for n in numbers}
@@ -148,9 +153,14 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAID = ("No space left on device", "File too large", "Disk quota exceeded", "os error 28")
+"""How libraries word it, which raise errors of their own."""
+
+
 def _disk_error(out: Path, e: OSError) -> ExportError:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return _no_room(out)
+    if (full := _full_disk(e, out)) is not None:
+        return full
     return ExportError(f"{e.filename or out}: {e.strerror or e}; nothing was written")
 
 
@@ -158,8 +168,8 @@ def _full_disk(e: BaseException, out: Path) -> ExportError | None:
     """The error of a full disk where a library, or one of our own errors, hides it."""
     cause: BaseException | None = e
     while cause is not None:
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(cause) or "os error 28" in str(cause):
+        full = isinstance(cause, OSError) and cause.errno in _FULL
+        if full or any(words in str(cause) for words in _SAID):
             return _no_room(out)
         cause = cause.__cause__ or cause.__context__
     return None

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edgediff_export.bundle_folder import folder_in_one_piece
@@ -232,3 +233,131 @@ def test_a_full_disk_that_a_library_hides(tmp_path: Path) -> None:
     ):
         raise RuntimeError("Error while serializing: I/O error: No space left on device")
     assert contents(tmp_path) == set()
+
+
+class Msvcrt:
+    """Locks of files as Windows has them: a second one of the same file is refused, and closing the
+    file ends it. opened: files by their paths, in the order in which they were opened."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[Path, Any]] = []
+        self.locked: list[Any] = []
+        self.errno = errno.EACCES
+
+    def locking(self, descriptor: int, mode: int, count: int) -> None:
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        its = os.fstat(descriptor)
+        others = [os.fstat(file.fileno()) for file in self.locked if not file.closed]
+        if any(os.path.samestat(its, other) for other in others):
+            raise OSError(self.errno, "Permission denied")
+        open_now = [file for _, file in self.opened if not file.closed]
+        self.locked += [file for file in open_now if file.fileno() == descriptor]
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> Msvcrt:
+    """Within it, files are locked as on Windows, and no open file can be removed."""
+    fake = Msvcrt()
+    whole_open, whole_unlink = Path.open, Path.unlink
+
+    def remember(self: Path, *arguments: Any, **options: Any) -> Any:
+        fake.opened.append((self, whole_open(self, *arguments, **options)))
+        return fake.opened[-1][1]
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if any(path == self and not file.closed for path, file in fake.opened):
+            raise PermissionError(errno.EACCES, "used by another process", str(self))
+        whole_unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "open", remember)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setitem(sys.modules, "msvcrt", fake)
+    monkeypatch.setattr(sys, "platform", "win32")
+    return fake
+
+
+@pytest.mark.usefixtures("windows")
+def test_on_windows_the_second_export_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with folder_in_one_piece(out, force=True) as work:
+        (work / "bundle").mkdir()
+        with pytest.raises(ExportError, match="another process is exporting to it"):
+            write(out, "2", force=True)
+        assert (work / "bundle").is_dir()
+        assert (tmp_path / ".out.lock").is_file()
+    assert contents(tmp_path) == {"out"}
+    (out / "bundle.json").write_text("1")
+    write(out, "3", force=True)
+    assert contents(tmp_path) == {"out"}
+
+
+@pytest.mark.usefixtures("windows")
+def test_on_windows_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), folder_in_one_piece(tmp_path / "out", force=False):
+        1 / 0  # noqa: B018
+    assert contents(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("windows")
+def test_on_windows_the_next_export_may_have_the_lock_open_already(tmp_path: Path) -> None:
+    with folder_in_one_piece(tmp_path / "out", force=False) as work:
+        (work / "bundle").mkdir()
+        waiting = (tmp_path / ".out.lock").open("ab")
+    assert contents(tmp_path) == {"out", ".out.lock"}
+    waiting.close()
+    (tmp_path / "out" / "bundle.json").touch()
+    write(tmp_path / "out", "2", force=True)
+    assert contents(tmp_path) == {"out"}
+
+
+def test_on_windows_a_lock_that_fails_otherwise(tmp_path: Path, windows: Msvcrt) -> None:
+    with folder_in_one_piece(tmp_path / "out", force=False) as work:
+        (work / "bundle").mkdir()
+        windows.errno = errno.EIO
+        with pytest.raises(ExportError, match=r"cannot be written \(Permission denied\)"):
+            write(tmp_path / "out", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [
+        (signal.SIGTERM, "opening"),
+        (signal.SIGHUP, "unet: tracing"),
+        (signal.SIGTERM, "images of the float model"),
+        (signal.SIGINT, "unet: fp32"),
+    ],
+)
+def test_a_signal_cleans_up_in_each_phase(
+    number: int, phase: str, small_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + _EXPORT
+    command = [sys.executable, "-c", code, "export", str(small_pipeline("sd1"))]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "out"), "--steps", "2"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    with process.stderr as lines:
+        assert any(phase in line for line in lines)
+        process.send_signal(number)
+        rest = lines.read()
+    assert process.wait(60) == (130 if number == signal.SIGINT else 128 + number)
+    assert "Traceback" not in rest
+    assert contents(tmp_path) == set()
+
+
+def test_a_second_signal_does_not_end_the_cleaning_up(tmp_path: Path) -> None:
+    def interrupt(work: Path) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            (work / "late").touch()
+
+    with pytest.raises(SystemExit) as e, folder_in_one_piece(tmp_path / "out", force=False) as work:
+        interrupt(work)
+    assert e.value.code == 128 + signal.SIGTERM
+    assert contents(tmp_path) == set()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
