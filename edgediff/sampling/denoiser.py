@@ -151,7 +151,9 @@ class Denoiser:
 
     def _x0(self, x: Array, sigma: float, out: Array) -> Array:
         """Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D; for the velocity of
-        flow matching, Liu et al. 2023 (arXiv:2209.03003), eq. 1."""
+        flow matching, Liu et al. 2023 (arXiv:2209.03003), eq. 1; for EDM's F, Karras et al. 2022
+        (arXiv:2206.00364), eq. 7, with c_skip = alpha and c_out = sigma_t in units of sigma_data.
+        """
         alpha, sigma_t = self._plan.alpha_sigma(sigma)
         match self._plan.schedule.prediction_type:
             case "sample":
@@ -162,6 +164,9 @@ class Denoiser:
             case "epsilon":
                 x0 = x - out * sigma_t
                 x0 /= alpha
+            case "edm":
+                x0 = x * alpha
+                x0 += out * sigma_t
             case "flow":
                 x0 = x - out * sigma_t
         return x0

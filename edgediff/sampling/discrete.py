@@ -5,6 +5,7 @@ They are those of diffusers' scheduler of the same name.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,7 @@ def _euler_levels(
     levels: list[float] = np.interp(t, np.arange(len(table)), table).tolist()
     if spacing is None:
         return levels, t.tolist()
-    levels = SPACINGS[spacing](levels[-1], levels[0], steps)
+    levels = _between(schedule, spacing, levels[-1], levels[0], steps)
     return levels, sigma_to_timestep(schedule, levels)
 
 
@@ -74,6 +75,12 @@ def _euler_grid(
     schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
     return chain(*_euler_levels(schedule, steps, spacing))
+
+
+def _euler_or_min_grid(
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
+) -> tuple[PlannedStep, ...]:
+    return chain(*_euler_levels(schedule, steps, spacing), _end(schedule))
 
 
 def _dpmpp_sde_grid(
@@ -115,6 +122,15 @@ def _pndm_grid(
     return chain([_sigma(table, now) for now in t], t, end)
 
 
+def _ddpm_grid(
+    schedule: DiscreteSchedule, steps: int, _: Spacing | None
+) -> tuple[PlannedStep, ...]:
+    """As pndm's, but down to sigma 0."""
+    t = _spread(schedule, _timestep_spacing(schedule, "leading"), steps).round().tolist()
+    table = alphas_cumprod(schedule)
+    return chain([_sigma(table, now) for now in t], t)
+
+
 def _dpmpp_grid(
     schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
@@ -130,7 +146,20 @@ def _unipc_grid(
 ) -> tuple[PlannedStep, ...]:
     if spacing is None:
         return _whole_timesteps(schedule, steps)
-    return _spaced(schedule, steps, spacing, np.round if spacing == "karras" else np.floor)
+    planned = _spaced(schedule, steps, spacing, np.round if spacing == "karras" else np.floor)
+    if schedule.final_sigmas_type == "zero":
+        return planned
+    # diffusers' last step stays at its level, unlike that of the other samplers.
+    return (*planned[:-1], planned[-1]._replace(sigma_next=planned[-1].sigma))
+
+
+def _singlestep_grid(
+    schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
+) -> tuple[PlannedStep, ...]:
+    """As dpmpp_2m's with "linspace" timesteps, the only ones that diffusers has for it."""
+    if spacing is not None:
+        return _spaced(schedule, steps, spacing, np.round if spacing == "karras" else np.floor)
+    return _whole_timesteps(replace(schedule, timestep_spacing="linspace"), steps)
 
 
 def _deis_grid(
@@ -151,7 +180,8 @@ def _whole_timesteps(schedule: DiscreteSchedule, steps: int) -> tuple[PlannedSte
         # diffusers counts t = 0 among the points, and leaves it to the final sigma of 0.
         t = _spread(schedule, timestep_spacing, steps + 1).round()[:-1]
     table = sigmas(schedule)
-    return chain(np.interp(t, np.arange(len(table)), table).tolist(), t.tolist())
+    levels = np.interp(t, np.arange(len(table)), table).tolist()
+    return chain(levels, t.tolist(), _end(schedule))
 
 
 def _spaced(
@@ -162,8 +192,23 @@ def _spaced(
 ) -> tuple[PlannedStep, ...]:
     """`spacing` over all of the schedule's levels, with whole timesteps."""
     table = sigmas(schedule)
-    levels = SPACINGS[spacing](table[0], table[-1], steps)
-    return chain(levels, whole(np.array(sigma_to_timestep(schedule, levels))).tolist())
+    levels = _between(schedule, spacing, table[0], table[-1], steps)
+    t = whole(np.array(sigma_to_timestep(schedule, levels)))
+    return chain(levels, t.tolist(), _end(schedule))
+
+
+def _between(
+    schedule: DiscreteSchedule, spacing: Spacing, low: float, high: float, steps: int
+) -> list[float]:
+    """`spacing` between two levels, or those of the schedule."""
+    low = low if schedule.sigma_min is None else schedule.sigma_min
+    high = high if schedule.sigma_max is None else schedule.sigma_max
+    return SPACINGS[spacing](low, high, steps)
+
+
+def _end(schedule: DiscreteSchedule) -> float:
+    """The level at which a run ends."""
+    return 0.0 if schedule.final_sigmas_type == "zero" else sigmas(schedule)[0]
 
 
 def _distilled_timesteps(schedule: DiscreteSchedule, steps: int) -> list[int]:
@@ -198,14 +243,18 @@ def _tcd_grid(schedule: DiscreteSchedule, steps: int, _: Spacing | None) -> tupl
 
 
 _GRIDS: dict[str, Callable[[DiscreteSchedule, int, Spacing | None], tuple[PlannedStep, ...]]] = {
-    "euler": _euler_grid,
+    "euler": _euler_or_min_grid,
     "euler_a": _euler_grid,
     "heun": _euler_grid,
+    "lms": _euler_grid,
     "ddim": _ddim_grid,
+    "ddpm": _ddpm_grid,
     "pndm": _pndm_grid,
     "dpmpp_2m": _dpmpp_grid,
     "dpmpp_2m_karras": _dpmpp_grid,
     "dpmpp_2m_sde": _dpmpp_grid,
+    "dpmpp_2s": _singlestep_grid,
+    "dpmpp_2s_sde": _singlestep_grid,
     "dpmpp_sde": _dpmpp_sde_grid,
     "unipc": _unipc_grid,
     "deis": _deis_grid,
@@ -213,8 +262,11 @@ _GRIDS: dict[str, Callable[[DiscreteSchedule, int, Spacing | None], tuple[Planne
     "tcd": _tcd_grid,
 }
 DISCRETE_SAMPLERS = tuple(_GRIDS)
-SPACED = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "deis")
-_FROM_PURE_NOISE = ("euler", "euler_a", "heun", "dpmpp_sde")
+SPACED = (
+    *("euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_sde"),
+    *("dpmpp_sde", "unipc", "deis"),
+)
+_FROM_PURE_NOISE = ("euler", "euler_a", "heun", "lms", "dpmpp_sde")
 
 
 def _sigma(table: list[float], timestep: float) -> float:

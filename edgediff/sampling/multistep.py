@@ -8,90 +8,61 @@ import math
 import numpy as np
 
 from edgediff.arrays import Array
+from edgediff.sampling.dpm_solver import log_ratio
 from edgediff.sampling.plan import Plan
-from edgediff.sampling.trajectory import Denoise, Noise, Step, Trajectory, hand_over, mix, to_level
-
-
-def dpmpp_2m(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
-    """DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
-
-    The first step is of first order, there being no history, and so is a last step to sigma 0,
-    at which lambda = -log sigma is infinite."""
-    x0_prev: Array | None = None
-    h_prev = math.nan
-    for i, step in enumerate(plan.steps):
-        x0 = denoise(x, step.sigma)
-        h = _h(step.sigma, step.sigma_next)
-        d = _extrapolate(x0, x0_prev, h, h_prev)
-        x = to_level(plan, x, d, step.sigma, step.sigma_next)
-        x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
-        x0_prev, h_prev = x0, h
-
-
-def dpmpp_2m_sde(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
-    """SDE-DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095): as dpmpp_2m, with e^-2h in the place
-    of e^-h, and noise for the difference. h is infinite in a last step to sigma 0."""
-    x0_prev: Array | None = None
-    h_prev = math.nan
-    for i, step in enumerate(plan.steps):
-        x0 = denoise(x, step.sigma)
-        h = _h(step.sigma, step.sigma_next)
-        d = _extrapolate(x0, x0_prev, h, h_prev)
-        _, sigma_t = plan.alpha_sigma(step.sigma)
-        alpha_next, sigma_t_next = plan.alpha_sigma(step.sigma_next)
-        fresh = -math.expm1(-2.0 * h)
-        x = mix(x, d, sigma_t_next / sigma_t * math.exp(-h), alpha_next * fresh)
-        if step.sigma_next > 0.0:
-            x += noise(i) * (sigma_t_next * math.sqrt(fresh))
-        x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
-        x0_prev, h_prev = x0, h
+from edgediff.sampling.trajectory import Denoise, Step, Trajectory, hand_over, mix, to_level
 
 
 def unipc(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
-    """UniPC-2 with B(h) = e^h - 1 over x0, Zhao et al. 2023 (arXiv:2302.04867).
+    """UniPC with B(h) = e^h - 1 over x0, of order 1 to 3, Zhao et al. 2023 (arXiv:2302.04867).
 
     Each evaluation first corrects the step before it (UniC), from the latents that the step began
-    with, then predicts the next (UniP). The first step and the last are of first order."""
+    with, then predicts the next (UniP). The first step has order 1."""
     begun = x  # the latents that the step before began with, corrected
     seen: list[tuple[float, Array]] = []  # (sigma, x0) of the evaluations before, latest first
+    order = 0  # that of the step before
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
         if seen:
-            x = _unic(plan, begun, seen, step.sigma, x0)
-        d = x0
-        if seen and i < len(plan.steps) - 1:
-            sigma_prev, x0_prev = seen[0]
-            h_prev = _h(sigma_prev, step.sigma)
-            d = _extrapolate(x0, x0_prev, _h(step.sigma, step.sigma_next), h_prev)
-        begun, seen = x, [(step.sigma, x0), *seen[:1]]
-        x = to_level(plan, x, d, step.sigma, step.sigma_next)
+            d = _uni(seen[:order], step.sigma, x0)
+            x = to_level(plan, begun, d, seen[0][0], step.sigma)
+        begun, seen = x, [(step.sigma, x0), *seen[:2]]
+        order = min(step.order, len(seen))
+        x = to_level(plan, x, _uni(seen[:order], step.sigma_next), step.sigma, step.sigma_next)
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 
-def _unic(plan: Plan, x: Array, seen: list[tuple[float, Array]], sigma: float, x0: Array) -> Array:
-    """Redo the step that x began, to level sigma, now that x0 has been seen there: UniC of order 2,
-    or 1 if a single evaluation came before."""
-    sigma_prev, m0 = seen[0]
-    if len(seen) == 1:
-        return to_level(plan, x, mix(m0, x0, 0.5, 0.5), sigma_prev, sigma)
-    sigma_before, m1 = seen[1]
-    h = _h(sigma_prev, sigma)
-    r = -_h(sigma_before, sigma_prev) / h
-    # b_k = h·φ_{k+1}(-h)·k! / B(h); the two weights solve [[1, 1], [r, 1]]·rho = b.
+def _uni(seen: list[tuple[float, Array]], sigma: float, x0: Array | None = None) -> Array:
+    """The x0 to step towards, from the latest level seen to sigma: by UniP, or by UniC if x0 has
+    been seen there as well. The number of evaluations seen is the order.
+
+    The weights solve sum(rho·r^k) = h·φ_{k+2}(-h)·(k+1)! / B(h); with a single one, it is 1/2."""
+    (start, m0), *before = seen
+    h = log_ratio(start, sigma)
+    if (not before and x0 is None) or h == 0.0 or math.isinf(h):
+        return m0
+    points = [(-log_ratio(level, start) / h, m) for level, m in before]
+    if x0 is not None:
+        points.append((1.0, x0))
     phi = math.expm1(-h)
-    phi_2 = phi / -h - 1.0
-    phi_3 = phi_2 / -h - 0.5
-    b1, b2 = phi_2 / phi, 2.0 * phi_3 / phi
-    rho_1 = (b1 - b2) / (1.0 - r)
-    rho_2 = b1 - rho_1
-    d = mix(m0, m1, 1.0 - rho_1 / r - rho_2, rho_1 / r)
-    d += x0 * rho_2
-    return to_level(plan, x, d, sigma_prev, sigma)
+    term, factorial, right = phi / -h - 1.0, 1, []
+    for k in range(len(points)):
+        right.append(term * factorial / phi)
+        factorial *= k + 2
+        term = term / -h - 1.0 / factorial
+    powers = [[r**k for r, _ in points] for k in range(len(points))]
+    rho = [0.5] if len(points) == 1 else np.linalg.solve(powers, right).tolist()
+    weights = [w / r for w, (r, _) in zip(rho, points, strict=True)]
+    d = m0 * (1.0 - sum(weights))
+    for weight, (_, m) in zip(weights, points, strict=True):
+        d += m * weight
+    return d
 
 
 def deis(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
-    """DEIS of second order over log rho = log sigma, Zhang and Chen 2022 (arXiv:2204.13902): eps,
-    linear in log sigma between this evaluation and the last, integrated over sigma.
+    """DEIS of first or second order over log rho = log sigma, Zhang and Chen 2022
+    (arXiv:2204.13902): eps, linear in log sigma between this evaluation and the last, integrated
+    over sigma.
 
     As in diffusers, the first step is of first order, and so is the last one of fewer than 15."""
     eps_prev: Array | None = None
@@ -99,17 +70,53 @@ def deis(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     for i, step in enumerate(plan.steps):
         sigma, sigma_next = step.sigma, step.sigma_next
         x0 = denoise(x, sigma)
-        alpha, sigma_t = plan.alpha_sigma(sigma)
-        eps = mix(x, x0, 1.0 / sigma_t, -alpha / sigma_t)
+        eps = _eps(plan, x, x0, sigma)
         x = to_level(plan, x, x0, sigma, sigma_next)
-        last = i == len(plan.steps) - 1 and plan.total < 15
-        if eps_prev is not None and not last:
+        if eps_prev is not None and step.order > 1:
             # ∫ (log s - log sigma) ds / (log sigma_prev - log sigma), from sigma to sigma_next.
             area = sigma_next * (math.log(sigma_next / sigma) - 1.0) + sigma
             alpha_next, _ = plan.alpha_sigma(sigma_next)
             x += (eps_prev - eps) * (alpha_next * area / math.log(sigma_prev / sigma))
         x = yield from hand_over(Step(index=i, sigma=sigma_next, latents=x, x0=x0))
         eps_prev, sigma_prev = eps, sigma
+
+
+_LMS_ORDER = 4
+
+
+def lms(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
+    """The linear multistep method of order 4 over sigma, as in k-diffusion: the polynomial through
+    the last four slopes, which are eps, integrated from sigma to sigma_next.
+
+    It is written as a step of Euler and a rest of differences of eps, in which large terms do not
+    cancel."""
+    seen: list[tuple[float, Array]] = []  # (sigma, eps), latest first
+    for i, step in enumerate(plan.steps):
+        x0 = denoise(x, step.sigma)
+        eps = _eps(plan, x, x0, step.sigma)
+        seen = [(step.sigma, eps), *seen[: _LMS_ORDER - 1]]
+        x = to_level(plan, x, x0, step.sigma, step.sigma_next)
+        alpha_next, _ = plan.alpha_sigma(step.sigma_next)
+        weights = _lagrange_areas([sigma for sigma, _ in seen], step.sigma_next)
+        for weight, (_, before) in zip(weights[1:], seen[1:], strict=True):
+            x += (before - eps) * (alpha_next * weight)
+        x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
+
+
+def _lagrange_areas(levels: list[float], end: float) -> list[float]:
+    """∫ of each of Lagrange's polynomials over the levels, from the first of them to `end`."""
+    areas = []
+    for k, level in enumerate(levels):
+        others = np.array(levels[:k] + levels[k + 1 :]) - levels[0]
+        basis = np.atleast_1d(np.poly(others)) / np.prod(level - levels[0] - others)
+        areas.append(float(np.polyval(np.polyint(basis), end - levels[0])))
+    return areas
+
+
+def _eps(plan: Plan, x: Array, x0: Array, sigma: float) -> Array:
+    """The noise in x, if x0 is the clean latents."""
+    alpha, sigma_t = plan.alpha_sigma(sigma)
+    return mix(x, x0, 1.0 / sigma_t, -alpha / sigma_t)
 
 
 # Adams and Bashforth: the weights of the last evaluations, latest first, by how many there are.
@@ -150,7 +157,7 @@ def _prediction(plan: Plan, x: Array, x0: Array, sigma: float, over_v: bool) -> 
     alpha, sigma_t = plan.alpha_sigma(sigma)
     if over_v:
         return mix(x, x0, alpha / sigma_t, -1.0 / sigma_t)
-    return mix(x, x0, 1.0 / sigma_t, -alpha / sigma_t)
+    return _eps(plan, x, x0, sigma)
 
 
 def _transfer(
@@ -163,16 +170,3 @@ def _transfer(
         along = alpha_next * alpha + sigma_t_next * sigma_t
         return mix(x, out, along, sigma_t_next * alpha - alpha_next * sigma_t)
     return mix(x, out, alpha_next / alpha, alpha_next * (sigma_next - sigma))
-
-
-def _h(sigma: float, sigma_next: float) -> float:
-    """The step in lambda = -log sigma."""
-    return math.log(sigma / sigma_next) if sigma_next > 0.0 else math.inf
-
-
-def _extrapolate(x0: Array, x0_prev: Array | None, h: float, h_prev: float) -> Array:
-    """x0 half a step of h on, along the line through this x0 and the one h_prev before it."""
-    if x0_prev is None or math.isinf(h):
-        return x0
-    r = h_prev / h
-    return mix(x0, x0_prev, 1.0 + 0.5 / r, -0.5 / r)

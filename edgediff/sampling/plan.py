@@ -3,15 +3,24 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edgediff.checks import is_number
 from edgediff.errors import InputError
 from edgediff.sampling.discrete import DISCRETE_SAMPLERS, SPACED, discrete_steps, starts_pure
+from edgediff.sampling.edm import EDM_SAMPLERS, edm_noise_scale, edm_steps
 from edgediff.sampling.flow import FLOW_SAMPLERS, FLOW_SPACED, flow_shift, flow_steps
+from edgediff.sampling.orders import ORDERS, solver_of
 from edgediff.sampling.planned_step import PlannedStep
-from edgediff.sampling.schedule import DiscreteSchedule, FlowSchedule, Schedule, sigmas
+from edgediff.sampling.schedule import (
+    DiscreteSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    Schedule,
+    SolverType,
+    sigmas,
+)
 from edgediff.sampling.sigmas import SPACINGS, Spacing
 
 
@@ -22,10 +31,12 @@ class Plan:
     spacing: as asked for; None with dpmpp_2m_karras, whose name says it.
     total: the number of steps without `strength`, which keeps only the last ones.
     noise_scale: standard deviation of the initial latents if they are only noise. 1, except for
-        euler, euler_a, heun and dpmpp_sde with "linspace" or "trailing" timesteps of a discrete
-        schedule, which start from noise only, of standard deviation sigma_t.
-    clip_range: the magnitude that ddim, heun and lcm clip x0 to, or None.
+        euler, euler_a, heun, lms and dpmpp_sde with "linspace" or "trailing" timesteps of a
+        discrete schedule, which start from noise only, of standard deviation sigma_t; and for EDM.
+    clip_range: the magnitude that ddim, ddpm, heun and lcm clip x0 to, or None.
     timestep_scaling: as in DiscreteSchedule, for lcm.
+    solver_type: as in DiscreteSchedule, for the DPM-Solvers.
+    large_variance: whether ddpm takes the upper bound of its noise's variance.
     zero_signal: whether the first step begins at a discrete schedule's zero terminal SNR: at sigma
         infinite, or at the large value that stands for it (see `schedule.sigmas`).
     schedule: that of the model; it gives alpha and sigma_t of each level. Plans that step alike are
@@ -40,6 +51,8 @@ class Plan:
     clip_range: float | None
     timestep_scaling: float
     zero_signal: bool
+    solver_type: SolverType = "midpoint"
+    large_variance: bool = False
     schedule: Schedule = field(compare=False)
 
     @property
@@ -72,9 +85,9 @@ def make_plan(
     sampler: a name in `edgediff.sampling.samplers.SAMPLERS`.
     steps: 1 … num_train_timesteps; for lcm and tcd, 1 … original_inference_steps.
     spacing: how the noise levels are spread, instead of by timesteps: "karras", "exponential" or
-        "beta" (see `sigmas`). Not for ddim, pndm, euler_a, lcm and tcd, which have none
+        "beta" (see `sigmas`). Not for ddim, ddpm, pndm, euler_a, lcm and tcd, which have none
         in diffusers; dpmpp_2m_karras is dpmpp_2m with "karras". Flow matching has them for euler
-        and heun, over s instead of sigma.
+        and heun, over s instead of sigma. EDM's schedules have one of their own if it is None.
     strength: for a run that begins with an image, how much of it to change, above 0 and up to 1:
         only the last int(steps·strength) steps are taken. None takes them all.
     image_seq_len: how many tokens the network makes of the latents, for flow matching with a
@@ -85,13 +98,13 @@ def make_plan(
     that cannot start where the sampler does."""
     if sampler not in DISCRETE_SAMPLERS:  # those of flow matching are among them
         raise InputError(f"`sampler` is {sampler!r}: choose one of {', '.join(DISCRETE_SAMPLERS)}")
-    flow = isinstance(schedule, FlowSchedule)
-    if flow and sampler not in FLOW_SAMPLERS:
+    known, spaced, kind = _SAMPLERS[schedule.type]
+    if sampler not in known:
         raise InputError(
-            f"`sampler` is {sampler!r}, which cannot sample a model of flow matching: choose"
-            f" one of {', '.join(FLOW_SAMPLERS)}"
+            f"`sampler` is {sampler!r}, which cannot sample {kind}: choose one of"
+            f" {', '.join(known)}"
         )
-    spacing = _check_spacing(sampler, spacing, FLOW_SPACED if flow else SPACED)
+    spacing = _check_spacing(sampler, spacing, spaced)
     steps = _whole(steps, _most_steps(schedule, sampler), sampler)
     kept = steps if strength is None else _kept(steps, strength)
     steps_of = _steps_of(schedule, sampler, spacing, image_seq_len)
@@ -102,6 +115,9 @@ def make_plan(
             f"`steps` is {steps}: with this model's timesteps, {sampler} would repeat one or"
             f" leave 0 … {_last_timestep(schedule)}: use {fewer} or fewer"
         )
+    if sampler in ORDERS:
+        orders = ORDERS[sampler](solver_of(schedule), steps)
+        planned = tuple(s._replace(order=k) for s, k in zip(planned, orders, strict=True))
     planned = planned[steps - kept :]
     if math.isinf(planned[0].sigma) and schedule.prediction_type == "epsilon":
         raise InputError(
@@ -109,13 +125,19 @@ def make_plan(
             " epsilon says nothing of the image: use euler, or a model that predicts v"
         )
     noise_scale, clip_range, zero_signal = 1.0, None, False
-    timestep_scaling = 1.0
+    timestep_scaling, large_variance = 1.0, False
+    solver_type: SolverType = "midpoint"
+    if not isinstance(schedule, FlowSchedule):
+        solver_type = schedule.solver_type
+    if isinstance(schedule, EDMSchedule):
+        noise_scale = edm_noise_scale(schedule)
     if isinstance(schedule, DiscreteSchedule):
         start = planned[0].sigma
         if starts_pure(schedule, sampler):
             noise_scale = schedule.alpha_sigma(start)[1]
-        if schedule.clip_sample and sampler in ("ddim", "heun", "lcm"):
+        if schedule.clip_sample and sampler in ("ddim", "ddpm", "heun", "lcm"):
             clip_range = schedule.clip_sample_range
+        large_variance = schedule.variance_type == "fixed_large"
         timestep_scaling = schedule.timestep_scaling
         zero_signal = schedule.rescale_betas_zero_snr and start > sigmas(schedule)[-2]
     return Plan(
@@ -127,8 +149,18 @@ def make_plan(
         clip_range=clip_range,
         timestep_scaling=timestep_scaling,
         zero_signal=zero_signal,
+        solver_type=solver_type,
+        large_variance=large_variance,
         schedule=schedule,
     )
+
+
+_SAMPLERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "discrete": (DISCRETE_SAMPLERS, SPACED, "a model of a discrete schedule"),
+    "flow": (FLOW_SAMPLERS, FLOW_SPACED, "a model of flow matching"),
+    "edm": (EDM_SAMPLERS, EDM_SAMPLERS, "a model of EDM"),
+}
+"""Type of schedule → its samplers, those of them that take a spacing, and its name."""
 
 
 def _most_steps(schedule: Schedule, sampler: str) -> int:
@@ -143,6 +175,8 @@ def _steps_of(
     """Number of steps → the steps."""
     if isinstance(schedule, DiscreteSchedule):
         return lambda n: discrete_steps(schedule, sampler, n, spacing)
+    if isinstance(schedule, EDMSchedule):
+        return lambda n: edm_steps(schedule, n, spacing)
     shift = flow_shift(schedule, image_seq_len)
     return lambda n: flow_steps(schedule, sampler, n, spacing, shift)
 
@@ -189,7 +223,9 @@ def _last_timestep(schedule: Schedule) -> int:
 
 def _fits(schedule: Schedule, steps: tuple[PlannedStep, ...]) -> bool:
     """Whether the timesteps lie in the schedule and noise goes down at every step."""
-    inside = all(0 <= s.timestep <= _last_timestep(schedule) for s in steps)
+    inside = isinstance(schedule, EDMSchedule) or all(
+        0 <= s.timestep <= _last_timestep(schedule) for s in steps
+    )
     falls = all(a.sigma > b.sigma for a, b in itertools.pairwise(steps))
     return inside and falls and all(s.sigma >= s.sigma_next for s in steps)
 

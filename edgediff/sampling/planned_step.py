@@ -9,6 +9,7 @@ class PlannedStep(NamedTuple):
 
     sigma_mid: a level on the way, or None. dpmpp_sde evaluates the network there too, at
         `timestep_mid`; tcd goes down to it without noise, and from it up to sigma_next with noise.
+    order: of the step, in solvers that come in several orders, if enough evaluations came before.
     """
 
     sigma: float
@@ -16,6 +17,7 @@ class PlannedStep(NamedTuple):
     timestep: float
     sigma_mid: float | None = None
     timestep_mid: float | None = None
+    order: int = 1
 
     @property
     def timesteps(self) -> dict[float, float]:

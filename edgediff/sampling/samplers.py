@@ -4,8 +4,9 @@ Latents under noise are x = alpha·x0 + sigma_t·eps, in the form that the netwo
 plan's `alpha_sigma` turns a noise level sigma into alpha and sigma_t. Papers write some samplers
 over x / alpha = x0 + sigma·eps instead; the two are equal, but that one is infinite at zero
 terminal SNR, and there rounding errors of its large values end up in the image. With a discrete
-schedule, multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler and Heun
-schedulers; the others, and those for flow matching, hold the same numbers as here.
+schedule, multiply by sqrt(1 + sigma²) to compare with the latents inside diffusers' Euler, Heun and
+LMS schedulers; the others, and those for flow matching, hold the same numbers as here. With EDM's
+schedules, multiply by sigma_data·sqrt(1 + sigma²).
 
 A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
 plan (`make_plan`), and yields a `Step` after each of the plan's steps. A step takes
@@ -26,9 +27,10 @@ import numpy as np
 from edgediff.arrays import Array
 from edgediff.errors import InputError
 from edgediff.sampling.consistency import lcm, tcd
-from edgediff.sampling.multistep import deis, dpmpp_2m, dpmpp_2m_sde, pndm, unipc
+from edgediff.sampling.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_2s_sde
+from edgediff.sampling.multistep import deis, lms, pndm, unipc
 from edgediff.sampling.plan import Plan
-from edgediff.sampling.singlestep import ddim, dpmpp_sde, euler, euler_a, heun
+from edgediff.sampling.singlestep import ddim, ddpm, dpmpp_sde, euler, euler_a, heun
 from edgediff.sampling.trajectory import Denoise, Noise, Step, Trajectory
 
 __all__ = [
@@ -50,12 +52,16 @@ DETERMINISTIC: dict[str, Callable[[Denoise, Array, Plan], Trajectory]] = {
     "pndm": pndm,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_karras": dpmpp_2m,
+    "dpmpp_2s": dpmpp_2s,
     "unipc": unipc,
     "deis": deis,
+    "lms": lms,
 }
 STOCHASTIC: dict[str, Callable[[Denoise, Array, Plan, Noise], Trajectory]] = {
     "euler_a": euler_a,
+    "ddpm": ddpm,
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2s_sde": dpmpp_2s_sde,
     "dpmpp_sde": dpmpp_sde,
     "lcm": lcm,
     "tcd": tcd,

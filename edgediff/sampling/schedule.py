@@ -6,7 +6,8 @@ units of the latents: 0 for clean latents, infinite for pure noise. Samplers nam
 and take (alpha, sigma_t) from the schedule, so that x is always what the network was trained on:
 
 * discrete: alpha² + sigma_t² = 1 (variance preserving), with alpha = sqrt(ᾱ), `alphas_cumprod`;
-* flow matching: alpha + sigma_t = 1, with sigma_t = s, the fraction of noise.
+* flow matching: alpha + sigma_t = 1, with sigma_t = s, the fraction of noise;
+* EDM: as discrete, over latents in units of their standard deviation in training, sigma_data.
 
 The other consistent design keeps the latents of every model variance preserving, and multiplies
 them by hypot(1 - s, s) before the network. It would spare the samplers the schedule, but costs a
@@ -33,6 +34,9 @@ BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 FlowTimestepSpacing = Literal["linspace", "trailing"]
+SolverType = Literal["midpoint", "heun"]
+FinalSigma = Literal["zero", "sigma_min"]
+Variance = Literal["fixed_small", "fixed_large"]
 TimeShift = Literal["exponential", "linear"]
 
 MAX_TIMESTEPS = 100_000
@@ -50,7 +54,14 @@ class DiscreteSchedule:
         own, and so has a sampler whose noise levels `make_plan` is to spread by a `spacing`.
     steps_offset: added to "leading" timesteps; 0 … num_train_timesteps - 1.
     set_alpha_to_one: whether ddim and pndm end at ᾱ = 1 rather than at ᾱ_0.
-    clip_sample, clip_sample_range: whether, and to what magnitude, ddim, heun and lcm clip x0.
+    clip_sample, clip_sample_range: whether, and to what magnitude, ddim, ddpm, heun and lcm clip
+        x0.
+    sigma_min, sigma_max: the ends between which euler, heun, lms, dpmpp_sde and unipc spread the
+        noise levels of a `spacing`; None: those of the timesteps.
+    final_sigmas_type: whether the DPM-Solvers, unipc and euler end at sigma 0, or at the lowest
+        level of the schedule.
+    solver_order, solver_type, lower_order_final, euler_at_final: see `orders.Solver`.
+    variance_type: of the noise that ddpm adds, the lower or the upper bound of Ho et al. 2020.
     original_inference_steps: length of the grid that lcm and tcd were distilled on.
     timesteps: of lcm and tcd with as many steps, instead of those of that grid; descending. Models
         of one step may start below pure noise's timestep.
@@ -73,6 +84,14 @@ class DiscreteSchedule:
     set_alpha_to_one: bool = True
     clip_sample: bool = False
     clip_sample_range: float = 1.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    final_sigmas_type: FinalSigma = "zero"
+    solver_order: int = 2
+    solver_type: SolverType = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    variance_type: Variance = "fixed_small"
     original_inference_steps: int = 50
     timesteps: tuple[int, ...] | None = None
     timestep_scaling: float = 10.0
@@ -99,6 +118,10 @@ class DiscreteSchedule:
             self.clip_sample_range,
             "positive and finite",
         )
+        _check_bounds(self.sigma_min, self.sigma_max)
+        _choice("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigma))
+        _check_solver(self.solver_order, self.solver_type)
+        _choice("variance_type", self.variance_type, get_args(Variance))
         original = self.original_inference_steps
         _check(1 <= original <= t, "original_inference_steps", original, f"from 1 to {t}")
         if self.timesteps is not None:
@@ -120,12 +143,63 @@ class DiscreteSchedule:
 
     def alpha_sigma(self, sigma: float) -> tuple[float, float]:
         """Noise level sigma (0 … inf) → (alpha, sigma_t) with alpha² + sigma_t² = 1."""
-        sigma_t = 1.0 / math.hypot(1.0, 1.0 / sigma) if sigma > 0.0 else 0.0
-        return 1.0 / math.hypot(1.0, sigma), sigma_t
+        return _variance_preserving(sigma)
 
     def time(self, sigma: float) -> float:
         """The time of the ODE that Heun's method solves: sigma, over x / alpha, as Karras et al.
         2022 chose it."""
+        return sigma
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMSchedule:
+    """EDM, Karras et al. 2022 (arXiv:2206.00364), table 1: continuous noise levels, which the
+    network is given as c_noise = log(sigma) / 4 for its timestep.
+
+    Latents are in units of sigma_data, their standard deviation in training. So the levels handed
+    to samplers are sigma / sigma_data, latents under noise preserve variance, and the network's
+    input is those latents: c_in is in them. A bundle's latent scaling factor makes up for it.
+
+    sigma_min, sigma_max, rho: of the noise levels, eq. 5, in units of the autoencoder's latents.
+    sigma_schedule: how they are spread without a `spacing`; rho counts for "karras".
+    prediction_type: "edm": F of eq. 7, as EDM defines it, which is -v in these latents;
+        "v_prediction": v itself. diffusers calls the first one "epsilon".
+    final_sigmas_type, solver_order, solver_type, lower_order_final, euler_at_final: as in
+        DiscreteSchedule.
+
+    Raises BundleError for values out of range."""
+
+    type: Literal["edm"] = "edm"
+    num_train_timesteps: int = 1000
+    prediction_type: Literal["edm", "v_prediction"]
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    sigma_schedule: Literal["karras", "exponential"] = "karras"
+    rho: float = 7.0
+    final_sigmas_type: FinalSigma = "zero"
+    solver_order: int = 2
+    solver_type: SolverType = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+
+    def __post_init__(self) -> None:
+        _check_timesteps(self.num_train_timesteps)
+        _choice("prediction_type", self.prediction_type, ("edm", "v_prediction"))
+        _check_bounds(self.sigma_min, self.sigma_max)
+        for name in ("sigma_data", "rho"):
+            value = getattr(self, name)
+            _check(1e-3 <= value <= 1e3, name, value, "from 0.001 to 1000")
+        _choice("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
+        _choice("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigma))
+        _check_solver(self.solver_order, self.solver_type)
+
+    def alpha_sigma(self, sigma: float) -> tuple[float, float]:
+        """Noise level in units of sigma_data (0 … inf) → (alpha, sigma_t), variance preserving."""
+        return _variance_preserving(sigma)
+
+    def time(self, sigma: float) -> float:
+        """As in DiscreteSchedule."""
         return sigma
 
 
@@ -214,18 +288,9 @@ class FlowSchedule:
         return self.alpha_sigma(sigma)[1]
 
 
-Schedule = DiscreteSchedule | FlowSchedule
+Schedule = DiscreteSchedule | FlowSchedule | EDMSchedule
 """Tagged by `type`. `alpha_sigma(sigma)` gives the form of a level's latents, `time(sigma)` the
 time of the probability flow ODE."""
-
-
-def betas(schedule: DiscreteSchedule) -> list[float]:
-    """β_t for each training timestep, each a float32 value.
-
-    "linear": Ho et al. 2020 (arXiv:2006.11239), section 4; "scaled_linear": Rombach et al. 2022
-    (arXiv:2112.10752), linear in sqrt(β); "squaredcos_cap_v2": Nichol and Dhariwal 2021
-    (arXiv:2102.09672), eq. 17."""
-    return [float(b) for b in _betas(schedule)]
 
 
 def alphas_cumprod(schedule: DiscreteSchedule) -> list[float]:
@@ -263,6 +328,9 @@ def sigma_to_timestep(schedule: DiscreteSchedule, levels: list[float]) -> list[f
 
 
 def _betas(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
+    """"linear": Ho et al. 2020 (arXiv:2006.11239), section 4; "scaled_linear": Rombach et al. 2022
+    (arXiv:2112.10752), linear in sqrt(β); "squaredcos_cap_v2": Nichol and Dhariwal 2021
+    (arXiv:2102.09672), eq. 17."""
     t = schedule.num_train_timesteps
     if schedule.beta_schedule == "squaredcos_cap_v2":
         bar = [math.cos((i / t + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(t + 1)]
@@ -299,6 +367,23 @@ def _sigmas(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
         alpha[-1] = _LAST_ALPHA_CUMPROD
     sigma: npt.NDArray[np.float32] = np.sqrt((np.float32(1.0) - alpha) / alpha)
     return sigma
+
+
+def _variance_preserving(sigma: float) -> tuple[float, float]:
+    sigma_t = 1.0 / math.hypot(1.0, 1.0 / sigma) if sigma > 0.0 else 0.0
+    return 1.0 / math.hypot(1.0, sigma), sigma_t
+
+
+def _check_bounds(sigma_min: float | None, sigma_max: float | None) -> None:
+    low = 1e-6 if sigma_min is None else sigma_min
+    _check(1e-6 <= low < 1e6, "sigma_min", sigma_min, "from 1e-6 to below 1e6, or null")
+    if sigma_max is not None:
+        _check(low < sigma_max <= 1e6, "sigma_max", sigma_max, f"above {low:g}, up to 1e6, or null")
+
+
+def _check_solver(order: int, solver_type: str) -> None:
+    _check(1 <= order <= 3, "solver_order", order, "1, 2 or 3")
+    _choice("solver_type", solver_type, get_args(SolverType))
 
 
 def _check_timesteps(timesteps: int) -> None:

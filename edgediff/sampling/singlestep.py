@@ -1,5 +1,5 @@
-"""Samplers without a memory of earlier steps: Euler's and Heun's methods, DDIM, and DPM-Solver++ in
-single steps.
+"""Samplers without a memory of earlier steps: Euler's and Heun's methods, DDPM, DDIM, and
+SDE-DPM-Solver++ as in k-diffusion.
 
 heun and dpmpp_sde evaluate the model twice in each step but the last; heun only once in steps that
 it leaves to Euler's method."""
@@ -81,6 +81,26 @@ def ddim(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
         eps = mix(x, x0, 1.0 / sigma_t, -alpha / sigma_t)
         x0 = _clip(x0, plan)
         x = mix(x0, eps, alpha_next, sigma_t_next)
+        x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
+
+
+def ddpm(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajectory:
+    """Ho et al. 2020 (arXiv:2006.11239), algorithm 2, from any level to the next: the mean of eq.
+    7, and noise of the lower or the upper bound of the variance (section 3.2).
+
+    The lower bound is 0 in a step to sigma 0. The upper one is not: as in diffusers, that noise is
+    left in the latents unless the last timestep is 0."""
+    for i, step in enumerate(plan.steps):
+        x0 = _clip(denoise(x, step.sigma), plan)
+        alpha, sigma_t = plan.alpha_sigma(step.sigma)
+        alpha_next, sigma_t_next = plan.alpha_sigma(step.sigma_next)
+        kept = alpha / alpha_next
+        beta = 1.0 - kept**2
+        lower = (sigma_t_next / sigma_t) ** 2
+        x = mix(x, x0, kept * lower, alpha_next * beta / sigma_t**2)
+        variance = beta if plan.large_variance else lower * beta
+        if step.timestep > 0.0 and variance > 0.0:
+            x += noise(i) * math.sqrt(variance)
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
 
 

@@ -13,7 +13,7 @@ Denoise = Callable[[Array, float], Array]
 """(x (n, c, …) float32, sigma) → x0, alike: the model's estimate of the clean latents."""
 Noise = Callable[[int], Array]
 """Step index → fresh N(0, 1) noise (n, c, …) float32. Called in the order of the steps: once (by
-dpmpp_sde twice) in each step that adds noise, which the last does not."""
+dpmpp_sde twice) in each step that adds noise, which one to sigma 0 hardly ever does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

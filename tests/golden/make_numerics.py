@@ -5,6 +5,7 @@
 Latents are stored in variance-preserving form, one row for each step.
 """
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSDEScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     TCDScheduler,
@@ -49,7 +53,12 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "dpmpp_sde": (DPMSolverSDEScheduler, {}),
     "tcd": (TCDScheduler, {}),
+    "ddpm": (DDPMScheduler, {"clip_sample": False}),
+    "lms": (LMSDiscreteScheduler, {}),
+    "dpmpp_2s": (DPMSolverSinglestepScheduler, {}),
+    "dpmpp_2s_sde": (DPMSolverSinglestepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
 }
+STOCHASTIC = ("euler_a", "ddpm", "lcm", "dpmpp_2m_sde", "dpmpp_2s_sde", "tcd")
 
 
 def model(x: np.ndarray, timestep: float) -> np.ndarray:
@@ -62,10 +71,10 @@ def trajectory(scheduler: Any, sampler: str, steps: int) -> np.ndarray:
     scheduler.set_timesteps(steps)
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
-    extra = {"generator": generator} if sampler in ("euler_a", "lcm", "dpmpp_2m_sde", "tcd") else {}
+    extra = {"generator": generator} if sampler in STOCHASTIC else {}
     if sampler == "dpmpp_sde":
         scheduler.noise_sampler = Brownian(generator)
-    over_sigma = sampler in ("euler", "euler_a", "heun", "dpmpp_sde")
+    over_sigma = sampler in ("euler", "euler_a", "heun", "lms", "dpmpp_sde")
     rows = []
     for i, t in enumerate(scheduler.timesteps):
         out = model(scheduler.scale_model_input(x, t).numpy(), float(t))
@@ -100,6 +109,12 @@ class Brownian:
         return (first * half.sqrt() + fresh * (length - half).sqrt()) / length.sqrt()
 
 
+def make(cls: Any, **options: Any) -> Any:
+    """A scheduler, without the options that its class does not have."""
+    known = inspect.signature(cls.__init__).parameters
+    return cls(**{k: v for k, v in (CONFIG | options).items() if k in known})
+
+
 def main() -> None:
     arrays: dict[str, np.ndarray] = {}
     for seed in (0, 7, -1, 2**63 + 5):
@@ -111,12 +126,12 @@ def main() -> None:
         arrays[f"alphas_cumprod/{name}"] = table.numpy()[::37]
     for name, (cls, extra) in SCHEDULERS.items():
         for prediction in ("epsilon", "v_prediction"):
-            scheduler = cls(**CONFIG, **extra, prediction_type=prediction)
+            scheduler = make(cls, **extra, prediction_type=prediction)
             for steps in STEPS if prediction == "epsilon" else STEPS[2:3]:
                 rows = trajectory(scheduler, name, steps)
                 arrays[f"latents/{name}/{prediction}/{steps}"] = rows
         for spacing in ("leading", "linspace", "trailing"):
-            scheduler = cls(**CONFIG, **extra, timestep_spacing=spacing)
+            scheduler = make(cls, **extra, timestep_spacing=spacing)
             for steps in STEPS:
                 scheduler.set_timesteps(steps)
                 t = scheduler.timesteps.numpy()

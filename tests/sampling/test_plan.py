@@ -23,6 +23,9 @@ SD: dict[str, Any] = {
     "set_alpha_to_one": False,
 }
 
+BY_TIMESTEP = ("ddim", "ddpm", "pndm", "lcm", "tcd")
+"""Whose levels are those of whole timesteps, also where there is no signal."""
+
 
 def make(**changes: Any) -> DiscreteSchedule:
     return DiscreteSchedule(**(SD | changes))
@@ -52,8 +55,9 @@ def test_noise_goes_down_and_all_numbers_are_python_floats(
     plan = make_plan(schedule, sampler, steps)
     assert len(plan.steps) == plan.total == steps
     assert len(plan.timesteps) == (2 * steps - 1 if sampler == "dpmpp_sde" else steps)
-    numbers = [number for step in plan.steps for number in step if number is not None]
-    assert all(type(number) is float for number in numbers)
+    *numbers, orders = zip(*plan.steps, strict=True)
+    assert all(type(n) is float for column in numbers for n in column if n is not None)
+    assert all(type(order) is int for order in orders)
     assert type(plan.noise_scale) is float
     sigmas = [step.sigma for step in plan.steps]
     assert sigmas == sorted(sigmas, reverse=True)
@@ -75,14 +79,14 @@ def test_ends_of_ddim() -> None:
     assert last.sigma_next == 0.0
 
 
-@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"ddim", "pndm", "lcm", "tcd"}))
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {*BY_TIMESTEP}))
 def test_zero_terminal_snr_stays_finite(sampler: str) -> None:
     schedule = make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     assert alphas_cumprod(schedule)[-1] == 0.0
     assert make_plan(schedule, sampler, 3).steps[0].sigma == pytest.approx(4096.0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "pndm", "lcm", "tcd"])
+@pytest.mark.parametrize("sampler", BY_TIMESTEP)
 def test_zero_terminal_snr_starts_at_infinity(sampler: str) -> None:
     schedule = make(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(InputError, match="zero signal"):
@@ -94,7 +98,7 @@ def test_zero_terminal_snr_starts_at_infinity(sampler: str) -> None:
 def test_unset_spacing_is_the_samplers_own() -> None:
     unset = make()
     for sampler in {*SAMPLERS} - {"lcm", "tcd"}:
-        timestep_spacing = "leading" if sampler in ("ddim", "pndm") else "linspace"
+        timestep_spacing = "leading" if sampler in ("ddim", "ddpm", "pndm") else "linspace"
         explicit = make(timestep_spacing=timestep_spacing)
         assert make_plan(unset, sampler, 7) == make_plan(explicit, sampler, 7)
 
@@ -103,7 +107,7 @@ def test_noise_scale() -> None:
     for sampler in SAMPLERS:
         for timestep_spacing in ("leading", "linspace", "trailing"):
             plan = make_plan(make(timestep_spacing=timestep_spacing), sampler, 5)
-            pure = sampler in ("euler", "euler_a", "heun", "dpmpp_sde")
+            pure = sampler in ("euler", "euler_a", "heun", "lms", "dpmpp_sde")
             starts_pure = pure and timestep_spacing != "leading"
             assert (plan.noise_scale < 1.0) == starts_pure
             assert plan.noise_scale > 0.99
@@ -164,8 +168,8 @@ def test_every_number_of_steps_works_or_says_why(sampler: str, steps: int) -> No
 
 
 def test_unknown_sampler() -> None:
-    with pytest.raises(InputError, match="'lms': choose one of euler, euler_a"):
-        make_plan(make(), "lms", 4)
+    with pytest.raises(InputError, match="'plms': choose one of euler, euler_a"):
+        make_plan(make(), "plms", 4)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -215,7 +219,7 @@ def test_spacing_changes_the_levels_and_keeps_their_ends() -> None:
         assert plan.steps[3].sigma != pytest.approx(plain.steps[3].sigma)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler_a", "lcm", "tcd"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "pndm", "euler_a", "lcm", "tcd"])
 def test_samplers_without_spacing(sampler: str) -> None:
     with pytest.raises(InputError, match=f"sampler {sampler} takes none: use euler, heun"):
         make_plan(make(), sampler, 4, spacing="karras")

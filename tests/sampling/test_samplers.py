@@ -70,7 +70,8 @@ def test_a_network_that_knows_the_image_yields_it(sampler: str, steps: int, zero
     assert left == (pytest.approx(0.0292, abs=1e-4) if sampler in ("deis", "tcd") else 0.0)
     noise = 5.0 * left  # five times its standard deviation
     # With v, pndm is exact only for few or many steps: v turns as eps and x0 stay.
-    inexact = {"lcm": 2e-3, "pndm": 0.7 if zero_snr else 1e-4}.get(sampler, 1e-6)
+    # lms extrapolates eps, in which a rounding error of small sigma is large.
+    inexact = {"lcm": 2e-3, "lms": 1e-5, "pndm": 0.7 if zero_snr else 1e-4}.get(sampler, 1e-6)
     alpha, _ = plan.alpha_sigma(left)
     np.testing.assert_allclose(taken[-1].latents / alpha, image, atol=noise + inexact)
     for step in taken:
@@ -87,6 +88,8 @@ def test_latents_keep_unit_variance(sampler: str) -> None:
     for step in run(plan, lambda x, sigma: gaussian(plan, sigma, x, mean, 1.0), shape=shape):
         # Those take the mean of what an image may be for an image: their latents lose variance.
         least = 0.3 if sampler in ("lcm", "tcd") else 0.9
+        if sampler == "dpmpp_2s_sde":  # the same in diffusers: its two noises are not one path's
+            least = 0.85
         assert least < step.latents.std() < 1.1
 
 
