@@ -50,8 +50,8 @@ IMAGE_FLAGS = (
     flag(
         "Image",
         "--sampler",
-        help="euler, euler_a, heun, ddim, pndm, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_sde,"
-        " unipc, deis, lcm or tcd.",
+        help="euler, euler_a, heun, lms, ddim, ddpm, pndm, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde,"
+        " dpmpp_2s, dpmpp_2s_sde, dpmpp_sde, unipc, deis, lcm or tcd.",
     ),
     flag(
         "Image",

@@ -80,7 +80,8 @@ def _euler_grid(
 def _euler_or_min_grid(
     schedule: DiscreteSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
-    return chain(*_euler_levels(schedule, steps, spacing), _end(schedule))
+    levels, t = _euler_levels(schedule, steps, spacing)
+    return chain(levels, t, min(_end(schedule), levels[-1]))
 
 
 def _dpmpp_sde_grid(
@@ -194,7 +195,8 @@ def _spaced(
     table = sigmas(schedule)
     levels = _between(schedule, spacing, table[0], table[-1], steps)
     t = whole(np.array(sigma_to_timestep(schedule, levels)))
-    return chain(levels, t.tolist(), _end(schedule))
+    # The lowest level may be below the schedule's own by a rounding.
+    return chain(levels, t.tolist(), min(_end(schedule), levels[-1]))
 
 
 def _between(

@@ -4,9 +4,9 @@ A step of any order is one of the first order towards a combination of the x0 se
 weights follow from their places in lambda = -log sigma. The plan gives each step's order; it is
 less where there are too few evaluations before it.
 
-SDE-DPM-Solver++ has e^-2h in the place of e^-h, and noise for the difference. It stops at the second
-order here: in diffusers' third, the weight of x0's second derivative has a sign that makes it
-a method of first order."""
+SDE-DPM-Solver++ has e^-2h in the place of e^-h, and noise for the difference. Here it stops at the
+second order: in diffusers' third, the weight of x0's second derivative has a sign that makes it a
+method of first order."""
 
 import math
 from collections.abc import Sequence

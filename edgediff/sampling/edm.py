@@ -3,6 +3,8 @@
 They are those of diffusers' EDMEulerScheduler and EDMDPMSolverMultistepScheduler, in units of
 sigma_data."""
 
+import math
+
 import numpy as np
 
 from edgediff.sampling.planned_step import PlannedStep, chain
@@ -12,7 +14,9 @@ from edgediff.sampling.sigmas import SPACINGS, Spacing, karras_sigmas
 EDM_SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_sde")
 
 
-def edm_steps(schedule: EDMSchedule, steps: int, spacing: Spacing | None) -> tuple[PlannedStep, ...]:
+def edm_steps(
+    schedule: EDMSchedule, steps: int, spacing: Spacing | None
+) -> tuple[PlannedStep, ...]:
     """The steps of a sampler in EDM_SAMPLERS. spacing: None for the schedule's own."""
     spacing = spacing or schedule.sigma_schedule
     low, high = schedule.sigma_min, schedule.sigma_max
@@ -29,4 +33,5 @@ def edm_steps(schedule: EDMSchedule, steps: int, spacing: Spacing | None) -> tup
 
 def edm_noise_scale(schedule: EDMSchedule) -> float:
     """Standard deviation of the initial latents, which diffusers takes for sigma_data = 1."""
-    return float(np.hypot(schedule.sigma_max, 1.0) / np.hypot(schedule.sigma_max, schedule.sigma_data))
+    high = schedule.sigma_max
+    return math.hypot(high, 1.0) / math.hypot(high, schedule.sigma_data)

@@ -53,7 +53,7 @@ def _uni(seen: list[tuple[float, Array]], sigma: float, x0: Array | None = None)
     powers = [[r**k for r, _ in points] for k in range(len(points))]
     rho = [0.5] if len(points) == 1 else np.linalg.solve(powers, right).tolist()
     weights = [w / r for w, (r, _) in zip(rho, points, strict=True)]
-    d = m0 * (1.0 - sum(weights))
+    d: Array = m0 * (1.0 - sum(weights))
     for weight, (_, m) in zip(weights, points, strict=True):
         d += m * weight
     return d

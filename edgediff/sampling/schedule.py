@@ -328,7 +328,7 @@ def sigma_to_timestep(schedule: DiscreteSchedule, levels: list[float]) -> list[f
 
 
 def _betas(schedule: DiscreteSchedule) -> npt.NDArray[np.float32]:
-    """"linear": Ho et al. 2020 (arXiv:2006.11239), section 4; "scaled_linear": Rombach et al. 2022
+    """ "linear": Ho et al. 2020 (arXiv:2006.11239), section 4; "scaled_linear": Rombach et al. 2022
     (arXiv:2112.10752), linear in sqrt(β); "squaredcos_cap_v2": Nichol and Dhariwal 2021
     (arXiv:2102.09672), eq. 17."""
     t = schedule.num_train_timesteps

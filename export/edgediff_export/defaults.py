@@ -7,26 +7,27 @@ from edgediff.bundle.manifest import ConditioningSpec, Defaults, Preset
 from edgediff.errors import InputError
 from edgediff.request.request import check_size
 from edgediff.sampling.plan import make_plan
-from edgediff.sampling.schedule import DiscreteSchedule
+from edgediff.sampling.schedule import Schedule
 from edgediff_export.options import Options
 from edgediff_export.source.pipeline import Source
-from edgediff_export.source.scheduler import Sampling, choose_sampling
+from edgediff_export.source.scheduler import Sampling, choose_sampling, sigma_data
 
 DISTILLED = ("lcm", "tcd")
 """Samplers of weights that were distilled to a few steps."""
 
 
 def latent_space(source: Source) -> LatentSpec:
-    """The VAE's."""
+    """The VAE's, in the units of the denoiser's latents."""
     vae = source.vae
     tiny = vae["_class_name"] == "AutoencoderTiny"
     blocks = vae.get("decoder_block_out_channels" if tiny else "block_out_channels")
     # AutoencoderTiny's own default; AutoencoderKL's is one block, which no pipeline has.
     depth = len(blocks) if blocks else 4
+    scaling_factor = float(vae.get("scaling_factor") or (1.0 if tiny else 0.18215))
     return LatentSpec(
         channels=vae.get("latent_channels", 4),
         downscale=2 ** (depth - 1),
-        scaling_factor=float(vae.get("scaling_factor") or (1.0 if tiny else 0.18215)),
+        scaling_factor=scaling_factor / sigma_data(source.scheduler),
         shift_factor=float(vae.get("shift_factor") or 0.0),
     )
 
@@ -54,7 +55,7 @@ def _suggested(options: Options, source: Source) -> Sampling:
     )
 
 
-def _can_sample(schedule: DiscreteSchedule, sampler: str, steps: int) -> bool:
+def _can_sample(schedule: Schedule, sampler: str, steps: int) -> bool:
     try:
         make_plan(schedule, sampler, steps)
     except InputError:
@@ -82,7 +83,7 @@ def record_preset(options: Options, source: Source, defaults: Defaults) -> Prese
 
 
 def choose_defaults(
-    options: Options, source: Source, schedule: DiscreteSchedule, latent: LatentSpec
+    options: Options, source: Source, schedule: Schedule, latent: LatentSpec
 ) -> Defaults:
     """The user's choices, or else those that the pipeline suggests. Raises InputError."""
     suggested = _suggested(options, source)

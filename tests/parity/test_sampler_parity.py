@@ -5,12 +5,12 @@ after a step relative to the largest latent, in variance-preserving form, and is
 
 Where diffusers has no answer that can be compared to that, a test below says so and why:
 
-* ddim, ddpm, lcm and tcd at zero signal, with a model that predicts epsilon, and pndm with zero terminal
-  SNR: diffusers divides by zero.
+* ddim, ddpm, lcm and tcd at zero signal, with a model that predicts epsilon, and pndm with zero
+  terminal SNR: diffusers divides by zero.
 * euler_a, dpmpp_sde and pndm with a model that predicts the sample: diffusers has not implemented
   them.
-* euler, euler_a, heun, lms and dpmpp_sde above sigma 100 (zero terminal SNR, or schedules other than
-  Stable Diffusion's): diffusers holds x0 + sigma·eps in float32, so x0 keeps an error of
+* euler, euler_a, heun, lms and dpmpp_sde above sigma 100 (zero terminal SNR, or schedules other
+  than Stable Diffusion's): diffusers holds x0 + sigma·eps in float32, so x0 keeps an error of
   sigma·2**-24. There both sides are held to a float64 run, ours to 1e-5, diffusers to that error.
   pndm above sigma 100: eps is a small difference of large latents, on both sides.
 * heun's step to a far smaller sigma_next: the second slope is over sigma_next, and so is a rounding

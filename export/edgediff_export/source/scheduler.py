@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from edgediff.errors import BundleError, ExportError
 from edgediff.sampling.discrete import SPACED
 from edgediff.sampling.schedule import (
     BetaSchedule,
     DiscreteSchedule,
+    EDMSchedule,
     PredictionType,
+    SolverType,
     TimestepSpacing,
 )
 from edgediff.sampling.sigmas import SPACINGS, Spacing
@@ -20,21 +22,23 @@ from edgediff_export.source.statements import Statements
 
 _SAMPLERS = {
     "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
     "PNDMScheduler": "pndm",
-    "LMSDiscreteScheduler": "dpmpp_2m",
+    "LMSDiscreteScheduler": "lms",
     "DEISMultistepScheduler": "deis",
     "UniPCMultistepScheduler": "unipc",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "DPMSolverSinglestepScheduler": "dpmpp_2m",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s",
     "DPMSolverSDEScheduler": "dpmpp_sde",
     "EulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",
     "EulerAncestralDiscreteScheduler": "euler_a",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
+    "EDMEulerScheduler": "euler",
+    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
 }
-"""Scheduler class → the nearest of edgediff's samplers, the default of the bundle."""
+"""Scheduler class → edgediff's sampler of that kind, the default of the bundle."""
 
 # The original SD 1.x and 2.x pipelines; other steps and scales are in the tables below.
 _STEPS, _GUIDANCE = 20, 7.5
@@ -89,8 +93,8 @@ def mend(config: Mapping[str, Any], *, pipeline: str, class_name: str | None) ->
     return mended
 
 
-def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
-    """scheduler_config.json → DiscreteSchedule; values that it leaves out are the diffusers class's
+def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule | EDMSchedule:
+    """scheduler_config.json → the schedule; values that it leaves out are the diffusers class's
     defaults, but for the timestep spacing, which is left to the sampler.
 
     Raises ExportError, naming the value, for what edgediff's samplers cannot do."""
@@ -99,8 +103,14 @@ def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
     check_options(str(name), config)
     given = {k: v for k, v in config.items() if k in defaults}
     full = {**defaults, **given}
+    if full.get("solver_type") not in get_args(SolverType):
+        full["solver_type"] = "midpoint"  # as diffusers takes other solvers' types
+    if full.get("variance_type") != "fixed_large":
+        full["variance_type"] = "fixed_small"
+    if str(name).startswith("EDM"):
+        return _edm_schedule(str(name), full)
     # Left out, it is up to the sampler: diffusers does the same where a pipeline changes scheduler.
-    full["timestep_spacing"] = config.get("timestep_spacing")
+    full["timestep_spacing"] = given.get("timestep_spacing")
     full[_TIMESTEPS] = config.get(_TIMESTEPS)
     for key, valid in (
         ("beta_schedule", get_args(BetaSchedule)),
@@ -110,10 +120,39 @@ def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule:
             raise ExportError(
                 f"scheduler {name}: {key} is {full.get(key)!r}: expected one of {', '.join(valid)}"
             )
-    fields = {f.name for f in dataclasses.fields(DiscreteSchedule)} - {"type"}
+    return _build(DiscreteSchedule, str(name), full)
+
+
+def sigma_data(config: Mapping[str, Any]) -> float:
+    """What latents are divided by for the denoiser, as EDM's are by their standard deviation."""
+    schedule = read_schedule(config)
+    return schedule.sigma_data if isinstance(schedule, EDMSchedule) else 1.0
+
+
+_EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "v_prediction"}
+
+
+def _edm_schedule(name: str, full: Mapping[str, Any]) -> EDMSchedule:
+    for key, valid in (
+        ("prediction_type", tuple(_EDM_PREDICTIONS)),
+        ("sigma_schedule", ("karras", "exponential")),
+    ):
+        if full.get(key) not in valid:
+            raise ExportError(
+                f"scheduler {name}: {key} is {full.get(key)!r}: expected one of {', '.join(valid)}"
+            )
+    prediction = _EDM_PREDICTIONS[full["prediction_type"]]
+    return _build(EDMSchedule, name, {**full, "prediction_type": prediction})
+
+
+_Schedule = TypeVar("_Schedule", DiscreteSchedule, EDMSchedule)
+
+
+def _build(kind: type[_Schedule], name: str, full: Mapping[str, Any]) -> _Schedule:
+    fields = {f.name for f in dataclasses.fields(kind)} - {"type"}
     known = {k: v for k, v in full.items() if k in fields and v is not None}
     try:
-        return DiscreteSchedule(**known)
+        return kind(**known)
     except BundleError as e:
         raise ExportError(f"scheduler {name}: {str(e).rpartition(':')[0]}") from e
 
@@ -164,18 +203,31 @@ def adapt(
     if rule is not None and rule.timesteps and adapted["_class_name"] in _DISTILLED:
         adapted[_TIMESTEPS] = rule.timesteps
     said = said or Statements()
-    if said.edm is not None:
-        sigma_min, sigma_max = said.edm
-        adapted["_class_name"] = _EDM
-        adapted |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    if said.edm is not None and not str(adapted["_class_name"]).startswith("EDM"):
+        if said.prediction_type != "v_prediction":
+            raise ExportError(
+                "the file's tensor `edm_mean` is a mean for each channel of its latents, which"
+                " edgediff does not support: choose a model without it"
+            )
+        adapted = _edm_config(said.edm, v=said.prediction_type == "v_prediction")
     if said.prediction_type is not None:
         adapted["prediction_type"] = said.prediction_type
     zero = said.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
     if zero is not None:
+        if zero and str(adapted["_class_name"]).startswith("EDM"):
+            raise ExportError(
+                "`zero_terminal_snr` is for schedules of betas, and this model was trained on that"
+                " of EDM: leave it out"
+            )
         if zero and _ZERO_SNR not in class_defaults(str(adapted["_class_name"])):
             adapted["_class_name"] = _ZERO_SNR_CLASS
         adapted[_ZERO_SNR] = zero
     if timestep_spacing is not None:
+        if "timestep_spacing" not in class_defaults(str(adapted["_class_name"])):
+            raise ExportError(
+                f"`timestep_spacing` is {timestep_spacing!r}: {adapted['_class_name']} has no such"
+                " option: leave it out, or choose another scheduler in model_index.json"
+            )
         adapted["timestep_spacing"] = timestep_spacing
     if prediction_type is not None:
         adapted["prediction_type"] = prediction_type
@@ -187,6 +239,19 @@ def adapt(
 def _own_start(rule: FewSteps) -> bool:
     """Whether weights start where no scheduler's config would have them start."""
     return rule.always and rule.timesteps is not None
+
+
+def _edm_config(ends: tuple[float, float], *, v: bool) -> dict[str, Any]:
+    """For weights that say that they were trained on EDM's schedule: that of CosXL, which predicts
+    v over latents as they are, or that of Playground v2.5."""
+    sigma_min, sigma_max = ends
+    return {
+        "_class_name": _EDM,
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+        "sigma_data": 1.0 if v else 0.5,
+        "sigma_schedule": "exponential" if v else "karras",
+    }
 
 
 def choose_sampling(
@@ -205,8 +270,8 @@ def choose_sampling(
     found = find_few_steps([name] if isinstance(name, str) else name)
     rule = None if found is None else found[1]
     sampler = _SAMPLERS[str(config["_class_name"])]
-    if config.get("algorithm_type") == "sde-dpmsolver++" and sampler == "dpmpp_2m":
-        sampler = "dpmpp_2m_sde"
+    if config.get("algorithm_type") == "sde-dpmsolver++" and sampler in ("dpmpp_2m", "dpmpp_2s"):
+        sampler += "_sde"
     spacing = next((s for s in SPACINGS if config.get(f"use_{s}_sigmas")), None)
     if sampler not in SPACED:
         spacing = None

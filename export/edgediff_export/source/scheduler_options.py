@@ -19,6 +19,16 @@ _ALL = frozenset(
     )
 )
 _SPACINGS = frozenset(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"))
+_BOUNDS = frozenset(("sigma_min", "sigma_max"))
+_END = frozenset(("final_sigmas_type",))
+_ORDERS = frozenset(("solver_order", "lower_order_final"))
+_SOLVER = _ORDERS | {"solver_type"}
+_EDM = frozenset(
+    (
+        *("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"),
+        *("num_train_timesteps", "prediction_type", "final_sigmas_type"),
+    )
+)
 _CLIP = frozenset(("clip_sample", "clip_sample_range"))
 _DISTILLED = frozenset(("original_inference_steps",))
 
@@ -27,16 +37,18 @@ READ: Mapping[str, frozenset[str]] = {
     "DDPMScheduler": _ALL | _CLIP,
     "PNDMScheduler": _ALL | {"set_alpha_to_one"},
     "LMSDiscreteScheduler": _ALL | _SPACINGS,
-    "DEISMultistepScheduler": _ALL | _SPACINGS,
-    "UniPCMultistepScheduler": _ALL | _SPACINGS,
-    "DPMSolverMultistepScheduler": _ALL | _SPACINGS,
-    "DPMSolverSinglestepScheduler": _ALL | _SPACINGS,
+    "DEISMultistepScheduler": _ALL | _SPACINGS | {"lower_order_final"},
+    "UniPCMultistepScheduler": _ALL | _SPACINGS | _BOUNDS | _END | _ORDERS,
+    "DPMSolverMultistepScheduler": _ALL | _SPACINGS | _END | _SOLVER | {"euler_at_final"},
+    "DPMSolverSinglestepScheduler": _ALL | _SPACINGS | _END | _SOLVER,
     "DPMSolverSDEScheduler": _ALL | _SPACINGS,
-    "EulerDiscreteScheduler": _ALL | _SPACINGS,
+    "EulerDiscreteScheduler": _ALL | _SPACINGS | _BOUNDS | _END,
     "HeunDiscreteScheduler": _ALL | _SPACINGS | _CLIP,
     "EulerAncestralDiscreteScheduler": _ALL,
     "LCMScheduler": _ALL | _CLIP | _DISTILLED | {"timestep_scaling"},
     "TCDScheduler": _ALL | _DISTILLED,
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM | _SOLVER | {"euler_at_final"},
 }
 """Scheduler class → the options that are read, whatever their value."""
 
@@ -51,13 +63,11 @@ _INERT_IN: Mapping[str, frozenset[str]] = {
     # Their last step goes on to the previous one's own timestep, or to timestep 0.
     "LCMScheduler": frozenset(("set_alpha_to_one",)),
     "TCDScheduler": frozenset(("set_alpha_to_one", "timestep_scaling", *_CLIP)),
-    # Overruled where the last noise level is zero.
-    "DPMSolverMultistepScheduler": frozenset(("euler_at_final",)),
 }
 _STEP_RULES: Mapping[str, str] = {
     "solver_order": "is sampled with order 2",
-    "solver_type": "is sampled with the default",
-    "algorithm_type": "is sampled with the default",
+    "solver_type": "is sampled as by default",
+    "algorithm_type": "is sampled as by default",
     "lower_order_final": "is sampled as by default",
     "predict_x0": "is sampled as by default",
     "disable_corrector": "is sampled with the corrector in every step",
@@ -65,20 +75,28 @@ _STEP_RULES: Mapping[str, str] = {
     "noise_sampler_seed": "has no effect: noise comes from the seed of each call",
 }
 """Options that change how a step is taken, and not the noise levels; for the report."""
+_SDE = "sde-dpmsolver++"
 _SAME_VALUES: Mapping[tuple[str, str], tuple[Any, ...]] = {
-    ("DPMSolverMultistepScheduler", "algorithm_type"): ("sde-dpmsolver++",),
+    ("DDPMScheduler", "variance_type"): ("fixed_large", "fixed_small_log"),
+    ("DEISMultistepScheduler", "solver_order"): (1,),
+    # diffusers' classes take these for their own.
+    ("DEISMultistepScheduler", "algorithm_type"): ("dpmsolver", "dpmsolver++"),
+    ("DEISMultistepScheduler", "solver_type"): ("midpoint", "heun", "bh1", "bh2"),
+    ("UniPCMultistepScheduler", "solver_type"): ("midpoint", "heun", "logrho"),
+    ("DPMSolverMultistepScheduler", "algorithm_type"): (_SDE, "deis"),
+    ("DPMSolverSinglestepScheduler", "algorithm_type"): (_SDE, "deis"),
+    ("EDMDPMSolverMultistepScheduler", "algorithm_type"): (_SDE, "deis"),
     ("DPMSolverMultistepScheduler", "variance_type"): ("fixed_small", "fixed_large"),
     ("DPMSolverSinglestepScheduler", "variance_type"): ("fixed_small", "fixed_large"),
 }
 """Further values of options that are honoured, or have no effect."""
+_THIRD_ORDER = (
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    "EDMDPMSolverMultistepScheduler",
+)
+"""Classes whose third order is sampled, but not that of the SDE."""
 _HONOURED: Mapping[tuple[str, str], Any] = {("PNDMScheduler", "skip_prk_steps"): True}
 """Options of which not the default is honoured, but this value."""
-NEAREST: Mapping[str, str] = {
-    "DDPMScheduler": "ddim",
-    "LMSDiscreteScheduler": "dpmpp_2m",
-    "DPMSolverSinglestepScheduler": "dpmpp_2m",
-}
-"""Scheduler classes that edgediff has no sampler for → the one that is taken instead."""
 
 
 def class_defaults(name: str) -> dict[str, Any]:
@@ -97,8 +115,6 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises ExportError."""
     notes = []
-    if name in NEAREST:
-        notes.append(f"scheduler {name}: edgediff samples with {NEAREST[name]} instead")
     for key, default in class_defaults(name).items():
         value = config.get(key, default)
         honoured = _HONOURED.get((name, key), default)
@@ -115,4 +131,13 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
                 " model was trained without it"
             )
         notes.append(f"scheduler {name}: {key} {value!r} {_STEP_RULES[key]} ({honoured!r})")
+    spacing = config.get("timestep_spacing")
+    if name == "PNDMScheduler" and spacing in ("linspace", "trailing"):
+        notes.append(
+            f"scheduler {name}: with timestep_spacing {spacing!r} each step ends where the next one"
+            " begins, which diffusers' steps do not do for every number of steps"
+        )
+    solver = name in _THIRD_ORDER
+    if solver and config.get("algorithm_type") == _SDE and config.get("solver_order", 2) > 2:
+        notes.append(f"scheduler {name}: solver_order 3 of {_SDE} is sampled with order 2")
     return tuple(notes)
