@@ -99,6 +99,11 @@ class HubServer:
                 found.append(path.split("/", 3)[3])
         return found
 
+    def asked(self) -> list[str]:
+        """The repositories whose files were listed."""
+        listed = [path for _, path, _ in self.requests if path.startswith("/api/models/")]
+        return ["/".join(path.split("/")[3:5]) for path in listed]
+
     # Answers
 
     def _read(self, request: BaseHTTPRequestHandler) -> None:

@@ -70,14 +70,19 @@ def parse_hub_name(text: str) -> HubName:
     return HubName(repository=m["repository"], revision=m["revision"])
 
 
+def fetch_one(name: HubName, path: str) -> Path:
+    """Download one file by a revision's name, which the cache then knows without a connection.
+
+    Raises BundleError."""
+    with _plain_errors(name, path) as hub:
+        return Path(hub.hf_hub_download(name.repository, path, revision=name.revision, **_agent()))
+
+
 def fetch_description(text: str) -> Bundle:
     """Only bundle.json of a bundle on the hub, checked; its files may be absent.
 
     Raises BundleError."""
-    name = parse_hub_name(text)
-    with _plain_errors(name, MANIFEST) as hub:
-        path = hub.hf_hub_download(name.repository, MANIFEST, revision=name.revision, **_agent())
-    return Bundle.described(Path(path).parent)
+    return Bundle.described(fetch_one(parse_hub_name(text), MANIFEST).parent)
 
 
 def fetch_bundle(text: str, on_download: OnDownload | None = None) -> Path:

@@ -21,6 +21,7 @@ from edgediff.cli.report import (
     merged,
     table,
 )
+from edgediff.cli.running import download_bar
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 from edgediff_export.presets import PresetName
 
@@ -245,8 +246,8 @@ def export(
 ) -> None:
     """Turn a Stable Diffusion pipeline into a bundle: the folder OUT.
 
-    SOURCE is a diffusers folder, a .safetensors file or a hub id. Each stage is compared with
-    torch, and whole images with the float model's; the report shows the differences.
+    SOURCE is a diffusers folder, a .safetensors file or a hub id, hf:owner/name. Each stage is
+    compared with torch, and whole images with the float model's; the report shows the differences.
     """
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
@@ -259,42 +260,44 @@ def export(
     def report(text: str) -> None:
         click.echo(f"{time.monotonic() - started:6.1f} s  {text}", err=True)
 
-    exported = run(
-        Options(
-            source=source,
-            out=out,
-            preset=preset,
-            precision=precision,
-            target=target,
-            profile=profile,
-            budget=Budget(
-                min_psnr=min_psnr, max_size=None if max_size is None else int(max_size * 1e6)
+    with download_bar() as on_download:
+        exported = run(
+            Options(
+                source=source,
+                out=out,
+                preset=preset,
+                precision=precision,
+                target=target,
+                profile=profile,
+                budget=Budget(
+                    min_psnr=min_psnr, max_size=None if max_size is None else int(max_size * 1e6)
+                ),
+                plan=plan,
+                average_attention=average_attention,
+                size=size,
+                vae=vae,
+                unet=unet,
+                text_encoder=text_encoder,
+                text_encoder_2=text_encoder_2,
+                with_encoder=with_encoder,
+                name=name,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                sampler=sampler,
+                timestep_spacing=timestep_spacing,
+                prediction_type=prediction_type,
+                zero_terminal_snr=zero_terminal_snr,
+                license=license_,
+                attribution=attribution,
+                loras=tuple(map(parse_lora, loras)),
+                allow_partial=allow_partial,
+                embeddings=tuple(map(parse_embedding, embeddings)),
+                controlnets=controlnets,
+                force=force,
             ),
-            plan=plan,
-            average_attention=average_attention,
-            size=size,
-            vae=vae,
-            unet=unet,
-            text_encoder=text_encoder,
-            text_encoder_2=text_encoder_2,
-            with_encoder=with_encoder,
-            name=name,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            timestep_spacing=timestep_spacing,
-            prediction_type=prediction_type,
-            zero_terminal_snr=zero_terminal_snr,
-            license=license_,
-            attribution=attribution,
-            loras=tuple(map(parse_lora, loras)),
-            allow_partial=allow_partial,
-            embeddings=tuple(map(parse_embedding, embeddings)),
-            controlnets=controlnets,
-            force=force,
-        ),
-        report,
-    )
+            report,
+            on_download,
+        )
     report("done")
     click.echo(_as_json(exported) if as_json else _describe(exported))
     sys.stdout.flush()

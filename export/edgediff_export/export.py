@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import edgediff
+from edgediff.bundle.hub import OnDownload
 from edgediff.bundle.latent import LatentSpec
 from edgediff.bundle.manifest import (
     Defaults,
@@ -69,8 +70,11 @@ class Exported:
         return sum(self.manifest.files[f].size for f in self.manifest.own_files(stage))
 
 
-def export(options: Options, report: Report = lambda _: None) -> Exported:
-    """Make a bundle at `options.out`. `report` is called with each step, as it begins.
+def export(
+    options: Options, report: Report = lambda _: None, on_download: OnDownload | None = None
+) -> Exported:
+    """Make a bundle at `options.out`. `report` is called with each step, as it begins;
+    `on_download` as that of `open_source`.
 
     Raises ExportError if the pipeline cannot be exported, InputError for options that do not
     fit it; in both cases nothing is written."""
@@ -81,7 +85,7 @@ def export(options: Options, report: Report = lambda _: None) -> Exported:
         floats.mkdir()
         bundle.mkdir()
         report(f"opening {options.source}")
-        opened = _open(options, plan, work)
+        opened = _open(options, plan, work, on_download)
         report("tokenizer")
         tokenizers = _write_tokenizers(opened.source, bundle)
         for file in {spec.file for spec in tokenizers.values()}:
@@ -147,7 +151,12 @@ class _Opened:
     reasons: tuple[str, ...]
 
 
-def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opened:
+def _open(
+    options: Options,
+    plan: QuantizationPlan | None,
+    work: Path,
+    on_download: OnDownload | None = None,
+) -> _Opened:
     """Read everything that can be read without weights, so that it is refused early."""
     source = open_source(
         options.source,
@@ -157,6 +166,7 @@ def _open(options: Options, plan: QuantizationPlan | None, work: Path) -> _Opene
         unet=options.unet,
         text_encoder=options.text_encoder,
         text_encoder_2=options.text_encoder_2,
+        on_download=on_download,
     )
     source = source.merged(options.loras, options.embeddings, allow_partial=options.allow_partial)
     if plan is not None:

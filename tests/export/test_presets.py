@@ -13,10 +13,10 @@ from edgediff_export.defaults import choose_defaults, latent_space, record_prese
 from edgediff_export.export import export
 from edgediff_export.options import Options, check_options
 from edgediff_export.presets import PRESETS, PresetName
-from edgediff_export.source import open as opening
 from edgediff_export.source.open import open_source
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import read_schedule
+from edgediff_export.source.tiny_vae import TINY_VAES
 
 from edgediff.bundle.manifest import Defaults, Preset
 from edgediff.cli import edgediff
@@ -24,22 +24,17 @@ from edgediff.errors import InputError
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The hub ids that are downloaded, each the same random tiny autoencoder."""
-    asked: list[str] = []
-
-    def download(hub_id: str, *, flag: str) -> Path:
-        assert flag == "--vae"
-        asked.append(hub_id)
-        torch.manual_seed(0)
-        vae = diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(16,) * 4, decoder_block_out_channels=(16,) * 4
-        )
-        vae.save_pretrained(tmp_path / "downloaded")
-        return tmp_path / "downloaded"
-
-    monkeypatch.setattr(opening, "download_component", download)
-    return asked
+def tiny_hub(hub: Any, tmp_path: Path) -> Any:
+    """A hub on which each tiny autoencoder is the same random one."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(16,) * 4, decoder_block_out_channels=(16,) * 4
+    )
+    vae.save_pretrained(tmp_path / "saved")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    for tiny_vae in TINY_VAES.values():
+        hub.add(tiny_vae.repository, files)
+    return hub
 
 
 def chosen(source: Source, **given: Any) -> tuple[Defaults, Preset | None]:
@@ -126,10 +121,10 @@ def test_weights_of_few_steps_keep_theirs(
 
 @pytest.mark.parametrize(("shape", "name"), [("sd1", "taesd"), ("xl", "taesdxl")])
 def test_the_tiny_vae_that_fits(
-    shape: str, name: str, small_pipeline: Callable[[str], Path], hub: list[str], tmp_path: Path
+    shape: str, name: str, small_pipeline: Callable[[str], Path], tiny_hub: Any, tmp_path: Path
 ) -> None:
     source = open_source(str(small_pipeline(shape)), work=tmp_path, tiny_vae=True)
-    assert hub == [f"madebyollin/{name}"]
+    assert tiny_hub.asked() == [f"madebyollin/{name}"]
     assert source.description == f"{shape} with the VAE madebyollin/{name}"
     _, record = chosen(source, preset="balanced")
     assert record is not None
@@ -139,7 +134,7 @@ def test_the_tiny_vae_that_fits(
 def test_the_pipelines_own_vae_is_kept(
     small_pipeline: Callable[[str], Path],
     change_config: Callable[..., Path],
-    hub: list[str],
+    tiny_hub: Any,
     tmp_path: Path,
 ) -> None:
     own = open_source(str(small_pipeline("sd1")), work=tmp_path, vae=Path("own"), tiny_vae=True)
@@ -154,7 +149,7 @@ def test_the_pipelines_own_vae_is_kept(
         str(small_pipeline("sd1")), work=tmp_path, vae=small_pipeline("sd2"), tiny_vae=True
     )
     assert given.description == "sd1 with the VAE sd2"
-    assert hub == []
+    assert tiny_hub.asked() == []
 
 
 def test_the_command_offers_each() -> None:
@@ -164,7 +159,7 @@ def test_the_command_offers_each() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hub")
+@pytest.mark.usefixtures("tiny_hub")
 def test_the_bundle_spells_it_out(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = CliRunner().invoke(
@@ -182,7 +177,7 @@ def test_the_bundle_spells_it_out(small_pipeline: Callable[[str], Path], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hub")
+@pytest.mark.usefixtures("tiny_hub")
 def test_an_export_by_a_preset(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
     made = export(
         Options(source=str(small_pipeline("lcm")), out=tmp_path / "out", preset="balanced")

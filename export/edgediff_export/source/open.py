@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgediff.bundle.hub import OnDownload
 from edgediff.errors import ExportError
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.families import PIPELINES, SAME_AS, TEXT_ENCODERS, check_index
@@ -53,16 +54,19 @@ def open_source(
     unet: Path | None = None,
     text_encoder: Path | None = None,
     text_encoder_2: Path | None = None,
+    on_download: OnDownload | None = None,
 ) -> Source:
     """Find a pipeline and read its configs; no weights yet.
 
-    source: a hub id such as "owner/name", a diffusers folder, or a .safetensors file.
+    source: a hub id such as "owner/name", or "hf:owner/name@revision", a diffusers folder, or a
+        .safetensors file.
     work: an existing folder for what has to be unpacked.
     vae: another VAE (AutoencoderKL or AutoencoderTiny): its folder, a pipeline with one, a
         .safetensors file of its weights, a name of TINY_VAES, or "own" for the pipeline's.
     tiny_vae: without `vae`, take the tiny one of the pipeline's latents if there is one.
     unet, text_encoder, text_encoder_2: the same for these; one from a file is shaped like the
         pipeline's.
+    on_download: called with the bytes that are there and those in total, from another thread.
 
     Raises ExportError where it is absent, unsafe or of a kind that is not supported."""
     tiny_vae = tiny_vae and vae is None
@@ -88,7 +92,7 @@ def open_source(
         folder = work / "source"
         header = open_single_file(path, folder, replaced=replaced)
     elif is_hub_id(source) and path.suffix not in (".safetensors", *PICKLES):
-        folder = download_pipeline(source)
+        folder = download_pipeline(source, replaced=replaced, on_download=on_download)
     else:
         raise ExportError(
             f"{source}: no such folder or file: give a diffusers folder, a .safetensors file, or a"
@@ -119,7 +123,8 @@ def open_source(
             notes = (*notes, "the pipeline's own VAE is kept: there is no tiny one for its latents")
     if tiny is not None:
         check_fits(tiny, tiny, pipeline=pipeline, channels=channels)
-        others["vae"] = download_component(TINY_VAES[tiny].repository, flag="--vae")
+        repository = TINY_VAES[tiny].repository
+        others["vae"] = download_component(repository, flag="--vae", on_download=on_download)
     home = path if header is not None else None
     weights = {
         component: others.get(component) or home or folder / component

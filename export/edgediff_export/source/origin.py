@@ -49,8 +49,10 @@ def origin(path: Path) -> Origin:
 
 
 def hub_origin(hub_id: str) -> Origin:
-    """The names of a model on the hub."""
-    return Origin(name=hub_id.rpartition("/")[2], names=(hub_id,), hub=hub_id)
+    """The names of a model on the hub, "owner/name", perhaps with `hf:` or "@revision"."""
+    hub_id = hub_id.removeprefix("hf:")
+    repository = hub_id.partition("@")[0]
+    return Origin(name=repository.rpartition("/")[2], names=(repository,), hub=hub_id)
 
 
 def _steps(path: Path) -> list[Path]:

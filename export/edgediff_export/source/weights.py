@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +96,16 @@ def find_weights(folder: Path) -> Files:
 
     Raises ExportError where there are none, or where a piece is missing."""
     names = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
+    variant, chosen = choose_weights(names, str(folder))
+    for name in chosen:
+        check_content(folder / name, str(folder / name))
+    return Files(paths=tuple(folder / name for name in chosen), variant=variant)
+
+
+def choose_weights(names: Sequence[str], where: str) -> tuple[str | None, list[str]]:
+    """The files that `find_weights` takes, of all in a folder → their variant and their names.
+
+    where: the folder, for messages. Raises ExportError as `find_weights`."""
     found: dict[str | None, list[str]] = {}
     for name in names:
         if m := re.fullmatch(_WEIGHTS_FILE, name):
@@ -105,19 +115,19 @@ def find_weights(folder: Path) -> Files:
     first: list[str | None] = [v for v in (None, "fp16", "bf16") if v in found]
     order = [*first, *sorted(v for v in found if v is not None and v not in first)]
     if order:
-        return Files(paths=_checked(folder, found[order[0]]), variant=order[0])
+        return order[0], _whole(where, found[order[0]])
     pickles = sorted(n for n in names if n.endswith(PICKLES))
     if pickles:
         raise ExportError(
-            f"{folder / pickles[0]}: a pickle, which can run any code when it is read; edgediff"
+            f"{where}/{pickles[0]}: a pickle, which can run any code when it is read; edgediff"
             " reads safetensors only: where you trust it, convert it with"
             " DiffusionPipeline.from_pretrained(folder, use_safetensors=False)"
             ".save_pretrained(new_folder)"
         )
-    raise ExportError(f"{folder}: holds no weights (*.safetensors): download the pipeline again")
+    raise ExportError(f"{where}: holds no weights (*.safetensors): download the pipeline again")
 
 
-def _checked(folder: Path, names: list[str]) -> tuple[Path, ...]:
+def _whole(where: str, names: list[str]) -> list[str]:
     """The files that are to be opened: the whole one where pieces lie beside it."""
     pieces = {n: m for n in names if (m := re.search(r"-(\d+)-of-(\d+)", n))}
     whole = [n for n in names if n not in pieces]
@@ -128,12 +138,10 @@ def _checked(folder: Path, names: list[str]) -> tuple[Path, ...]:
         absent = next((i for i in range(1, total + 1) if i not in there), None)
         if absent is not None or not pieces:
             raise ExportError(
-                f"{folder}: piece {absent or 1} of {total or 'its weights'} is missing:"
+                f"{where}: piece {absent or 1} of {total or 'its weights'} is missing:"
                 " download the pipeline again"
             )
-    for name in chosen:
-        check_content(folder / name, str(folder / name))
-    return tuple(folder / name for name in chosen)
+    return chosen
 
 
 # Single files

@@ -112,11 +112,17 @@ def test_a_folder_that_is_not_a_networks_own(
     )
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_hub_id_without_a_hub(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ExportError, match="owner/name: neither a folder here nor to be had"):
-        opened(source, "x=owner/name")
+def test_from_the_hub(source: Source, controlnets: dict[str, Path], hub: Any) -> None:
+    canny = {path.name: path.read_bytes() for path in controlnets["canny"].iterdir()}
+    hub.add("owner/name", {**canny, "diffusion_pytorch_model.fp16.safetensors": b"", "a.bin": b""})
+    (network,) = opened(source, "x=owner/name")
+    assert network.description == "owner/name"
+    assert sorted(hub.fetched()) == sorted(canny)
+    with pytest.raises(ExportError, match=r"--controlnet no/one: no such folder or file here, and"):
+        opened(source, "x=no/one")
+    hub.add("owner/loose", {"a.safetensors": b""})
+    with pytest.raises(ExportError, match=r"--controlnet owner/loose: holds no config\.json"):
+        opened(source, "x=owner/loose")
 
 
 @pytest.mark.parametrize(

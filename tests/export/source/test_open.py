@@ -115,39 +115,6 @@ def test_an_absent_source(source: str, message: str, tmp_path: Path) -> None:
         open_source(source, work=tmp_path)
 
 
-def test_a_hub_id_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import diffusers
-
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route to the hub\nand more")
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
-    with pytest.raises(ExportError, match=r"owner/name: .*no route to the hub\): check the name"):
-        open_source("owner/name", work=tmp_path)
-
-
-def test_a_hub_id_is_downloaded_without_the_safety_checker(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import diffusers
-
-    asked: dict[str, Any] = {}
-
-    def download(hub_id: str, **options: Any) -> str:
-        asked.update(options, hub_id=hub_id)
-        return str(folder)
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
-    source = open_source("owner/name", work=tmp_path)
-    assert (source.description, source.name) == ("owner/name", "name")
-    assert asked == {
-        "hub_id": "owner/name",
-        "use_safetensors": True,
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-
-
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ".pth"])
 def test_a_pickle_is_refused_with_the_way_to_convert_it(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"

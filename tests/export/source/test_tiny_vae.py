@@ -8,7 +8,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from edgediff_export.source import open as opening
 from edgediff_export.source.families import PIPELINES
 from edgediff_export.source.open import open_source
 from edgediff_export.source.pipeline import Source
@@ -32,17 +31,12 @@ def saved(tiny: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The hub ids that are downloaded, each the same random tiny autoencoder."""
-    asked: list[str] = []
-
-    def download(hub_id: str, *, flag: str) -> Path:
-        assert flag == "--vae"
-        asked.append(hub_id)
-        return saved
-
-    monkeypatch.setattr(opening, "download_component", download)
-    return asked
+def tiny_hub(hub: Any, saved: Path) -> Any:
+    """A hub on which each tiny autoencoder is the same random one."""
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    for tiny_vae in TINY_VAES.values():
+        hub.add(tiny_vae.repository, files)
+    return hub
 
 
 def assert_same(source: Source, tiny: Any) -> None:
@@ -63,12 +57,12 @@ def test_by_name(
     shape: str,
     name: str,
     small_pipeline: Callable[[str], Path],
-    hub: list[str],
+    tiny_hub: Any,
     tiny: Any,
     tmp_path: Path,
 ) -> None:
     source = open_source(str(small_pipeline(shape)), work=tmp_path, vae=Path(name))
-    assert hub == [f"madebyollin/{name}"]
+    assert tiny_hub.asked() == [f"madebyollin/{name}"]
     assert source.description == f"{shape} with the VAE madebyollin/{name}"
     assert source.credits == (f"VAE: madebyollin/{name} by Ollin Boer Bohan, MIT",)
     assert_same(source, tiny)
@@ -89,24 +83,24 @@ def test_of_other_latents(
     name: str,
     message: str,
     small_pipeline: Callable[[str], Path],
-    hub: list[str],
+    tiny_hub: Any,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ExportError, match=f"--vae {name}: decodes latents {message}"):
         open_source(str(small_pipeline(shape)), work=tmp_path, vae=Path(name))
-    assert hub == []  # refused before anything is fetched
+    assert tiny_hub.asked() == []  # refused before anything is fetched
 
 
 def test_of_a_pipeline_with_latents_of_its_own(
     small_pipeline: Callable[[str], Path],
     change_config: Callable[..., Path],
-    hub: list[str],
+    tiny_hub: Any,
     tmp_path: Path,
 ) -> None:
     wide = change_config(small_pipeline("sd1"), tmp_path / "wide", "unet", out_channels=16)
     with pytest.raises(ExportError, match=r"have 16 channels of its own: leave --vae out"):
         open_source(str(wide), work=tmp_path, vae=Path("taesd"))
-    assert hub == []
+    assert tiny_hub.asked() == []
 
 
 @pytest.mark.parametrize("name", ["taesdxl", "TAESDXL-fp32", "models--madebyollin--taesdxl"])
@@ -126,7 +120,7 @@ def test_a_folder_is_known_by_its_name(
 
 def test_a_local_folder_comes_before_the_hub(
     small_pipeline: Callable[[str], Path],
-    hub: list[str],
+    tiny_hub: Any,
     tiny: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,7 +129,7 @@ def test_a_local_folder_comes_before_the_hub(
     tiny.save_pretrained(tmp_path / "taesd")
     monkeypatch.chdir(tmp_path)
     assert_same(open_source(str(pipeline), work=tmp_path, vae=Path("taesd")), tiny)
-    assert hub == []
+    assert tiny_hub.asked() == []
 
 
 def test_a_folder_without_a_known_name(
