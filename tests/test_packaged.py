@@ -46,6 +46,21 @@ def test_from_a_zip_the_error_says_what_is_missing(tiny_bundle: Path, tmp_path: 
     assert images == "1"
 
 
+def test_the_wheel_has_every_file_of_both_packages(tmp_path: Path) -> None:
+    """Also those that are no code: the model, and CLIP's merges for checkpoints in one file."""
+    root = PACKAGE.parent
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True, cwd=root)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {*zipfile.ZipFile(wheel).namelist()}
+    for package in (PACKAGE, root / "export" / "edgediff_export"):
+        files = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        assert len(files) > 50
+        assert {p.relative_to(package.parent).as_posix() for p in files} <= names
+    assert "edgediff_export/source/configs/clip_merges.txt.gz" in names
+    assert not [name for name in names if "tests/" in name or "demo_model" in name]
+
+
 def test_without_docstrings_and_assertions(tiny_bundle: Path, tmp_path: Path) -> None:
     start = [sys.executable, "-OO", "-m", "edgediff"]
     made = [*start, "generate", "a fox", "-m", str(tiny_bundle), "-o", "a.png", "--steps", "1"]

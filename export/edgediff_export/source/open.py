@@ -11,6 +11,7 @@ from typing import Any
 from edgediff.bundle.hub import OnDownload
 from edgediff.errors import ExportError
 from edgediff_export.source.config_file import read_config
+from edgediff_export.source.configs import Kind
 from edgediff_export.source.families import PIPELINES, SAME_AS, TEXT_ENCODERS, check_index
 from edgediff_export.source.hub import download_component, download_pipeline, is_hub_id
 from edgediff_export.source.origin import Origin, hub_origin, origin
@@ -86,11 +87,12 @@ def open_source(
     replaced = [component for component, path in given.items() if path is not None]
     path = Path(source)
     header: Header | None = None
+    kind: Kind | None = None
     if path.is_dir():
         folder = path
     elif path.is_file():
         folder = work / "source"
-        header = open_single_file(path, folder, replaced=replaced)
+        header, kind = open_single_file(path, folder, replaced=replaced)
     elif is_hub_id(source) and path.suffix not in (".safetensors", *PICKLES):
         folder = download_pipeline(source, replaced=replaced, on_download=on_download)
     else:
@@ -165,6 +167,7 @@ def open_source(
             class_name=_scheduler_class(index),
         ),
         said=said[0] if said else Statements(),
+        kind=kind,
         bare=header is not None or unet is not None,
         credits=(credit,) if credit else (),
         notes=notes,

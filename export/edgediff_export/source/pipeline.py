@@ -7,6 +7,7 @@ from typing import Any
 
 from edgediff_export.quiet import quiet
 from edgediff_export.source import lora, textual_inversion
+from edgediff_export.source.configs import Kind
 from edgediff_export.source.families import PIPELINES, TEXT_ENCODERS
 from edgediff_export.source.lora import Lora, Matched
 from edgediff_export.source.safetensors_file import open_tensors
@@ -25,7 +26,8 @@ class Source:
     `folder` has the tokenizers. `weights` are components' folders, or files of weights; `flags`
     are the options that named those which do not come from the pipeline itself. `text_encoders`
     are their configs, in the order in which the UNet reads what they give. `said` is the training
-    as the file of the UNet states it; `bare` says that it came without a config of its own.
+    as the file of the UNet states it; `kind` is the model that a checkpoint in one file was taken
+    for; `bare` says that it came without a config of its own.
     `credits` name who made components that were put in. `loras` and `embeddings` are merged into
     components as these are loaded."""
 
@@ -43,6 +45,7 @@ class Source:
     text_encoders: Mapping[str, Mapping[str, Any]]
     scheduler: Mapping[str, Any]
     said: Statements = field(default_factory=Statements)
+    kind: Kind | None = None
     bare: bool = False
     credits: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -56,7 +59,9 @@ class Source:
         path = self.weights[component]
         if path.is_file():
             flag = self.flags.get(component, "")
-            module = load_file_weights(path, component, self._skeleton(component), flag=flag)
+            module = load_file_weights(
+                path, component, self._skeleton(component), flag=flag, kind=self.kind
+            )
         else:
             module = load_weights(path, self._class(component))
         for matched in self.loras:

@@ -24,9 +24,9 @@ _CHANNELS = {
 }
 
 
-def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> Header:
+def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> tuple[Header, Kind]:
     """Find out which model a checkpoint is of and put its configs into `folder`: those of the
-    hub's local cache, else those that edgediff ships.
+    hub's local cache, else those that edgediff ships → its header, and which model.
 
     replaced: components that come from elsewhere, which the file need not have.
 
@@ -56,7 +56,7 @@ def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> 
         folder.mkdir(parents=True, exist_ok=True)
         for child in cached.iterdir():
             (folder / child.name).symlink_to(child.absolute())
-    return header
+    return header, kind
 
 
 def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from edgediff.errors import ExportError, first_line
 from edgediff_export.quiet import quiet
+from edgediff_export.source.configs import PRUNED, REPOSITORIES, Kind
 from edgediff_export.source.file_kinds import kind_of, misplaced
 from edgediff_export.source.original_names import (
     controlnet_names,
@@ -190,14 +191,17 @@ _WANTED = {
 }
 
 
-def load_file_weights(path: Path, component: str, module: Any, *, flag: str = "") -> Any:
+def load_file_weights(
+    path: Path, component: str, module: Any, *, flag: str = "", kind: Kind | None = None
+) -> Any:
     """The weights of a component in a .safetensors file → the module with them, which came without
     any, as `load_weights` has it.
 
     The file may be of this component only, or a checkpoint of the whole pipeline, under
     diffusers' names, transformers', or those of the original code.
 
-    flag: the option that named the file, or "". Raises ExportError."""
+    flag: the option that named the file, or "". kind: the model that a checkpoint was taken for.
+    Raises ExportError."""
     where = f"{flag} {path}" if flag else str(path)
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     with open_tensors(path, flag=flag) as tensors:
@@ -209,13 +213,13 @@ def load_file_weights(path: Path, component: str, module: Any, *, flag: str = ""
             )
         places, prefix = _locate(component, wanted, keys)
         shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
-        kind = kind_of(shapes)
-        foreign = kind is not None and not kind.option
+        held = kind_of(shapes)
+        foreign = held is not None and not held.option
         if foreign or not any(place.key in keys for place in places.values()):
             what = misplaced(shapes, _WANTED[component])
             if what is not None:
                 raise ExportError(f"{where}: {what}")
-        _check_complete(where, component, wanted, keys, places, prefix, own=bool(flag))
+        _check_complete(where, component, wanted, keys, places, prefix, None if flag else kind)
         weights = {name: _take(tensors, places[name], shape) for name, shape in wanted.items()}
     import torch
 
@@ -228,10 +232,15 @@ def load_file_weights(path: Path, component: str, module: Any, *, flag: str = ""
     try:
         module.load_state_dict(weights, assign=True)
     except RuntimeError as e:
-        its = "this pipeline's" if flag else "expected of this"
+        called = _CALLED[component]
+        if kind is None or flag:
+            raise ExportError(
+                f"{where}: of another shape than this pipeline's {called} ({_reason(e)}): give a"
+                " folder with its config.json"
+            ) from e
         raise ExportError(
-            f"{where}: of another shape than {its} {_CALLED[component]} ({_reason(e)}): give a"
-            " folder with its config.json"
+            f"{where}: its {called} is of another shape ({_reason(e)}) than that of"
+            f" {REPOSITORIES[kind]}: {_needs(kind, component)}"
         ) from e
     for name, buffer in module.named_buffers():
         if buffer.is_meta and name.endswith("position_ids"):  # 0, 1, 2…, never in a file
@@ -310,10 +319,11 @@ def _check_complete(
     keys: Collection[str],
     places: Mapping[str, Place],
     prefix: str,
-    *,
-    own: bool,
+    kind: Kind | None,
 ) -> None:
-    """Refuse a file that lacks a weight, or holds one of this component that would be left out."""
+    """Refuse a file that lacks a weight, or holds one of this component that would be left out.
+
+    kind: of a checkpoint, whose configs come from elsewhere."""
     used = {place.key for place in places.values()}
     missing = sorted(name for name in wanted if places[name].key not in keys)
     unknown = []
@@ -329,10 +339,24 @@ def _check_complete(
         raise ExportError(f"{where}: {what}: give a .safetensors file of a {called}")
     what = f"holds {unknown[0]}, which" if unknown else f"lacks {missing[0]}, which"
     has = "has not" if unknown else "has"
-    whose = f"this pipeline's {called}" if own else f"a {called} of this kind"
+    if kind is None:
+        raise ExportError(
+            f"{where}: {what} this pipeline's {called} {has}: give a {called} of this family under"
+            " diffusers' names, or a folder with its config.json"
+        )
     raise ExportError(
-        f"{where}: {what} {whose} {has}: give a {called} of this family under diffusers' names, or"
-        " a folder with its config.json"
+        f"{where}: {what} a {called} of this kind {has} ({REPOSITORIES[kind]}):"
+        f" {_needs(kind, component)}"
+    )
+
+
+def _needs(kind: Kind, component: str) -> str:
+    """What a checkpoint needs that is not of the kind that it looks like."""
+    others = f", such as {PRUNED[kind]}" if kind in PRUNED else ""
+    flag = "--" + component.replace("_", "-")
+    return (
+        f"it needs the configs of the repository that it was published in{others}: give that, or"
+        f" its folder, as SOURCE and this file as {flag}"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from edgediff_export.source.configs import REPOSITORIES, Kind
 from edgediff_export.source.open import open_source
-from edgediff_export.source.original_names import vae_names
+from edgediff_export.source.original_names import unet_names, vae_names
 from edgediff_export.source.safetensors_file import Header
 from edgediff_export.source.single_file import identify
 from edgediff_export.source.weights import load_file_weights
@@ -267,6 +267,55 @@ def test_a_file_without_the_hub(
     assert source.scheduler["_class_name"] == "PNDMScheduler"
     with pytest.raises(ExportError, match=r"holds .*, which a UNet of this kind has not"):
         source.load("unet")
+
+
+@pytest.mark.parametrize(
+    ("component", "leave_out", "message"),
+    [
+        (
+            "unet",
+            "mid_block",
+            r"lacks mid_block.*, which a UNet of this kind has \(stable-diffusion-v1-5/stable-diffu"
+            r".* repository that it was published in, such as nota-ai/bk-sdm-small or .* as --unet",
+        ),
+        ("vae", "", r"its VAE is of another shape .*than that of stable-.* this file as --vae"),
+        ("text_encoder", "", r"lacks text_model.embeddings.*, such as nota.*--text-encoder"),
+    ],
+)
+def test_a_checkpoint_whose_configs_are_not_shipped_says_where_to_get_them(
+    component: str,
+    leave_out: str,
+    message: str,
+    shipped: Callable[[Kind], Path],
+    tmp_path: Path,
+) -> None:
+    """Such as a pruned one: its file looks like Stable Diffusion's."""
+    configs = shipped("sd1")
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(
+            diffusers.UNet2DConditionModel.load_config(configs / "unet")
+        )
+        vae = diffusers.AutoencoderKL.from_config(
+            diffusers.AutoencoderKL.load_config(configs / "vae")
+        )
+    names = unet_names({k.rpartition(".")[0] for k in unet.state_dict()})
+    state = {}
+    for key, tensor in unet.state_dict().items():
+        layer, _, end = key.rpartition(".")
+        if not (leave_out and key.startswith(leave_out)):
+            # One number stands for a weight: only names and first shapes are looked at.
+            shape = tensor.shape if "attn2.to_k" in key or layer == "conv_in" else (1,)
+            state[f"model.diffusion_model.{names[layer]}.{end}"] = torch.zeros(shape)
+    original = vae_names({k.rpartition(".")[0] for k in vae.state_dict()})
+    for key in vae.state_dict():
+        layer, _, end = key.rpartition(".")
+        state[f"first_stage_model.{original[layer]}.{end}"] = torch.zeros(1)
+    state["cond_stage_model.transformer.text_model.final_layer_norm.bias"] = torch.zeros(768)
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    source = open_source(str(path), work=tmp_path)
+    with pytest.raises(ExportError, match=message):
+        source.load(component)
 
 
 def test_scaled_float8_is_refused(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:

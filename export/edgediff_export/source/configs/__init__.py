@@ -22,6 +22,12 @@ REPOSITORIES: Mapping[Kind, str] = {
     "sdxl-inpaint": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
 }
 """Where each kind's configs are published; those that the hub's cache has go before these here."""
+PRUNED: Mapping[Kind, str] = {
+    "sd1": "nota-ai/bk-sdm-small or segmind/tiny-sd",
+    "sd2": "nota-ai/bk-sdm-v2-small",
+    "sdxl": "segmind/SSD-1B or segmind/Segmind-Vega",
+}
+"""Smaller models that look like one of these by their file, and have configs of their own."""
 
 _VERSION = "0.39.0"
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
