@@ -6,6 +6,8 @@ arXiv:1508.07909). Framing (begin, end, padding, truncation) is left to the runt
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,9 @@ from edgediff.errors import ExportError
 from edgediff_export.quiet import quiet
 
 FILE = "tokenizer.json"
+_FAST = "tokenizer.json"
+_FILES = ("vocab.json", "merges.txt")
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # The ranges that BERT calls CJK; each such character is a word of its own.
 _CJK = (
@@ -83,17 +88,30 @@ def write_tokenizer(
 def open_tokenizer(folder: Path, embeddings: Iterable[Sequence[str]] = ()) -> Any:
     """transformers' CLIPTokenizer of a folder, to which the tokens of `embeddings` were added; ids
     are given to them in order. Raises ExportError as `write_tokenizer`."""
-    with quiet():
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing and not (folder / _FAST).is_file():
+        raise ExportError(
+            f"{folder}: not CLIP's vocab.json and merges.txt ({' and '.join(missing)} missing):"
+            " download the pipeline again"
+        )
+    with quiet(), tempfile.TemporaryDirectory() as unpacked:
         from transformers import CLIPTokenizer
 
         try:
-            slow = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            if missing:
+                _unpack(folder, Path(unpacked))
+            where = Path(unpacked) if missing else folder
+            slow = CLIPTokenizer.from_pretrained(where, local_files_only=True)
         except Exception as e:  # transformers raises anything
             line = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ExportError(f"{folder}: not CLIP's vocab.json and merges.txt ({line})") from e
-    special = [slow.bos_token, slow.eos_token, slow.pad_token]
-    if None in special or slow.model_max_length > 10_000:
-        raise ExportError(f"{folder}: no begin, end or padding token, or no length: not CLIP's")
+    if None in (slow.bos_token, slow.eos_token, slow.pad_token):
+        raise ExportError(f"{folder}: has no begin, end or padding token: not CLIP's")
+    if slow.model_max_length > 10_000:
+        raise ExportError(
+            f"{folder}: its tokenizer_config.json says no length (model_max_length): write 77"
+            " there, as CLIP has it, or download the pipeline again"
+        )
     for tokens in embeddings:
         known = next((token for token in tokens if token in slow.get_vocab()), None)
         if known is not None:
@@ -103,6 +121,21 @@ def open_tokenizer(folder: Path, embeddings: Iterable[Sequence[str]] = ()) -> An
             )
         slow.add_tokens(list(tokens))
     return slow
+
+
+def _unpack(folder: Path, out: Path) -> None:
+    """Write vocab.json and merges.txt from a tokenizer.json, which is all that newer versions of
+    transformers save. Raises ValueError or KeyError for one of another kind."""
+    model = json.loads((folder / _FAST).read_text(encoding="utf-8"))["model"]
+    if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":
+        raise ValueError(f"{_FAST} is of another kind")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (out / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    lines = "\n".join(["#version: 0.2", *merges, ""])
+    (out / "merges.txt").write_text(lines, encoding="utf-8")
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, out / name)
 
 
 def _vectors(added: Mapping[str, int], *, special: Collection[str]) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from edgediff_export.source.tokenizer import write_tokenizer
+from transformers import CLIPTokenizerFast
 
 from edgediff.errors import ExportError
 
@@ -41,3 +42,34 @@ def test_merges_of_another_vocabulary(folder: Path) -> None:
 def test_a_folder_that_is_absent(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not CLIP's"):
         write_tokenizer(tmp_path / "none", tmp_path)
+
+
+def test_one_that_newer_versions_of_transformers_saved(folder: Path, tmp_path: Path) -> None:
+    """It has tokenizer.json, without vocab.json and merges.txt."""
+    (tmp_path / "out").mkdir()
+    write_tokenizer(folder, tmp_path / "out", file="expected.json")
+    fast = CLIPTokenizerFast.from_pretrained(folder)
+    for path in [p for p in folder.iterdir() if p.is_file()]:
+        path.unlink()
+    fast.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    assert (folder / "tokenizer.json").is_file()
+    spec = write_tokenizer(folder, tmp_path / "out", file="found.json")
+    assert spec.max_length == 77
+    expected = (tmp_path / "out" / "expected.json").read_bytes()
+    assert (tmp_path / "out" / "found.json").read_bytes() == expected
+
+
+def test_another_kind_of_tokenizer(folder: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
+    with pytest.raises(ExportError, match=r"not CLIP's .*tokenizer\.json is of another kind"):
+        write_tokenizer(folder, folder)
+
+
+def test_one_without_a_length(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ExportError, match=r"says no length \(model_max_length\): write 77 there"):
+        write_tokenizer(folder, folder)
