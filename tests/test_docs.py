@@ -105,6 +105,18 @@ def test_every_test_that_is_named_exists() -> None:
         assert f"def {name}(" in path.read_text(encoding="utf-8"), (name, path)
 
 
+def test_each_row_of_the_table_of_formats_says_what_happens_and_names_a_test() -> None:
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("## What happens with each format")
+    section, _, _ = section.partition("\n## ")
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in section.splitlines()]
+    rows = [row for row in rows if len(row) > 1 and row[1] != "what happens"]
+    assert len(rows) > 50
+    for given, happens, test in rows:
+        assert re.match(r"works|refused|noted|equal|the first works", happens), given
+        assert re.fullmatch(r"\[`test_\w+`\]\(\.\./tests/[\w/]+\.py\) \|", test), given
+
+
 def test_the_architecture_names_files_that_exist_and_draws_every_folder() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     runtime, export = ROOT / "edgediff", ROOT / "export" / "edgediff_export"
