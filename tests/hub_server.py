@@ -226,7 +226,13 @@ def _info(name: str, repository: Repository) -> dict[str, Any]:
         if file.endswith(LARGE):
             entry["lfs"] = {"sha256": _sha256(content), "size": len(content), "pointerSize": 130}
         siblings.append(entry)
-    return {"id": name, "modelId": name, "sha": repository.commit, "siblings": siblings}
+    return {
+        "id": name,
+        "modelId": name,
+        "private": repository.readers == "token",
+        "sha": repository.commit,
+        "siblings": siblings,
+    }
 
 
 def _json(request: BaseHTTPRequestHandler, content: Any) -> None:

@@ -1,8 +1,8 @@
-"""Downloads from the Hugging Face hub: `hf:owner/name`, or `hf:owner/name@revision`.
+"""The Hugging Face hub: bundles from it, `hf:owner/name` or `hf:owner/name@revision`, and to it.
 
-The only module of the runtime that uses the network, and only for such a name. The hub's client
-keeps what it downloads in its own cache, goes on with a download that was interrupted, and needs no
-connection for files that are there.
+The only module of the runtime that uses the network, and only for such a name or a push. The hub's
+client keeps what it downloads in its own cache, goes on with a download that was interrupted, and
+needs no connection for files that are there.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgediff._version import __version__
+from edgediff.bundle.card import CARD
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import MANIFEST
 from edgediff.errors import BundleError, first_line
@@ -28,6 +29,10 @@ _NAME = re.compile(
 _INTERVAL = 0.2
 """Seconds between two reports of progress."""
 _BARS = "huggingface_hub"
+_CONFLICT = 409
+"""The hub's answer if a repository to be created exists."""
+_REFUSED = (401, 403, 404)
+"""Its answers to a token that may not write."""
 
 OnDownload = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes in total, from a thread of its own."""
@@ -154,6 +159,50 @@ def fetch_files(
     return fetched
 
 
+def parse_target(text: str) -> HubName:
+    """The repository of a push, as `parse_hub_name`, without a revision. Raises BundleError."""
+    name = parse_hub_name(text)
+    if name.revision is not None:
+        raise BundleError(f"{text}: a push goes to the main branch: leave @{name.revision} out")
+    return name
+
+
+def push_bundle(
+    bundle: Bundle, name: HubName, card: str, *, private: bool = False, show_bars: bool = False
+) -> str:
+    """Upload bundle.json, the files that it lists, and the model card, in one commit → its address.
+
+    private: create the repository as a private one. show_bars: let the client show its progress on
+    stderr.
+
+    Raises BundleError, also for a file that differs from its hash, and if `private` and the
+    repository exists and is public."""
+    for file in bundle.manifest.files:
+        bundle.check_hash(file)
+    with _plain_errors(name, "", writes=True, show_bars=show_bars) as hub:
+        api = hub.HfApi(**_agent())
+        try:
+            api.create_repo(name.repository, private=private, exist_ok=False)
+        except hub.errors.HfHubHTTPError as e:
+            if e.response is None or e.response.status_code != _CONFLICT:
+                raise
+            if private and not api.model_info(name.repository).private:
+                raise BundleError(
+                    f"hf:{name}: exists and is public: make it private on the hub first, or leave"
+                    " --private out"
+                ) from e
+        files = {file: bundle.path(file) for file in (MANIFEST, *bundle.manifest.files)}
+        operations = [
+            hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(path))
+            for file, path in files.items()
+        ]
+        operations.append(hub.CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
+        commit = api.create_commit(
+            name.repository, operations, commit_message=f"{bundle.manifest.name} for edgediff"
+        )
+        return str(commit.commit_url)
+
+
 def _agent() -> dict[str, str]:
     """How the client introduces itself to the hub."""
     return {"library_name": "edgediff", "library_version": __version__}
@@ -201,8 +250,9 @@ def _watched(partial: Path, report: OnDownload | None, done: int, total: int) ->
 
 
 @contextlib.contextmanager
-def _client(name: HubName) -> Iterator[Any]:
-    """The module huggingface_hub, which prints nothing while the block runs.
+def _client(name: HubName, *, show_bars: bool = False) -> Iterator[Any]:
+    """The module huggingface_hub, which prints nothing while the block runs, but for its progress
+    if `show_bars`.
 
     Raises BundleError if it is not installed."""
     try:
@@ -216,7 +266,8 @@ def _client(name: HubName) -> Iterator[Any]:
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     silent = (
-        constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+        not show_bars
+        and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
         and not utils.are_progress_bars_disabled(_BARS)
     )
     if silent:
@@ -231,17 +282,28 @@ def _client(name: HubName) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _plain_errors(name: HubName, file: str) -> Iterator[Any]:
+def _plain_errors(
+    name: HubName, file: str, *, writes: bool = False, show_bars: bool = False
+) -> Iterator[Any]:
     """The client, see `_client`; its errors become one sentence each.
 
-    file: the one that is asked for, "" for none. Raises BundleError."""
-    with _client(name) as hub:
+    file: the one that is asked for, "" for none. writes: whether the block uploads. Raises
+    BundleError."""
+    with _client(name, show_bars=show_bars) as hub:
         try:
             yield hub
         except BundleError:
             raise
         except Exception as e:  # the client and what it stands on raise a dozen unrelated classes
-            raise BundleError(f"hf:{name}: {explain(hub.errors, e, name, file)}") from e
+            status = getattr(getattr(e, "response", None), "status_code", None)
+            if writes and status in _REFUSED:
+                reason = (
+                    f"may not be written ({status}): set HF_TOKEN to a token with write access to"
+                    f" {name.repository.partition('/')[0]}"
+                )
+            else:
+                reason = explain(hub.errors, e, name, file)
+            raise BundleError(f"hf:{name}: {reason}") from e
 
 
 def explain(errors: Any, e: Exception, name: HubName, file: str) -> str:

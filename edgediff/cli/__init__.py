@@ -13,6 +13,7 @@ from edgediff._version import __version__
 from edgediff.cli.bench import bench
 from edgediff.cli.generate import generate
 from edgediff.cli.inspect import info, providers, verify
+from edgediff.cli.push import push
 from edgediff.errors import EdgediffError, InputError, printable
 
 
@@ -91,5 +92,5 @@ def export(arguments: tuple[str, ...]) -> int | None:
     return status
 
 
-for _command in (generate, info, verify, providers, bench, export):
+for _command in (generate, info, verify, providers, bench, export, push):
     edgediff.add_command(_command)
