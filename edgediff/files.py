@@ -51,9 +51,13 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """A regular file's bytes. Raises OSError, also for more than `limit` bytes."""
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+        # Not `read(limit + 1)`: Python would take that much memory before it reads.
+        content = file.read(size + 1)
+    if len(content) > size:
+        raise OSError(errno.EIO, "it grew while it was read")
     return content
 
 

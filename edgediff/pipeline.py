@@ -14,7 +14,8 @@ from PIL import Image
 from edgediff.backend.available import is_installed, why_missing
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import default_cache_dir
-from edgediff.backend.memory import memory_limit
+from edgediff.backend.left_memory import left_memory
+from edgediff.backend.memory import AUTO, check_fits, fit, memory_limit
 from edgediff.backend.options import Observe, SessionOptions
 from edgediff.backend.pool import Stages
 from edgediff.backend.providers import PROVIDERS, check_provider_name
@@ -28,6 +29,7 @@ from edgediff.networks.autoencoder import Vae, check_tile, decoder_input
 from edgediff.networks.text_encoder import TextConditioner
 from edgediff.request.options import Options
 from edgediff.request.request import Request, resolve
+from edgediff.request.settings import Settings
 from edgediff.result import Progress, Result
 from edgediff.run import Run
 from edgediff.sampling.samplers import Step
@@ -42,7 +44,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | PathLike[str] | Literal[False] | None = None,
     provider_options: dict[str, str] | None = None,
-    max_memory: int | str | None = None,
+    max_memory: int | str | None = AUTO,
     tile: int | None = None,
     check_hashes: bool = True,
     observe: Observe | None = None,
@@ -61,13 +63,17 @@ def load(
         runs. False = keep none.
     provider_options: passed to the provider unchanged.
     max_memory: limit for all stages together, in bytes or as text such as "1.4GB" or "1GiB". None =
-        load all stages at once. With a limit, the text encoder is loaded now and each other stage
-        when it is first needed; to make room, the least recently used stages are released. Images
-        are identical; reloading costs time. It is a target, not a guarantee: it counts the files of
-        a stage (with weights as float32 at worst) and an allowance for one image of the default
-        size. Larger images, several seeds or threads, and Python with its libraries (70 MB) need
-        more. With `control`, every step runs the control networks and the UNet; if they do not fit
-        together, they are reloaded at every step.
+        load all stages at once. "auto" = on the CPU, the memory that this process may still take:
+        the least of its cgroups' limits, `ulimit -v` and free memory (Linux; elsewhere no limit).
+        If all stages fit, all are loaded at once. If not even one fits under a limit at which the
+        system ends the process, loading raises ProviderError, as does a call for a larger image.
+        With a limit, the text encoder is loaded now and each other stage when it is first needed;
+        to make room, the least recently used stages are released. Images are identical; reloading
+        costs time. It is a target, not a guarantee: it counts the files of a stage (with weights as
+        float32 at worst) and an allowance for one image of the default size. Larger images, several
+        seeds or threads, and Python with its libraries (70 MB) need more. With `control`, every
+        step runs the control networks and the UNet; if they do not fit together, they are reloaded
+        at every step.
     tile: decode and encode images in overlapping tiles with sides of this many pixels, to save
         memory; None = whole images. Smaller tiles take longer. An autoencoder with group norms
         gives different results for a tile than for the whole image.
@@ -99,6 +105,14 @@ def load(
         if missing is not None:
             refusals.append(f"provider {name!r}: {missing}")
             continue
+        planned = max_memory == AUTO and name == "cpu"  # others have their own memory
+        note = None
+        if planned:
+            try:
+                limit, note = fit(bundle.manifest, _at_once(bundle.manifest), tile)
+            except ProviderError as e:
+                refusals.append(str(e))
+                continue
         options = SessionOptions(
             provider=name,
             threads=threads,
@@ -108,11 +122,19 @@ def load(
             observe=observe or Observe(),
         )
         try:
-            pipe = Pipeline(bundle, options, check_hashes=check_hashes, max_memory=limit, tile=tile)
+            pipe = Pipeline(
+                bundle,
+                options,
+                check_hashes=check_hashes,
+                max_memory=limit,
+                tile=tile,
+                checks_memory=planned,
+            )
         except ProviderError as e:
             refusals.append(str(e))
         else:
             pipe.skipped_providers = tuple(refusals)
+            pipe._memory_notes = () if note is None else (note,)
             return pipe
     raise ProviderError("; ".join(refusals))
 
@@ -173,13 +195,18 @@ class Pipeline:
         check_hashes: bool,
         max_memory: int | None = None,
         tile: int | None = None,
+        checks_memory: bool = False,
     ) -> None:
+        """checks_memory: of each larger image than before, whether its work space fits."""
         self.bundle = bundle
         self.provider = options.provider
         self.skipped_providers: tuple[str, ...] = ()
         self._stages = Stages(bundle, options, max_memory, tile, check_hashes=check_hashes)
         self._tile = tile
+        self._memory_notes: tuple[str, ...] = ()
         manifest = bundle.manifest
+        self._checks_memory = checks_memory
+        self._most_pixels = manifest.defaults.width * manifest.defaults.height
         # A provider that compiles does so when the size is known.
         now = [] if PROVIDERS[options.provider].static_shapes else _at_once(manifest)
         if max_memory is not None:
@@ -213,7 +240,7 @@ class Pipeline:
     def load_notes(self) -> tuple[str, ...]:
         """Notes on the stages in memory: whether a compiled model came from the cache ("hit") or
         was compiled now ("miss"), and requests that could not be met."""
-        return tuple(self._stages.notes())
+        return (*self._memory_notes, *self._stages.notes())
 
     @property
     def stages(self) -> Stages:
@@ -344,6 +371,8 @@ class Pipeline:
                 f" ({request.settings.bundle[:12]}), but this pipeline runs {self.name}"
                 f" ({self.bundle.id[:12]}): resolve it again with this pipeline"
             )
+        if self._checks_memory:
+            self._check_memory(request.settings)
         run_stage = self._stages.runner(token)
         return Run(
             request,
@@ -356,6 +385,19 @@ class Pipeline:
             on_progress=on_progress,
             started=started,
         )
+
+    def _check_memory(self, settings: Settings) -> None:
+        """Raise ProviderError if a larger image than before would not fit. Work space of an image
+        that was drawn is kept, and serves the next one."""
+        factor = settings.hires or 1
+        size = (int(settings.width * factor), int(settings.height * factor))
+        pixels = size[0] * size[1]
+        if pixels <= self._most_pixels:
+            return
+        left = left_memory()
+        if left is not None:
+            check_fits(self.bundle.manifest, size, self._tile, left)
+        self._most_pixels = pixels
 
 
 def _at_once(manifest: Manifest) -> list[str]:

@@ -6,7 +6,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediff.backend.memory import memory_limit
+from edgediff.backend.memory import AUTO, memory_limit
 from edgediff.bundle.folder import Bundle, read_fixtures
 from edgediff.errors import BundleError, EdgediffError, ProviderError
 from edgediff.images.metrics import psnr
@@ -62,7 +62,7 @@ def verify(
     provider: str = "auto",
     threads: int | None = None,
     provider_options: dict[str, str] | None = None,
-    max_memory: int | str | None = None,
+    max_memory: int | str | None = AUTO,
 ) -> Verification:
     """Check every file's hash, then replay the fixtures of each stage and generate whole images.
 
@@ -74,7 +74,7 @@ def verify(
     provider does not start, and InputError if max_memory is invalid or too small. Failed checks are
     in the result."""
     bundle = Bundle.open(find_bundle(path_or_name))
-    limit = memory_limit(bundle.manifest, max_memory)  # before minutes of hashing
+    memory_limit(bundle.manifest, max_memory)  # before minutes of hashing
     if bundle.manifest.fixtures is None:
         raise BundleError(f"{bundle.root}: has no fixtures to verify against: export it again")
     checks = [_check_hash(bundle, name) for name in bundle.manifest.files]
@@ -85,7 +85,7 @@ def verify(
         provider=provider,
         threads=threads,
         provider_options=provider_options,
-        max_memory=limit,
+        max_memory=max_memory,
     ) as pipe:
         try:
             fixtures = read_fixtures(bundle) or {}

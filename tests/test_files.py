@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,35 @@ def test_a_regular_file_is_read(tmp_path: Path) -> None:
     assert read_regular(tmp_path / "a", 3) == b"abc"
     with pytest.raises(OSError, match="larger than 2 bytes"):
         read_regular(tmp_path / "a", 2)
+
+
+def test_reading_takes_no_more_memory_than_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        read_regular(tmp_path / "a", 2**31)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    measure = os.fstat
+
+    def measure_and_grow(number: int) -> os.stat_result:
+        found = measure(number)
+        with path.open("ab") as file:
+            file.write(b"d")
+        return found
+
+    monkeypatch.setattr(os, "fstat", measure_and_grow)
+    with pytest.raises(OSError, match="it grew while it was read"):
+        read_regular(path, 100)
 
 
 def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Estimates the memory that a bundle's stages take, and parses the limit that a caller sets."""
+"""Estimates the memory that a bundle's stages take, and plans how they fit into what is left."""
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from edgediff.backend.left_memory import Left, left_memory
 from edgediff.bundle.manifest import EVERY_STEP, GraphSpec, Manifest, Role
 from edgediff.bundle.tensor_names import GUIDANCE_EMBEDDING
 from edgediff.checks import whole_number
-from edgediff.errors import InputError
+from edgediff.errors import InputError, ProviderError
 from edgediff.sampling.guidance import Guidance
 
 UNITS = {
@@ -45,13 +47,17 @@ class StageMemory:
         return self.weights + self.work
 
 
-def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemory]:
+def estimate(
+    manifest: Manifest, tile: int | None = None, *, size: tuple[int, int] | None = None
+) -> dict[str, StageMemory]:
     """Stage → its memory: the graph, its weights, at worst widened to float32, and for the stages
-    that work on images the memory of a run at the default size (two rows with guidance).
+    that work on images the memory of a run (two rows with the default guidance).
 
-    tile: the side, in pixels, of the tiles that the autoencoder works on; None = whole images."""
+    tile: the side, in pixels, of the tiles that the autoencoder works on; None = whole images.
+    size: (width, height) of the image; None = the default."""
     defaults = manifest.defaults
-    pixels = defaults.width * defaults.height
+    width, height = size or (defaults.width, defaults.height)
+    pixels = width * height
     denoiser = manifest.denoiser.graph
     embeds_guidance = denoiser.input(GUIDANCE_EMBEDDING) is not None
     guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
@@ -61,7 +67,7 @@ def estimate(manifest: Manifest, tile: int | None = None) -> dict[str, StageMemo
     works: dict[Role, int] = {"text_encoder": 0}
     # A control network is half a UNet, but its outputs are as large as its inner values.
     works |= dict.fromkeys(EVERY_STEP, rows * pixels * per_pixel)
-    at_once = pixels if tile is None else min(tile, defaults.width) * min(tile, defaults.height)
+    at_once = pixels if tile is None else min(tile, width) * min(tile, height)
     return {
         stage: StageMemory(
             weights=manifest.files[graph.file].size + _loaded(manifest, graph),
@@ -79,13 +85,65 @@ def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
     return stored * WIDENED[graph.precision]
 
 
+AUTO = "auto"
+"""The limit that follows from the memory that is left."""
+
+
+def fit(
+    manifest: Manifest, stages: Collection[str], tile: int | None = None, left: Left | None = None
+) -> tuple[int | None, str | None]:
+    """How the `stages` of one image fit into the memory that is left: the limit for all of them
+    together, None if they all fit, and a note if there is a limit.
+
+    left: None = `left_memory`. Raises ProviderError if not even the largest stage fits, and the
+    system would end the process for it."""
+    left = left or left_memory()
+    parts = {k: v for k, v in estimate(manifest, tile).items() if k in stages}
+    together = sum(p.weights for p in parts.values()) + max(p.work for p in parts.values())
+    if left is None or together <= left.left:
+        return None, None
+    largest = max(parts, key=lambda stage: parts[stage].peak)
+    least = parts[largest].peak
+    if least > left.left and left.hard:
+        raise ProviderError(_too_little(manifest, left, least))
+    note = (
+        f"memory: {megabytes(left.left)} are left of the {left.limit}, less than the"
+        f" {megabytes(together)} of all stages: each is loaded when it runs"
+    )
+    return max(least, left.left), note
+
+
+def check_fits(manifest: Manifest, size: tuple[int, int], tile: int | None, left: Left) -> None:
+    """Raise ProviderError if the work space of one image of `size` does not fit into a hard limit,
+    which would end the process. The weights are loaded by then, or take the place of others."""
+    work = max(stage.work for stage in estimate(manifest, tile, size=size).values())
+    if left.hard and work > left.left:
+        raise ProviderError(_too_little(manifest, left, work, size))
+
+
+def _too_little(
+    manifest: Manifest, left: Left, need: int, size: tuple[int, int] | None = None
+) -> str:
+    width, height = size or (manifest.defaults.width, manifest.defaults.height)
+    return (
+        f"{manifest.name} needs about {megabytes(need)} more for an image of {width}x{height}, but"
+        f" the {left.limit} leaves {megabytes(left.left)}: raise it, give a smaller `size` or a"
+        f" smaller bundle, set `tile`, or set `max_memory` yourself"
+    )
+
+
+def megabytes(size: int) -> str:
+    """Bytes as text: 250MB."""
+    return f"{math.ceil(size / 1e6)}MB"
+
+
 def memory_limit(
     manifest: Manifest, max_memory: int | str | None, tile: int | None = None
 ) -> int | None:
-    """A limit as `load` takes it → bytes; None = no limit. tile: see `estimate`.
+    """A limit as `load` takes it → bytes; None = no limit, also for "auto". tile: see `estimate`.
 
     Raises InputError if it is not a size, or if one stage takes more than it."""
-    if max_memory is None:
+    if max_memory is None or max_memory == AUTO:
         return None
     limit = parse_memory(max_memory)
     stages = estimate(manifest, tile)
@@ -93,8 +151,7 @@ def memory_limit(
     if stages[largest].peak > limit:
         raise InputError(
             f"`max_memory` is {max_memory}: the largest stage, {largest}, takes about"
-            f" {math.ceil(stages[largest].peak / 1000000.0)}MB: give that or more, or a"
-            " smaller bundle"
+            f" {megabytes(stages[largest].peak)}: give that or more, or a smaller bundle"
         )
     return limit
 
@@ -114,6 +171,6 @@ def parse_memory(size: int | str) -> int:
     if amount < 1:
         raise InputError(
             f"`max_memory` is {size!r}: expected bytes as a whole number from 1 up, or text"
-            " such as 1.4GB, 900MB or 1GiB"
+            " such as 1.4GB, 900MB or 1GiB, or auto"
         )
     return amount

@@ -14,7 +14,7 @@ from edgediff.cli.bench import bench
 from edgediff.cli.generate import generate
 from edgediff.cli.inspect import info, providers, verify
 from edgediff.cli.push import push
-from edgediff.errors import EdgediffError, InputError, printable
+from edgediff.errors import EdgediffError, InputError, first_line, printable
 
 
 def main() -> None:
@@ -36,6 +36,16 @@ def main() -> None:
         status = 2
     except EdgediffError as e:
         click.echo(f"Error: {printable(str(e))}", err=True)
+        status = 1
+    except MemoryError:
+        click.echo(
+            "Error: memory ran out: raise the limit of this process, or give a smaller --size or a"
+            " smaller bundle",
+            err=True,
+        )
+        status = 1
+    except ImportError as e:  # a library that memory, or a limit of open files, does not admit
+        click.echo(f"Error: {e.name or 'a module'} cannot be loaded: {first_line(e)}", err=True)
         status = 1
     except BrokenPipeError:
         if sys.stderr is not None:

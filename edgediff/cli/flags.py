@@ -189,7 +189,11 @@ provider_flags = flags(
             "Where it runs",
             "--max-memory",
             metavar="SIZE",
-            help="Memory target, such as 1.4GB: stages are loaded when needed and released again.",
+            default="auto",
+            callback=lambda *given: None if given[-1].lower() == "none" else given[-1],
+            help="Memory target, such as 1.4GB: stages are loaded when needed and released again."
+            " auto takes the target from the memory that is left, none sets no target."
+            "  [default: auto]",
         ),
     ]
 )

@@ -1,6 +1,7 @@
 """Samples of the long runs: fuzzing, a soak, and kill -9; the commands do the rest."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import fuzz
+from benchmarks import fuzz, limits
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -68,6 +69,34 @@ def test_a_crash_a_hang_and_a_foreign_error_are_found(monkeypatch: pytest.Monkey
         "3 bundle: foreign: KeyError",
     ]
     assert found["counts"]["taken"] == 1
+
+
+@pytest.mark.slow
+def test_limits_give_an_error_or_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"address-space": (300, 4000), "files": (5,), "processor": (1,)}
+    if os.geteuid() == 0:
+        kinds |= {"cgroup": (64, 1024), "disk": (4, 1024)}
+    monkeypatch.setattr(limits, "STEPS", kinds)
+    monkeypatch.setattr(sys, "argv", ["limits", "--json", str(tmp_path / "limits.json")])
+    with pytest.raises(SystemExit) as e:
+        limits.main()
+    assert not e.value.code
+    found = json.loads((tmp_path / "limits.json").read_text())["outcomes"]
+    assert {*found} == {*kinds}
+    assert found["address-space"] == {"300": "error", "4000": "image"}
+    assert found["files"] == {"5": "image"}
+    assert found["processor"] == {"1": "image"}
+    if os.geteuid() == 0:
+        assert found["cgroup"] == {"64": "error", "1024": "image"}
+        assert found["disk"] == {"4": "error", "1024": "image"}
+
+
+@pytest.mark.slow
+def test_limits_without_root_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sys, "argv", ["limits", "--only", "cgroup"])
+    with pytest.raises(SystemExit, match="need root"):
+        limits.main()
 
 
 @pytest.mark.slow
