@@ -228,6 +228,26 @@ SHAPES: dict[str, Shape] = {
         scheduler_class="LCMScheduler",
         scheduler=_SD,
     ),
+    "playground": _xl(
+        scheduler_class="EDMDPMSolverMultistepScheduler",
+        scheduler={"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0},
+        vae={
+            **_SMALL_VAE,
+            "scaling_factor": 0.5,
+            "latents_mean": (-1.6, -0.4, 0.9, -0.7),
+            "latents_std": (8.4, 6.0, 5.3, 4.5),
+        },
+    ),
+    "cosxl": _xl(
+        scheduler_class="EDMEulerScheduler",
+        scheduler={
+            "sigma_data": 1.0,
+            "sigma_min": 0.002,
+            "sigma_max": 120.0,
+            "sigma_schedule": "exponential",
+            "prediction_type": "v_prediction",
+        },
+    ),
     "inpaint": _small(
         unet={**_SMALL_UNET, "in_channels": 9}, pipeline="StableDiffusionInpaintPipeline"
     ),

@@ -17,7 +17,10 @@ EDM_SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_sde")
 def edm_steps(
     schedule: EDMSchedule, steps: int, spacing: Spacing | None
 ) -> tuple[PlannedStep, ...]:
-    """The steps of a sampler in EDM_SAMPLERS. spacing: None for the schedule's own."""
+    """The steps of a sampler in EDM_SAMPLERS. spacing: None for the schedule's own.
+
+    A single one is from sigma_max; diffusers' "exponential" takes sigma_min for it, where the
+    initial noise does not belong."""
     spacing = spacing or schedule.sigma_schedule
     low, high = schedule.sigma_min, schedule.sigma_max
     if spacing == "karras":

@@ -7,7 +7,7 @@ from edgediff.bundle.manifest import ConditioningSpec, Defaults, Preset
 from edgediff.errors import InputError
 from edgediff.request.request import check_size
 from edgediff.sampling.plan import make_plan
-from edgediff.sampling.schedule import Schedule
+from edgediff.sampling.schedule import EDMSchedule, Schedule
 from edgediff_export.options import Options
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import Sampling, choose_sampling, sigma_data
@@ -37,6 +37,15 @@ def conditioning(source: Source) -> ConditioningSpec:
     whole prompt (Podell et al. 2023, arXiv:2307.01952, section 2.1)."""
     encoders = tuple(source.text_encoders)
     return ConditioningSpec(states=(encoders,), pooled=encoders[1:])
+
+
+def timesteps_of(schedule: Schedule) -> tuple[float, float]:
+    """Two timesteps that the denoiser was trained for, near both ends; the second is a fraction,
+    as some samplers' are."""
+    if isinstance(schedule, EDMSchedule):
+        first, *_, last = make_plan(schedule, "euler", 8).steps
+        return first.timestep, last.timestep
+    return 981.0, 261.5
 
 
 def named(options: Options, source: Source) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from edgediff_export.defaults import (
     latent_space,
     named,
     record_preset,
+    timesteps_of,
 )
 from edgediff_export.fidelity import images
 from edgediff_export.fidelity.shots import choose_shots
@@ -228,6 +229,7 @@ def _trace(
         tokenizers={k: Tokenizer(floats / spec.file, spec) for k, spec in tokenizers.items()},
         latent=opened.latent,
         defaults=opened.defaults,
+        timesteps=timesteps_of(opened.schedule),
         floats=floats,
         scratch=work / "trace",
         networks={network_stage(network).name: network for network in opened.networks},

@@ -20,11 +20,7 @@ def check_components(source: Source) -> None:
     """Refuse what traces but could not be run by the runtime."""
     where = source.description
     _check_classes(source)
-    if source.vae.get("latents_mean") is not None:
-        raise ExportError(
-            f"{where}: the VAE has a mean for each channel of its latents (latents_mean), which"
-            " bundles have no place for: give another VAE of its family with --vae"
-        )
+    _check_channel_scales(source)
     for key, what in _EXTRA_INPUTS.items():
         if source.unet.get(key) is not None:
             raise ExportError(
@@ -90,6 +86,21 @@ def _check_added_embedding(source: Source) -> None:
             f"{where}: the UNet takes {unet.get('projection_class_embeddings_input_dim')} values"
             f" about prompt and image, SDXL's base models {width}: refiners only finish another"
             " model's images: give SDXL's base model or a model made from it"
+        )
+
+
+def _check_channel_scales(source: Source) -> None:
+    """The mean and standard deviation of each channel of the latents, which few VAEs have."""
+    mean, std = source.vae.get("latents_mean"), source.vae.get("latents_std")
+    if not mean and not std:
+        return
+    channels = source.vae.get("latent_channels", 4)
+    kl = source.vae.get("_class_name") == "AutoencoderKL"
+    if not (kl and mean and std and len(mean) == len(std) == channels and min(std) > 0.0):
+        raise ExportError(
+            f"{source.description}: the VAE has latents_mean {mean} and latents_std {std}: expected"
+            f" {channels} numbers in each, those of latents_std above 0, in an AutoencoderKL's"
+            " config: mend it, or give another VAE of its family with --vae"
         )
 
 

@@ -65,13 +65,13 @@ def known_as(names: Sequence[str]) -> str | None:
 
 
 def fitting(own: Mapping[str, Any], *, pipeline: str, channels: int) -> str | None:
-    """The name of the tiny autoencoder for a pipeline's latents; None if there is none, or if its
-    own is tiny.
+    """The name of the tiny autoencoder for a pipeline's latents; None if there is none, as for
+    latents that are normalized by channel, or if its own is tiny.
 
     own: the config of the pipeline's own. channels: of the denoiser's latents."""
     name = FITTING.get(pipeline)
     levels = len(own.get("block_out_channels", ()))
-    if name is None or own.get("_class_name") == CLASS:
+    if name is None or own.get("_class_name") == CLASS or own.get("latents_mean"):
         return None
     return name if (TINY_VAES[name].channels, LEVELS) == (channels, levels) else None
 

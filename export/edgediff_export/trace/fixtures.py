@@ -27,7 +27,6 @@ from edgediff_export.fidelity.shots import PROMPTS, even_areas
 # Latents a side: just enough to exercise every layer.
 _UNET_SIDE = 32
 _VAE_SIDE = 8
-_TIMESTEPS = (981.0, 261.5)
 _CONTROL_SIDE = 16
 """Latents a side in the fixtures. Residuals are many: at 32 they would take 27 MB of Stable
 Diffusion 1.5's, at 16 a quarter of that."""
@@ -49,8 +48,9 @@ def unet_inputs(
     *,
     guidance_scale: float,
     size: tuple[int, int],
+    timesteps: tuple[float, float],
 ) -> dict[str, Named]:
-    """Noise (1, c, h, w) near both ends of the schedule, under the first prompts.
+    """Noise (1, c, h, w) at two timesteps, under the first prompts.
 
     text: of each text encoder, a case for each prompt. size: (width, height) of an image."""
     rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def unet_inputs(
     cond_dim = config.get("time_cond_proj_dim")
     shape = (1, config.get("in_channels", 4), side, side)
     cases: dict[str, Named] = {}
-    for timestep, prompt in zip(_TIMESTEPS, zip(*text, strict=True), strict=False):
+    for timestep, prompt in zip(timesteps, zip(*text, strict=True), strict=False):
         states = [next(iter(case.outputs.values())) for case in prompt]
         inputs = {
             SAMPLE: rng.standard_normal(shape, dtype=np.float32),

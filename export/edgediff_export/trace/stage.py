@@ -138,8 +138,24 @@ UNET = Stage(
 )
 
 
+def _channel_scales(module: Any) -> tuple[Any, Any] | None:
+    """The mean and the standard deviation of each channel of a VAE's latents, (c, 1, 1), by which
+    the denoiser's are normalized, as Playground v2.5's are; or None."""
+    import torch
+
+    if not module.config.get("latents_mean"):
+        return None
+    mean, std = (module.config[key] for key in ("latents_mean", "latents_std"))
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+
+
 def _decode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (module.decode(inputs[LATENT_SAMPLE]).sample,)
+    latents = inputs[LATENT_SAMPLE]
+    scales = _channel_scales(module)
+    if scales is not None:
+        mean, std = scales
+        latents = latents * std + mean
+    return (module.decode(latents).sample,)
 
 
 VAE_DECODER = Stage(
@@ -155,12 +171,21 @@ VAE_DECODER = Stage(
 def _vae_encoder(source: Source) -> Stage:
     """Images (n, 3, h, w) in [-1, 1] → AutoencoderTiny's latents, or the mean and the logarithm
     of the variance of AutoencoderKL's (Kingma and Welling 2013, arXiv:1312.6114), one after the
-    other along the channels; both before scaling."""
+    other along the channels; both before scaling, but normalized by channel."""
+    import torch
+
     tiny = source.vae["_class_name"] == "AutoencoderTiny"
 
     def encode(module: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
         encoded = module.encode(inputs[SAMPLE])
-        return (encoded.latents if tiny else encoded.latent_dist.parameters,)
+        if tiny:
+            return (encoded.latents,)
+        scales = _channel_scales(module)
+        if scales is None:
+            return (encoded.latent_dist.parameters,)
+        center, std = scales
+        mean, logvar = encoded.latent_dist.mean, encoded.latent_dist.logvar
+        return (torch.cat(((mean - center) / std, logvar - 2.0 * std.log()), dim=1),)
 
     return Stage(
         name=families.VAE_ENCODER,

@@ -58,12 +58,14 @@ def taken_by(spec: GraphSpec, cases: Sequence[Case]) -> list[Case]:
 class Tracer:
     """Traces the stages of one source into `floats`, in the order in which they run.
 
-    tokenizers: of each text encoder, in the order in which the UNet reads their outputs."""
+    tokenizers: of each text encoder, in the order in which the UNet reads their outputs.
+    timesteps: two of those that the UNet was trained for, near both ends."""
 
     source: Source
     tokenizers: Mapping[str, Tokenizer]
     latent: LatentSpec
     defaults: Defaults
+    timesteps: tuple[float, float]
     floats: Path
     scratch: Path
     networks: Mapping[str, ControlNet] = field(default_factory=dict)
@@ -150,6 +152,7 @@ class Tracer:
                 [done[name].torch_cases for name in self.tokenizers],
                 guidance_scale=self.defaults.guidance_scale,
                 size=(self.defaults.width, self.defaults.height),
+                timesteps=self.timesteps,
             )
         if stage.role == "encoder":
             return fixtures.vae_encoder_inputs(self.latent, side)

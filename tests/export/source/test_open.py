@@ -186,7 +186,7 @@ def test_a_weight_that_is_missing(folder: Path, tmp_path: Path) -> None:
         ("unet/config.json", {"addition_embed_type": "text_time"}, "an embedding of the whole pro"),
         ("unet/config.json", {"cross_attention_dim": 64}, "gives 32 values a token, .* takes 64"),
         ("vae/config.json", {"latent_channels": 16}, "4 latent channels, the VAE 16"),
-        ("vae/config.json", {"latents_mean": [0.0]}, "a mean for each channel of its latents"),
+        ("vae/config.json", {"latents_mean": [0.0]}, "expected 4 numbers in each"),
         ("vae/config.json", {"_class_name": "VQModel"}, "is a VQModel, expected AutoencoderKL"),
     ],
 )
