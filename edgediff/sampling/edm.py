@@ -29,7 +29,8 @@ def edm_steps(
         levels = SPACINGS[spacing](low, high, steps)
     # Karras et al. 2022 (arXiv:2206.00364), table 1: c_noise.
     timesteps = 0.25 * np.log(levels)
-    end = 0.0 if schedule.final_sigmas_type == "zero" else low
+    # The lowest level may be below sigma_min by a rounding.
+    end = 0.0 if schedule.final_sigmas_type == "zero" else min(low, levels[-1])
     units = [sigma / schedule.sigma_data for sigma in (*levels, end)]
     return chain(units[:-1], timesteps.tolist(), units[-1])
 

@@ -37,7 +37,7 @@ Where diffusers has no answer that can be compared to that, a test below says so
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,14 @@ SPACED = (
     *("dpmpp_sde", "unipc", "deis"),
 )
 STEPS = (1, 2, 4, 20)
+SLOW = ("lms",)
+"""Whose weights diffusers integrates numerically, at every step."""
+
+
+def fast_first(samplers: Iterable[str]) -> list[Any]:
+    return [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in samplers]
+
+
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
@@ -392,7 +400,7 @@ def comparable(schedule: DiscreteSchedule, sampler: str, steps: int) -> bool:
 @pytest.mark.parametrize("beta_schedule", EVERY_BETAS)
 @pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", fast_first(SAMPLERS))
 def test_every_step_equals_diffusers(
     sampler: str, prediction: str, timestep_spacing: str, beta_schedule: str, zero_snr: bool
 ) -> None:
@@ -425,7 +433,7 @@ def test_what_the_comparison_leaves_out() -> None:
 @pytest.mark.parametrize("beta_schedule", EVERY_BETAS)
 @pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("sampler", OVER_SIGMA)
+@pytest.mark.parametrize("sampler", fast_first(OVER_SIGMA))
 def test_any_sigma_equals_float64(
     sampler: str, prediction: str, timestep_spacing: str, beta_schedule: str, zero_snr: bool
 ) -> None:
@@ -453,7 +461,7 @@ def test_any_sigma_equals_float64(
             assert np.abs(b - c).max() < allowed * np.abs(c).max() + rounding, steps
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", fast_first(SAMPLERS))
 @pytest.mark.parametrize("steps", [1, 3, 7, 30, 50])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stable_diffusion_as_it_ships(sampler: str, steps: int, seed: int) -> None:
@@ -484,7 +492,7 @@ def test_stable_diffusion_as_it_ships(sampler: str, steps: int, seed: int) -> No
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("beta_schedule", EVERY_BETAS)
-@pytest.mark.parametrize("sampler", SPACED)
+@pytest.mark.parametrize("sampler", fast_first(SPACED))
 def test_spacings_equal_diffusers(
     sampler: str, beta_schedule: str, timestep_spacing: str, spacing: Spacing
 ) -> None:

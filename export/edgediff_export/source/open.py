@@ -116,8 +116,10 @@ def open_source(
         (others["unet"] if _is_folder(others, "unet") else folder / "unet") / "config.json"
     )
     channels = unet_config.get("out_channels", 4)
+    said = [read_statements(h) for h in (_unet_header(unet, others), header) if h is not None]
+    latents = said[0].vae if said else {}
     if tiny_vae:
-        own = read_config(folder / "vae" / "config.json")
+        own = {**read_config(folder / "vae" / "config.json"), **latents}
         tiny = fitting(own, pipeline=pipeline, channels=channels)
         if tiny is not None:
             given["vae"] = vae = Path(tiny)
@@ -141,12 +143,12 @@ def open_source(
         if not (component == "vae" and _shape_of(others) is not None)
     }
     configs.setdefault("vae", _shape_of(others) or {})
+    configs["vae"] = {**configs["vae"], **latents}
     credit = ""
     if vae is not None:
         credit = _vae_credit(vae, others["vae"], configs["vae"], unet_config, pipeline)
     found = origin(path) if path.exists() else hub_origin(source)
     named = [found, *([origin(unet)] if unet is not None else [])]
-    said = [read_statements(h) for h in (_unet_header(unet, others), header) if h is not None]
     opened = Source(
         description=_described(found, given),
         name=named[-1].name,

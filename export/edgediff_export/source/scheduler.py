@@ -204,11 +204,6 @@ def adapt(
         adapted[_TIMESTEPS] = rule.timesteps
     said = said or Statements()
     if said.edm is not None and not str(adapted["_class_name"]).startswith("EDM"):
-        if said.prediction_type != "v_prediction":
-            raise ExportError(
-                "the file's tensor `edm_mean` is a mean for each channel of its latents, which"
-                " edgediff does not support: choose a model without it"
-            )
         adapted = _edm_config(said.edm, v=said.prediction_type == "v_prediction")
     if said.prediction_type is not None:
         adapted["prediction_type"] = said.prediction_type

@@ -36,11 +36,14 @@ class Statements:
 
     edm: EDM's sigma_min and sigma_max, where it was trained on that schedule (Karras et al. 2022,
         arXiv:2206.00364).
+    vae: what it says of its latents, as options of an AutoencoderKL's config: the mean and the
+        standard deviation of each channel, by which they are normalized.
     names: what it calls itself."""
 
     prediction_type: PredictionType | None = None
     zero_terminal_snr: bool | None = None
     edm: tuple[float, float] | None = None
+    vae: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
     names: tuple[str, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +73,8 @@ def read_statements(header: Header) -> Statements:
         say("prediction_type", "v_prediction", "predicts v, as `edm_vpred.sigma_max` says")
     elif "edm_mean" in header.shapes:
         say("edm", (0.002, 80.0), "was trained on EDM's schedule, as its tensor `edm_mean` says")
-        say("prediction_type", "epsilon", "predicts EDM's noise, as its tensor `edm_mean` says")
+        say("prediction_type", "epsilon", "predicts EDM's F, as its tensor `edm_mean` says")
+        say("vae", _latents(header), "its latents are normalized by its `edm_mean` and `edm_std`")
     prediction = _PREDICTIONS.get(meta.get("modelspec.prediction_type", "").lower())
     if prediction is not None:
         say("prediction_type", prediction, _word(prediction, "modelspec.prediction_type"))
@@ -95,6 +99,19 @@ def read_statements(header: Header) -> Statements:
         ),
         why=why,
     )
+
+
+_PLAYGROUND_SCALE = 0.5
+"""Scaling factor of the only model with such tensors, Playground v2.5."""
+
+
+def _latents(header: Header) -> dict[str, Any]:
+    with open_tensors(header.path) as tensors:
+        mean, std = (
+            [float(x) for x in tensors.get_tensor(key).flatten()] if key in header.shapes else []
+            for key in ("edm_mean", "edm_std")
+        )
+    return {"latents_mean": mean, "latents_std": std, "scaling_factor": _PLAYGROUND_SCALE}
 
 
 def _word(prediction: str, where: str) -> str:

@@ -1,21 +1,25 @@
 """Checkpoints of whole pipelines in one file: diffusers' own reader is the judge."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from edgediff_export.defaults import latent_space
 from edgediff_export.source.configs import REPOSITORIES, Kind
 from edgediff_export.source.open import open_source
 from edgediff_export.source.original_names import unet_names, vae_names
 from edgediff_export.source.safetensors_file import Header
+from edgediff_export.source.scheduler import adapt, read_schedule
 from edgediff_export.source.single_file import identify
 from edgediff_export.source.weights import load_file_weights
 from safetensors.torch import load_file, save_file
 
 from edgediff.errors import ExportError
+from edgediff.sampling.schedule import EDMSchedule
 
 pytestmark = [  # of diffusers, transformers and peft themselves
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -96,6 +100,35 @@ def test_replacements_come_first(
     expected = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     ours = source.load("vae").state_dict()
     assert all(torch.equal(ours[key], tensor) for key, tensor in expected.items())
+
+
+def test_latents_that_the_file_says_are_normalized(
+    small_pipeline: Callable[[str], Path],
+    checkpoint: Callable[..., STATE],
+    small_configs: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    """As Playground v2.5's one file does."""
+    folder = small_pipeline("xl")
+    small_configs(folder)
+    path = tmp_path / "playground.safetensors"
+    scales = {"edm_mean": torch.tensor([-1.5, 0.0, 1.0, 0.5]), "edm_std": torch.full((4,), 5.0)}
+    save_file({**checkpoint(folder), **scales}, path)
+    source = open_source(str(path), work=tmp_path, tiny_vae=True)
+    assert source.notes == ("the pipeline's own VAE is kept: there is no tiny one for its latents",)
+    config = source.load("vae").config
+    assert config["latents_mean"] == [-1.5, 0.0, 1.0, 0.5]
+    assert config["latents_std"] == [5.0] * 4
+    adapted = adapt(
+        source.scheduler,
+        name=source.names,
+        timestep_spacing=None,
+        prediction_type=None,
+        said=source.said,
+        bare=source.bare,
+    )
+    assert read_schedule(adapted) == EDMSchedule(prediction_type="edm")
+    assert latent_space(replace(source, scheduler=adapted)).scaling_factor == 1.0
 
 
 def test_a_folder_that_lacks_what_is_replaced(

@@ -57,6 +57,12 @@ def test_a_file_that_says_nothing(read: Write) -> None:
         ({"global_step": torch.tensor(110000)}, {}, "prediction_type", None),
         ({"edm_mean": torch.ones(4)}, {}, "edm", (0.002, 80.0)),
         (
+            {"edm_mean": torch.zeros(1, 2, 1, 1), "edm_std": torch.tensor([8.5, 4.0])},
+            {},
+            "vae",
+            {"latents_mean": [0.0, 0.0], "latents_std": [8.5, 4.0], "scaling_factor": 0.5},
+        ),
+        (
             {
                 "edm_vpred.sigma_max": torch.tensor(120.0),
                 "edm_vpred.sigma_min": torch.tensor(0.25),
