@@ -17,7 +17,7 @@ def read_config(path: Path) -> dict[str, Any]:
             " pipeline.save_pretrained(folder) writes"
         ) from e
     except (OSError, ValueError) as e:
-        raise ExportError(f"{path}: cannot be read ({first_line(e)})") from e
+        raise ExportError(f"{path}: cannot be read ({first_line(e)}): download it again") from e
     if not isinstance(raw, dict):
-        raise ExportError(f"{path}: expected a JSON object")
+        raise ExportError(f"{path}: expected a JSON object: download it again")
     return raw

@@ -12,7 +12,8 @@ from edgediff.errors import ExportError, InputError, first_line
 from edgediff_export.quiet import quiet
 from edgediff_export.source.config_file import read_config
 from edgediff_export.source.controlnet_file import file_config
-from edgediff_export.source.controlnet_kinds import FAMILIES, check_class, check_tensors
+from edgediff_export.source.controlnet_kinds import check_class, check_tensors
+from edgediff_export.source.file_kinds import BY_TEXT_WIDTH
 from edgediff_export.source.hub import download_component, is_hub_id
 from edgediff_export.source.origin import origin
 from edgediff_export.source.pipeline import Source
@@ -271,8 +272,8 @@ def _check_text(where: str, config: Mapping[str, Any], source: Source) -> None:
     if added == "text" or _attends(config):
         its, expected = _widths(config), _widths(unet)
         if set(its) != set(expected):
-            made = FAMILIES.get(max(its), "another UNet")
-            family = FAMILIES.get(max(expected))
+            made = BY_TEXT_WIDTH.get(max(its), "another UNet")
+            family = BY_TEXT_WIDTH.get(max(expected))
             raise ExportError(
                 f"{where}: made for {made}: it reads text of {_listed(its)} values a token, and"
                 f" {source.name} gives {_listed(expected)}: give a ControlNet for"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgediff.errors import ExportError
+from edgediff_export.source.file_kinds import misplaced
 from edgediff_export.source.safetensors_file import Header
 
 _AS_THE_UNET = (
@@ -31,10 +32,11 @@ def file_config(where: str, header: Header, unet: Mapping[str, Any]) -> dict[str
     levels = _original_levels(shapes) if original else _levels(shapes)
     if first is None or not hint or not levels:
         lacks = min(header.shapes, default="no tensors")
-        raise ExportError(
-            f"{where}: holds no ControlNet (but {lacks}, …): give a .safetensors file of a"
-            " ControlNet's weights, or a folder with its config.json"
+        what = misplaced(header.shapes, "a control network") or (
+            f"holds no ControlNet (but {lacks}, …): give a .safetensors file of a ControlNet's"
+            " weights, or a folder with its config.json"
         )
+        raise ExportError(f"{where}: {what}")
     middle = "middle_block.1" if original else "mid_block.attentions.0"
     depth = _depth(shapes, middle)
     added = shapes.get("label_emb.0.0.weight" if original else "add_embedding.linear_1.weight")

@@ -1,7 +1,7 @@
 """Adapters that people give as a control network and that are none: each is refused by its name."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgediff.errors import ExportError
@@ -116,11 +116,3 @@ def check_tensors(where: str, names: Iterable[str]) -> None:
 def _refusal(where: str, kind: _Kind) -> ExportError:
     return ExportError(f"{where}: is {kind.called}, which is not supported, since {kind.why}:"
                        f" {kind.instead}")  # fmt: skip
-
-
-FAMILIES: Mapping[int, str] = {
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    2048: "SDXL",
-}
-"""Values of text for a token → the family whose UNets take so many."""

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 SOURCE = "SOURCE"
 FAMILIES = "SD 1.x, SD 2.x or SDXL"
 """The models that edgediff exports, for messages."""
+BY_TEXT_WIDTH: Mapping[int, str] = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "SDXL",
+}
+"""Families of models by the values of a token that their UNet reads."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -143,7 +149,6 @@ _LORAS_OF_OTHERS: Sequence[tuple[str, re.Pattern[str]]] = (
     ("a model with a transformer", re.compile(r"transformer\.|lora_transformer_")),
 )
 _DOWN = re.compile(r".*attn2[._](?:processor\.)?to_k.*[._](?:down|lora_A(?:\.\w+)?)\.weight")
-_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 
 
 def lora_of_another(lora: Shapes, unet: Shapes) -> str | None:
@@ -157,11 +162,12 @@ def lora_of_another(lora: Shapes, unet: Shapes) -> str | None:
     ours = next((s[1] for k, s in unet.items() if k.endswith("attn2.to_k")), None)
     if theirs is None or ours is None or theirs == ours:
         return None
+    another = BY_TEXT_WIDTH.get(theirs, "another model")
     return (
-        f"was trained for {_WIDTHS.get(theirs, 'another model')}, with {theirs} values a token of"
-        f" the prompt, and this pipeline{_like(ours)} has {ours}"
+        f"was trained for {another}, with {theirs} values a token of the prompt, and this"
+        f" pipeline{_like(ours)} has {ours}"
     )
 
 
 def _like(width: int) -> str:
-    return f", like {_WIDTHS[width]}," if width in _WIDTHS else ""
+    return f", like {BY_TEXT_WIDTH[width]}," if width in BY_TEXT_WIDTH else ""

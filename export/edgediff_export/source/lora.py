@@ -117,7 +117,7 @@ class Matched:
         if not torch.isfinite(changed).all():
             raise ExportError(
                 f"--lora {self.lora.path}: {min(change.keys.values())}: the change is not finite:"
-                " is the file damaged?"
+                " download it again"
             )
         weight.copy_(changed)
 
@@ -173,7 +173,10 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
     for kind, pattern in OTHER_KINDS.items():
         found = next((k for k in keys if pattern.search(k)), None)
         if found is not None:
-            raise ExportError(f"{where}: {found}: is {kind}, which edgediff cannot merge")
+            raise ExportError(
+                f"{where}: {found}: is {kind}, which edgediff cannot merge: give a LoRA, LoHa, LoKr"
+                " or DoRA"
+            )
     grouped: dict[str, dict[str, str]] = {}
     others = []
     for key in keys:

@@ -37,7 +37,7 @@ _OTHER_CONTENT: Sequence[tuple[bytes | tuple[bytes, ...], str]] = (
     (
         (b"pk\x03\x04", b"\x80\x02", b"\x80\x04"),
         "a pickle under another name, which can run any code when it is read; edgediff reads"
-        " safetensors only: look for it in that form, or convert it where you trust it",
+        " safetensors only: look for it in that form, or convert it if you trust it",
     ),
 )
 """How a file begins, in lower case → what it is instead."""
@@ -81,7 +81,7 @@ def open_tensors(path: Path, *, flag: str = "") -> Any:
     if path.suffix in PICKLES:
         raise ExportError(
             f"{where}: a pickle, which can run any code when it is read; edgediff reads"
-            " safetensors only: look for it in that form, or convert it where you trust it"
+            " safetensors only: look for it in that form, or convert it if you trust it"
         )
     check_content(path, where)
     from safetensors import SafetensorError, safe_open

@@ -34,7 +34,7 @@ def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> 
     if path.suffix in PICKLES:
         raise ExportError(
             f"{path}: a pickle, which can run any code when it is read; edgediff reads safetensors"
-            " only: where you trust it, convert it with"
+            " only: if you trust it, convert it with"
             f' StableDiffusionPipeline.from_single_file("{path.name}").save_pretrained(folder)'
         )
     if path.suffix == ".gguf":

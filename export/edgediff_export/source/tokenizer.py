@@ -72,7 +72,9 @@ def write_tokenizer(
     try:
         text = build(slow.get_vocab(), merges, slow.added_tokens_decoder)
     except Exception as e:  # tokenizers raises bare Exception
-        raise ExportError(f"{folder}: vocab.json and merges.txt do not match ({e})") from e
+        raise ExportError(
+            f"{folder}: vocab.json and merges.txt do not match ({e}): download the pipeline again"
+        ) from e
     (out / file).write_text(text, encoding="utf-8")
     return TokenizerSpec(
         file=file,
@@ -106,7 +108,9 @@ def open_tokenizer(folder: Path, embeddings: Iterable[Sequence[str]] = ()) -> An
             line = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ExportError(f"{folder}: not CLIP's vocab.json and merges.txt ({line})") from e
     if None in (slow.bos_token, slow.eos_token, slow.pad_token):
-        raise ExportError(f"{folder}: has no begin, end or padding token: not CLIP's")
+        raise ExportError(
+            f"{folder}: has no begin, end or padding token: not CLIP's: download the pipeline again"
+        )
     if slow.model_max_length > 10_000:
         raise ExportError(
             f"{folder}: its tokenizer_config.json says no length (model_max_length): write 77"

@@ -121,7 +121,7 @@ def choose_weights(names: Sequence[str], where: str) -> tuple[str | None, list[s
     if pickles:
         raise ExportError(
             f"{where}/{pickles[0]}: a pickle, which can run any code when it is read; edgediff"
-            " reads safetensors only: where you trust it, convert it with"
+            " reads safetensors only: if you trust it, convert it with"
             " DiffusionPipeline.from_pretrained(folder, use_safetensors=False)"
             ".save_pretrained(new_folder)"
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from edgediff_export.source.controlnet_file import file_config
 from edgediff_export.source.file_kinds import FAMILIES, kind_of, lora_of_another
 from edgediff_export.source.lora import Lora
 from edgediff_export.source.open import open_source
+from edgediff_export.source.safetensors_file import Header
 from edgediff_export.source.textual_inversion import Embedding
 from edgediff_export.source.weights import find_weights
 from safetensors.torch import load_file, save_file
@@ -121,6 +123,19 @@ def test_a_file_in_the_place_of_another(
             source.merged([], [Embedding(path=path)])
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in FILES if FILES[c][2] not in ("--lora", "--controlnet")]
+)
+def test_a_file_in_the_place_of_a_control_network(case: str) -> None:
+    shapes, called, option = FILES[case]
+    header = Header(path=Path("it.safetensors"), shapes=shapes, metadata={})
+    place = f"give it as {option}" if option else f"of {FAMILIES}"
+    with pytest.raises(
+        ExportError, match=rf"it: is {called}.* and not a control network: .*{place}"
+    ):
+        file_config("it", header, {})
+
+
 def test_a_checkpoint_in_the_place_of_a_lora(
     folder: Path, checkpoint: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
@@ -151,9 +166,9 @@ SD1_UNET = {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (8, 76
         (pair("transformer.transformer_blocks.0.attn1.to_q", 64), "for a model with a transformer"),
         (
             pair(_TO_K, 2048),
-            "for SDXL, with 2048 values a token .* this pipeline, like Stable Diffusion 1, has 768",
+            r"for SDXL, with 2048 values .* this pipeline, like Stable Diffusion 1\.x, has 768",
         ),
-        (pair(_TO_K, 1024), "was trained for Stable Diffusion 2, with 1024"),
+        (pair(_TO_K, 1024), r"was trained for Stable Diffusion 2\.x, with 1024"),
         (pair(_TO_K, 80), "was trained for another model, with 80 values a token"),
     ],
 )
