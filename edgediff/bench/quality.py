@@ -34,7 +34,11 @@ def compare(path: Path | None, config: Config, png: str) -> Quality | None:
     fixture = matching(bundle, config)
     fixtures = read_fixtures(bundle)
     if fixture is None or fixtures is None:
-        return Quality(psnr_db=None, reason="the bundle has no reference image with these settings")
+        return Quality(
+            psnr_db=None,
+            reason="the bundle has no reference image with these settings; an export with"
+            " --fidelity full has those of its defaults",
+        )
     reference = fixtures[f"image/{fixture.name}"]
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
     decibels = psnr(image, reference)

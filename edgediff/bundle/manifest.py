@@ -25,6 +25,9 @@ PROMPT = "{prompt}"
 """The place of the prompt in a tokenizer's template."""
 
 Precision = Literal["fp32", "fp16", "int8"]
+FidelityLevel = Literal["full", "quick", "none"]
+"""The images that an export compares with the float model's: as the bundle makes them; small ones
+in few steps; none, which measures nothing of images."""
 DType = Literal["float32", "float16", "int64", "int32", "bool"]
 Role = Literal[
     "text_encoder", "denoiser", "controlled_denoiser", "controlnet", "decoder", "encoder"
@@ -258,10 +261,18 @@ class ImageFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """The accuracy lost by the export, measured when the bundle was made."""
+    """The accuracy lost by the export, measured when the bundle was made.
+
+    level: how many images were compared, see FidelityLevel; None: an earlier version does not say.
+    """
 
     stages: dict[str, StageFidelity]
     images: tuple[ImageFidelity, ...] = ()
+    level: FidelityLevel | None = None
+
+    def __post_init__(self) -> None:
+        ok = self.level != "none" or not self.images
+        require(ok, "fidelity: images", len(self.images), "no image at the level 'none'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,6 +424,8 @@ class Manifest:
         raw = dataclasses.asdict(self)
         if self.preset is None:  # which earlier versions do not know
             del raw["preset"]
+        if self.fidelity.level is None:
+            del raw["fidelity"]["level"]
         for graph in raw["graphs"].values():
             if not graph["conditional_only"]:
                 del graph["conditional_only"]

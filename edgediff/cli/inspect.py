@@ -11,6 +11,7 @@ from edgediff.cli.flags import SpellingCommand, json_flag, provider_flags
 from edgediff.cli.report import (
     count_formats,
     decibels,
+    describe_fidelity,
     describe_preset,
     megabytes,
     merged,
@@ -80,6 +81,8 @@ def _describe(opened: "Bundle") -> str:
         error = f", relative error {fidelity.error:.1e}" if fidelity else ""
         rows.append((name, f"{graph.precision}, {megabytes(size)}{error}"))
     rows += _plan_rows(manifest.quantization)
+    if manifest.fidelity.level is not None:
+        rows.append(("fidelity", describe_fidelity(manifest)))
     psnrs = [p.psnr_db for p in manifest.fidelity.images]
     if psnrs:
         worst = min((p for p in psnrs if p is not None), default=None)

@@ -8,7 +8,7 @@ import click
 from edgediff.errors import printable
 
 if TYPE_CHECKING:
-    from edgediff.bundle.manifest import Preset, Provenance
+    from edgediff.bundle.manifest import Manifest, Preset, Provenance
     from edgediff.result import Result
 
 
@@ -41,6 +41,28 @@ def describe_preset(preset: "Preset") -> str:
         *(["averaged attention"] if preset.averaged_attention else []),
     ]
     return f"{preset.name}: {', '.join(chosen) or 'nothing that a flag or the weights left open'}"
+
+
+def describe_fidelity(manifest: "Manifest") -> str:
+    """The level of an export's comparison of images, and what it says about the bundle's own."""
+    images, defaults = manifest.fidelity.images, manifest.defaults
+    if not images:
+        return (
+            "none: nothing was measured on images: how close they are to the float model's is not"
+            " known; stages were compared on fixed inputs"
+        )
+    first, many = images[0], "s" if len(images) > 1 else ""
+    said = f"{manifest.fidelity.level}: {len(images)} image{many} of {first.width}x{first.height}"
+    said += f", {steps_of(first.steps, first.sampler)}"
+    if manifest.quantization.precision == "fp32":
+        return f"{said}, for edgediff verify; this is the float model itself"
+    own = (defaults.width, defaults.height, defaults.steps)
+    if (first.width, first.height, first.steps) == own:
+        return f"{said}, compared with the float model's, as the bundle makes them"
+    return (
+        f"{said}, compared with the float model's; {defaults.width}x{defaults.height} and"
+        f" {defaults.steps} steps, as the bundle makes them, only with --fidelity full"
+    )
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

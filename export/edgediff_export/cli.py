@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,19 +10,21 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from edgediff.bundle.manifest import Precision
+from edgediff.bundle.manifest import FidelityLevel, Precision
 from edgediff.cli.flags import SectionedCommand, flag, flags, parse_size
 from edgediff.cli.report import (
     count_formats,
     decibels,
+    describe_fidelity,
     describe_preset,
     megabytes,
     merged,
     table,
 )
-from edgediff.cli.running import download_bar
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 from edgediff_export.presets import PresetName
+from edgediff_export.progress import Progress, Reporter
+from edgediff_export.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from edgediff.bundle.manifest import Manifest
@@ -193,6 +194,15 @@ _FLAGS = (
         default=None,
         help="If training ended at pure noise.  [default: the pipeline's, or by the file]",
     ),
+    flag(
+        "Output",
+        "--fidelity",
+        type=click.Choice(get_args(FidelityLevel)),
+        default="quick",
+        show_default=True,
+        help="Images to compare with the float model's: four as the bundle makes them, one or two"
+        " small ones of few steps, or none.",
+    ),
     flag("Output", "--name", help="The model's name.  [default: SOURCE's last part]"),
     flag("Output", *("--license", "license_"), metavar="TEXT", help="Licence of the weights."),
     flag(
@@ -241,13 +251,15 @@ def export(
     allow_partial: bool,
     embeddings: tuple[str, ...],
     controlnets: tuple[str, ...],
+    fidelity: FidelityLevel,
     force: bool,
     as_json: bool,
 ) -> None:
     """Turn a Stable Diffusion pipeline into a bundle: the folder OUT.
 
     SOURCE is a diffusers folder, a .safetensors file or a hub id, hf:owner/name. Each stage is
-    compared with torch, and whole images with the float model's; the report shows the differences.
+    compared with torch and, as --fidelity asks, whole images with the float model's; the report
+    shows the differences.
     """
     from edgediff_export.export import Options
     from edgediff_export.export import export as run
@@ -255,52 +267,51 @@ def export(
     from edgediff_export.source.lora import parse_lora
     from edgediff_export.source.textual_inversion import parse_embedding
 
-    started = time.monotonic()
-
-    def report(text: str) -> None:
-        click.echo(f"{time.monotonic() - started:6.1f} s  {text}", err=True)
-
-    with download_bar() as on_download:
-        exported = run(
-            Options(
-                source=source,
-                out=out,
-                preset=preset,
-                precision=precision,
-                target=target,
-                profile=profile,
-                budget=Budget(
-                    min_psnr=min_psnr, max_size=None if max_size is None else int(max_size * 1e6)
-                ),
-                plan=plan,
-                average_attention=average_attention,
-                size=size,
-                vae=vae,
-                unet=unet,
-                text_encoder=text_encoder,
-                text_encoder_2=text_encoder_2,
-                with_encoder=with_encoder,
-                name=name,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                timestep_spacing=timestep_spacing,
-                prediction_type=prediction_type,
-                zero_terminal_snr=zero_terminal_snr,
-                license=license_,
-                attribution=attribution,
-                loras=tuple(map(parse_lora, loras)),
-                allow_partial=allow_partial,
-                embeddings=tuple(map(parse_embedding, embeddings)),
-                controlnets=controlnets,
-                force=force,
-            ),
-            report,
-            on_download,
-        )
-    report("done")
+    options = Options(
+        source=source,
+        out=out,
+        preset=preset,
+        precision=precision,
+        target=target,
+        profile=profile,
+        budget=Budget(
+            min_psnr=min_psnr, max_size=None if max_size is None else int(max_size * 1e6)
+        ),
+        plan=plan,
+        average_attention=average_attention,
+        size=size,
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        with_encoder=with_encoder,
+        name=name,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        timestep_spacing=timestep_spacing,
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        license=license_,
+        attribution=attribution,
+        loras=tuple(map(parse_lora, loras)),
+        allow_partial=allow_partial,
+        embeddings=tuple(map(parse_embedding, embeddings)),
+        controlnets=controlnets,
+        fidelity=fidelity,
+        force=force,
+    )
+    with ProgressLine() as show:
+        exported = run(options, show, lambda there, total: show(_downloading(there, total)))
+        Reporter(show)("done")
     click.echo(_as_json(exported) if as_json else _describe(exported))
     sys.stdout.flush()
+
+
+def _downloading(there: int, total: int) -> Progress:
+    """Bytes that are there, of all of a download."""
+    text = f"downloading {megabytes(total)}"
+    return Progress(phase=text, text=text, done=float(there), total=float(total))
 
 
 def _describe(exported: "Exported") -> str:
@@ -318,6 +329,7 @@ def _describe(exported: "Exported") -> str:
         ("bundle", manifest.quantization.precision, megabytes(total), f"{total / before:.0%}", "")
     )
     lines = [table(rows), *(f"merged {line}" for line in merged(manifest.provenance))]
+    lines.append(f"fidelity {describe_fidelity(manifest)}")
     if manifest.quantization.precision != "fp32":
         lines += _images(manifest)
         lines += _quantization(manifest)
@@ -392,6 +404,7 @@ def _as_json(exported: "Exported") -> str:
         "averaged_attention": manifest.quantization.averaged_attention,
         "reduced_range": manifest.quantization.reduced_range,
         "search": None if search is None else asdict(search),
+        "fidelity": {"level": fidelity.level, "meaning": describe_fidelity(manifest)},
         "preset": None if manifest.preset is None else asdict(manifest.preset),
         "attribution": list(manifest.provenance.attribution),
         "notes": list(exported.notes),

@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from edgediff.errors import ExportError
 from edgediff_export.calibration_set import area_ratio
 from edgediff_export.fidelity.cases import Case
 from edgediff_export.fidelity.measure import judge, measure, seconds
-from edgediff_export.fidelity.shots import Shot, trial_shots
+from edgediff_export.fidelity.shots import trial_shots
 from edgediff_export.graph.write import write_graph
 from edgediff_export.options import Options
+from edgediff_export.progress import Reporter
 from edgediff_export.search.quantization_plan import QuantizationPlan
 from edgediff_export.search.trial import Trial
 from edgediff_export.source.families import CONTROLLED_UNET, UNET
@@ -34,19 +35,19 @@ from edgediff_export.trace.controlled_unet import find_joins, write_controlled
 from edgediff_export.trace.tracer import Traced
 
 # ‖q − f‖ / ‖f‖ beyond which a stage stays in float32; overflow counts as infinite.
+_TOKENS = 77
 _LIMITS: Mapping[Precision, float] = {"fp16": 0.02, "int8": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatModel:
-    """The traced model: a float32 bundle in `folder`, the examples that each stage is calibrated
-    on, and the images that it is compared on."""
+    """The traced model: a float32 bundle in `folder`, and the examples that each stage is
+    calibrated on."""
 
     folder: Path
     manifest: Manifest
     traced: Mapping[str, Traced]
     examples: Mapping[str, Sequence[Case]]
-    shots: Sequence[Shot]
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each stage, without files that an earlier stage has as well."""
@@ -55,6 +56,16 @@ class FloatModel:
             name: sum((self.folder / file).stat().st_size for file in own_files(name))
             for name in self.traced
         }
+
+    def work(self, name: str) -> float:
+        """Multiplications that a stage takes on its examples, roughly: its weights times the
+        largest area that it sees. A text encoder sees the tokens of a prompt."""
+        areas = (
+            max((v.shape[2] * v.shape[3] for v in arrays if v.ndim == 4), default=_TOKENS)
+            for case in self.examples[name]
+            for arrays in [(*case.inputs.values(), *case.outputs.values())]
+        )
+        return float(self.traced[name].parameters) * sum(areas)
 
     def stage(self, name: str, options: Options, *, average_attention: bool) -> FloatStage:
         """A stage with its examples, to be converted."""
@@ -100,19 +111,22 @@ class Conversion:
     plan: QuantizationPlan | None = None
     search: PlanSearch | None = None
 
-    def write(self, bundle: Path, report: Callable[[str], None]) -> dict[str, Written]:
+    def write(self, bundle: Path, report: Reporter) -> dict[str, Written]:
         """Every stage, converted, into a folder.
 
         A stage stays float, with a note, if its result is wrong or gains nothing. Raises
         ExportError if the UNet under control is wrong though the UNet is right: there are no other
         weights for it."""
         written: dict[str, Written] = {}
+        works = {name: self.model.work(name) for name in self.model.traced}
+        writing = report.phase("writing stages", sum(works.values()))
         for name in self.model.traced:
-            report(f"{name}: {self.options.resolved_precision}")
+            writing.begin(f"{name}: {self.options.resolved_precision}")
             if name == CONTROLLED_UNET:
                 written[name] = self._write_controlled(written[UNET], bundle)
             else:
                 written[name] = self._write(name, bundle)
+            writing.advance(works[name])
         return written
 
     def quantization(self, written: Mapping[str, Written]) -> Quantization:
@@ -220,7 +234,7 @@ def plan_conversion(
     options: Options,
     plan: QuantizationPlan | None,
     scratch: Path,
-    report: Callable[[str], None],
+    report: Reporter,
 ) -> Conversion:
     """How to convert a model: in the formats of a plan, in those that a search for the budget
     finds, or as its target does by default.
@@ -238,19 +252,21 @@ def plan_conversion(
         return conversion
     networks = [stage.name for stage in model.manifest.controlnets.values()]
     prepared = {}
-    for name in model.traced:
-        if name == CONTROLLED_UNET:  # made of the finished UNet
-            continue
-        report(f"{name}: preparing int8")
+    # The controlled UNet is made of the finished one.
+    works = {name: model.work(name) for name in model.traced if name != CONTROLLED_UNET}
+    preparing = report.phase("preparing int8", sum(works.values()))
+    for name, work in works.items():
+        preparing.begin(f"{name}: preparing int8")
         average = conversion.average_attention
         prepared[name] = prepare(model.stage(name, options, average_attention=average))
+        preparing.advance(work)
     if plan is not None:
         return replace(
             conversion,
             formats=plan.fitted(prepared, networks),
             prepared={name: plan.applied(p, name) for name, p in prepared.items()},
         )
-    calibration, unseen = trial_shots(model.shots[0], model.traced[UNET].parameters)
+    calibration, unseen = trial_shots(model.manifest, model.traced[UNET].parameters)
     formats, search = Trial(
         floats=model.folder,
         manifest=model.manifest,

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from edgediff.bundle.manifest import (
     Manifest,
     Provenance,
     Quantization,
+    Role,
     TokenizerSpec,
 )
 from edgediff.errors import ExportError
@@ -32,8 +33,9 @@ from edgediff_export.defaults import (
     timesteps_of,
 )
 from edgediff_export.fidelity import images
-from edgediff_export.fidelity.shots import choose_shots
+from edgediff_export.fidelity.shots import Shot, choose_shots, evaluations
 from edgediff_export.options import Options, check_options
+from edgediff_export.progress import Progress, Reporter
 from edgediff_export.search.quantization_plan import QuantizationPlan, read_plan
 from edgediff_export.source import tokenizer
 from edgediff_export.source.controlnet import ControlNet, open_controlnets
@@ -51,7 +53,15 @@ __all__ = ["Exported", "Options", "Target", "export"]
 _PACKAGES = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx-ir", "onnxruntime")
 FIXTURES = "fixtures.npz"
 
-Report = Callable[[str], None]
+_TRACING: Mapping[Role, float] = {
+    "text_encoder": 2,
+    "denoiser": 6,
+    "controlled_denoiser": 2,
+    "controlnet": 3,
+    "decoder": 2,
+    "encoder": 2,
+}
+"""How long the stages of these roles are traced, roughly, in relation to each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +82,17 @@ class Exported:
 
 
 def export(
-    options: Options, report: Report = lambda _: None, on_download: OnDownload | None = None
+    options: Options,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_download: OnDownload | None = None,
 ) -> Exported:
-    """Make a bundle at `options.out`. `report` is called with each step, as it begins;
-    `on_download` as that of `open_source`.
+    """Make a bundle at `options.out`. `on_progress` is called as each step begins, and whenever a
+    part of a longer one is done; `on_download` as that of `open_source`.
 
     Raises ExportError if the pipeline cannot be exported, InputError for options that do not
     fit it; in both cases nothing is written."""
     check_options(options)
+    report = Reporter(on_progress)
     plan = None if options.plan is None else read_plan(options.plan)
     with folder_in_one_piece(options.out, force=options.force) as work:
         floats, bundle = work / "float", work / "bundle"
@@ -92,16 +105,14 @@ def export(
         for file in {spec.file for spec in tokenizers.values()}:
             shutil.copy(bundle / file, floats / file)
         traced = _trace(options, opened, tokenizers, work, report)
-        report("images of the float model")
         manifest = write_bundle(floats, _describe(options, opened, tokenizers, traced))
-        shots = choose_shots(manifest, traced[UNET].parameters)
-        references = images.draw_images(floats, shots)
+        shots = choose_shots(manifest, traced[UNET].parameters, options.fidelity)
+        references = _draw(floats, shots, "images of the float model", report)
         model = FloatModel(
             folder=floats,
             manifest=manifest,
             traced=traced,
             examples=examples(traced, references, floats),
-            shots=shots,
         )
         conversion = plan_conversion(model, options, plan, work, report)
         written = conversion.write(bundle, report)
@@ -115,14 +126,15 @@ def export(
             manifest,
             graphs={name: w.spec for name, w in written.items()},
             quantization=conversion.quantization(written),
-            fidelity=Fidelity(stages={name: w.fidelity for name, w in written.items()}),
+            fidelity=Fidelity(
+                stages={name: w.fidelity for name, w in written.items()}, level=options.fidelity
+            ),
         )
         if options.resolved_precision == "fp32":
             drawn = references
         else:
-            report(f"images in {options.resolved_precision}")
             write_bundle(bundle, manifest)
-            drawn = images.draw_images(bundle, shots)
+            drawn = _draw(bundle, shots, f"images in {options.resolved_precision}", report)
         compared = images.compare(shots, drawn, references)
         fidelity = replace(manifest.fidelity, images=compared)
         cases = {name: stage.cases for name, stage in traced.items()}
@@ -137,6 +149,16 @@ def export(
         notes=(*opened.notes, *notes),
         reasons=opened.reasons,
     )
+
+
+def _draw(
+    bundle: Path, shots: Sequence[Shot], phase: str, report: Reporter
+) -> list[images.DrawnImage]:
+    if not shots:
+        return []
+    drawing = report.phase(phase, evaluations(shots))
+    drawing.begin()
+    return images.draw_images(bundle, shots, drawing.advance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +242,7 @@ def _trace(
     opened: _Opened,
     tokenizers: Mapping[str, TokenizerSpec],
     work: Path,
-    report: Report,
+    report: Reporter,
 ) -> dict[str, Traced]:
     """Float graphs of all stages in `work`/float, in the order in which they run."""
     floats, source = work / "float", opened.source
@@ -236,11 +258,17 @@ def _trace(
     )
     traced: dict[str, Traced] = {}
     stages = stages_of(source, with_encoder=options.with_encoder or source.inpaints)
-    for stage in (*stages, *map(network_stage, opened.networks)):
-        report(f"{stage.name}: tracing")
+    stages += map(network_stage, opened.networks)
+    total = sum(_TRACING[stage.role] for stage in stages)
+    tracing = report.phase(
+        "tracing", total + (_TRACING["controlled_denoiser"] if opened.networks else 0)
+    )
+    for stage in stages:
+        tracing.begin(f"{stage.name}: tracing")
         traced[stage.name] = tracer.trace(stage, traced)
+        tracing.advance(_TRACING[stage.role])
     if opened.networks:
-        report(f"{CONTROLLED_UNET}: adding inputs")
+        tracing.begin(f"{CONTROLLED_UNET}: adding inputs")
         traced[CONTROLLED_UNET] = tracer.trace_controlled(opened.networks[0], traced)
     return traced
 
@@ -268,7 +296,7 @@ def _describe(
         defaults=opened.defaults,
         preset=record_preset(options, source, opened.defaults),
         quantization=Quantization(precision=options.resolved_precision),
-        fidelity=Fidelity(stages={}),
+        fidelity=Fidelity(stages={}, level=options.fidelity),
         provenance=Provenance(
             source=source.description,
             license=options.license or source.license,

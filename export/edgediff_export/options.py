@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgediff.bundle.manifest import Precision
+from edgediff.bundle.manifest import FidelityLevel, Precision
 from edgediff.errors import InputError
 from edgediff.sampling.schedule import PredictionType, TimestepSpacing
 from edgediff_export.presets import PRESETS, Preset, PresetName
@@ -47,6 +47,7 @@ class Options:
     loras: tuple[Lora, ...] = ()
     allow_partial: bool = False
     embeddings: tuple[Embedding, ...] = ()
+    fidelity: FidelityLevel = "quick"
     force: bool = False
 
     @property
@@ -107,6 +108,10 @@ def check_options(options: Options) -> None:
     if options.plan is not None and options.budget.asked:
         raise InputError(
             "--plan fixes the format of each layer: leave --min-psnr and --max-size out"
+        )
+    if options.fidelity == "none" and options.budget.asked:
+        raise InputError(
+            f"--fidelity none compares no images, which {asked[0]} needs: leave one of them out"
         )
     if options.plan is not None and options.profile != "auto":
         raise InputError("--plan brings the kernels of its own profile: leave --profile out")

@@ -24,7 +24,7 @@ def test_help_shows_every_option() -> None:
     for option in (
         "--precision", "--size", "--vae", "--name", "--steps", "--guidance", "--sampler",
         "--license", "--attribution", "--force", "--json", "--target", "--min-psnr", "--max-size",
-        "--plan", "--average-attention", "--lora", "--embedding",
+        "--plan", "--average-attention", "--lora", "--embedding", "--fidelity",
     ):  # fmt: skip
         assert option in shown.output
 
@@ -40,7 +40,8 @@ def test_an_export_is_quiet_and_reports(
         "stage", "text_encoder", "unet", "vae_decoder", "bundle",
     ]  # fmt: skip
     assert "images compared with the float model's, 64x64, 1 step of pndm:" in lines
-    assert sum(" dB  seed " in line for line in lines) == 4
+    assert sum(" dB  seed " in line for line in lines) == 2
+    assert any(line.startswith("fidelity quick: 2 images of 64x64, 1 step") for line in lines)
     assert lines[-1] == str(tmp_path / "out")
     # Only progress: seconds, then the step; no warning of any library underneath.
     progress = [line.split(" s  ") for line in done.stderr.splitlines()]
@@ -57,6 +58,8 @@ def test_json(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
     assert set(report["stages"]) == {"text_encoder", "unet", "vae_decoder"}
     assert report["stages"]["unet"]["bytes"] == report["stages"]["unet"]["float_bytes"]
     assert report["images"][0]["psnr_db"] is None
+    assert report["fidelity"]["level"] == "quick"
+    assert report["fidelity"]["meaning"].startswith("quick: 2 images of 64x64")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,11 @@ INT8 = ["--precision", "int8"]
             [*INT8, "--plan", "BUNDLE", "--profile", "arm-dot"],
             "--plan brings the kernels of its own",
         ),
+        (
+            [*INT8, "--fidelity", "none", "--min-psnr", "30"],
+            "--fidelity none compares no images, which --min-psnr needs: leave one of them out",
+        ),
+        (["--fidelity", "some"], "'some' is not one of 'full', 'quick', 'none'"),
         ([*INT8, "--plan", "BUNDLE", "--max-size", "3"], "--plan fixes the format of each layer"),
         ([*INT8, "--min-psnr", "0"], "0.0 is not in the range x>0"),
         ([*INT8, "--max-size", "-1"], "-1.0 is not in the range x>0"),

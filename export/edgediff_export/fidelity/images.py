@@ -2,7 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +33,28 @@ class DrawnImage:
     seen: Mapping[str, Sequence[Case]]
 
 
-def draw_images(bundle: Path, shots: Sequence[Shot]) -> list[DrawnImage]:
-    """The images that a bundle makes on the CPU."""
+def draw_images(
+    bundle: Path, shots: Sequence[Shot], advance: Callable[[], None] = lambda: None
+) -> list[DrawnImage]:
+    """The images that a bundle makes on the CPU. advance: called after each of `evaluations`."""
     import edgediff
 
-    drawn = []
+    drawn: list[DrawnImage] = []
+    if not shots:
+        return drawn
     limit = _memory_limit(bundle)
     with edgediff.load(bundle, provider="cpu", max_memory=limit, check_hashes=False) as pipe:
         for s in shots:
             seen: dict[str, list[Case]] = {}
-            *_, last = trajectory(pipe, s, functools.partial(_recorder, seen=seen))
-            inputs = {LATENT_SAMPLE: pipe.decoder_input(last.latents)}
+            for last in trajectory(pipe, s, functools.partial(_recorder, seen=seen)):
+                latents = last.latents
+                advance()
+            inputs = {LATENT_SAMPLE: pipe.decoder_input(latents)}
             outputs = pipe.run_stage(pipe.bundle.manifest.decoder.name, inputs)
             pixels = np.asarray(to_images(outputs[SAMPLE])[0])
             decoding = Case(name=f"image{s.name}", inputs=inputs, outputs=outputs)
             drawn.append(DrawnImage(pixels=pixels, decoding=decoding, seen=seen))
+            advance()
     gc.collect()
     return drawn
 

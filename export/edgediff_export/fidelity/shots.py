@@ -1,13 +1,13 @@
 """The images that an export compares."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from edgediff.bundle.manifest import Manifest
+from edgediff.bundle.manifest import FidelityLevel, Manifest
 from edgediff.request.init_image import inpaints
 from edgediff_export.fidelity.cases import Array
 
@@ -39,7 +39,9 @@ TRIAL_PROMPTS = (
 """Calibration prompts first, then those for the measurement afterwards."""
 CALIBRATION = 4
 _SMALL_UNET = 100e6
-"""Parameters; images of smaller models are compared at full size."""
+"""Parameters; smaller models make more and larger images in the same time."""
+_QUICK_SIDE, _QUICK_STEPS = 256, 4
+"""Pixels a side, and denoising steps, of images that are to take little time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +62,41 @@ class Shot:
     mask: Array | None = field(default=None, repr=False, compare=False)
 
 
-def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
-    """Four images as the model makes them, or a small one in few steps if they take minutes."""
-    defaults, unit = manifest.defaults, manifest.latent.downscale
+def choose_shots(manifest: Manifest, parameters: int, level: FidelityLevel) -> list[Shot]:
+    """The images that an export compares.
+
+    full: four as the bundle makes them. quick: two that are small and have few steps, or one if the
+    UNet, of so many parameters, is large. none: no image."""
+    counts: dict[FidelityLevel, int] = {
+        "full": len(PROMPTS),
+        "quick": 2 if parameters < _SMALL_UNET else 1,
+        "none": 0,
+    }
+    return _shots(manifest, PROMPTS[: counts[level]], 0, quick=level == "quick")
+
+
+def trial_shots(manifest: Manifest, parameters: int) -> tuple[list[Shot], list[Shot]]:
+    """The images that a search compares, and those that it does not see: as the bundle makes them,
+    or fewer and quicker ones if each would take minutes."""
     small = parameters < _SMALL_UNET
-    width, height = (
-        (defaults.width, defaults.height)
-        if small
-        else (
-            min(side, max(unit, 256 // unit * unit)) for side in (defaults.width, defaults.height)
-        )
-    )
-    steps = defaults.steps if small else min(defaults.steps, 4)
+    used, others = (CALIBRATION, 8) if small else (1, 2)
+    shots = _shots(manifest, TRIAL_PROMPTS, 100, quick=not small)
+    return shots[:used], shots[CALIBRATION:][:others]
+
+
+def _shots(manifest: Manifest, prompts: Sequence[str], seed: int, *, quick: bool) -> list[Shot]:
+    """An image for each prompt, from consecutive seeds."""
+    defaults, unit = manifest.defaults, manifest.latent.downscale
+    width, height, steps = defaults.width, defaults.height, defaults.steps
+    if quick:
+        most = max(unit, _QUICK_SIDE // unit * unit)
+        width, height, steps = min(width, most), min(height, most), min(steps, _QUICK_STEPS)
     init, mask = painting(width, height)
     return [
         Shot(
             name=str(k),
             prompt=prompt,
-            seed=k,
+            seed=seed + k,
             steps=steps,
             guidance_scale=defaults.guidance_scale,
             sampler=defaults.sampler,
@@ -85,19 +104,13 @@ def choose_shots(manifest: Manifest, parameters: int) -> list[Shot]:
             height=height,
             **({"init": init, "mask": mask} if inpaints(manifest) else {}),
         )
-        for k, prompt in enumerate(PROMPTS[: 4 if small else 1])
+        for k, prompt in enumerate(prompts)
     ]
 
 
-def trial_shots(shot: Shot, parameters: int) -> tuple[list[Shot], list[Shot]]:
-    """The images that a search compares, and those that it does not see; fewer if each would take
-    minutes."""
-    used, others = (CALIBRATION, 8) if parameters < _SMALL_UNET else (1, 2)
-    shots = [
-        replace(shot, name=str(k), prompt=prompt, seed=100 + k)
-        for k, prompt in enumerate(TRIAL_PROMPTS)
-    ]
-    return shots[:used], shots[CALIBRATION:][:others]
+def evaluations(shots: Sequence[Shot]) -> int:
+    """The denoising steps and decodings of images: the units of progress while they are made."""
+    return sum(shot.steps + 1 for shot in shots)
 
 
 def trajectory(

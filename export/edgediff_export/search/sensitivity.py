@@ -17,6 +17,7 @@ from edgediff_export.fidelity.cases import Array
 from edgediff_export.fidelity.shots import Shot, trajectory
 from edgediff_export.graph.build import Builder
 from edgediff_export.graph.observe import session
+from edgediff_export.progress import Reporter
 from edgediff_export.targets.cpu.calibration import rounding_error
 from edgediff_export.targets.cpu.dense import Format
 from edgediff_export.targets.cpu.passes import Choices, layers, write_out
@@ -76,7 +77,7 @@ def mean_square(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 
 
 def layer_costs(
-    prepared: Mapping[str, Prepared], floats: Path, shots: Sequence[Shot]
+    prepared: Mapping[str, Prepared], floats: Path, shots: Sequence[Shot], report: Reporter
 ) -> dict[str, float]:
     """`stage/weight` → mean square error of the images, as far as latents show it, for each
     multiplication in bytes.
@@ -111,6 +112,10 @@ def layer_costs(
         ratio = _error(pixels(far), shown) / max(_error(far, exact), 1e-30)
         unet.on = set()
         costs: dict[str, float] = {}
+        works = {stage: 0.1 if stage == decoder else 1.0 for stage in probes}  # only it is run
+        total = sum(works[stage] * len(probe.names) for stage, probe in probes.items())
+        measuring = report.phase("sensitivity of each layer", total)
+        measuring.begin()
         for stage, probe in probes.items():
             for name in probe.names:
                 probe.on = {name}
@@ -119,6 +124,7 @@ def layer_costs(
                 else:
                     error = _error(latents(), exact) * ratio
                 costs[f"{stage}/{name}"] = error / work[stage, name]
+                measuring.advance(works[stage])
             probe.on = set()
     return costs
 

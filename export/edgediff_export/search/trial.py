@@ -1,9 +1,10 @@
 """The search for formats, on a whole pipeline: here `budget.Search` gets its measurements."""
 
 import contextlib
+import functools
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from edgediff.images.metrics import psnr
 from edgediff_export.bundle_folder import write_bundle
 from edgediff_export.fidelity import images
 from edgediff_export.fidelity.images import DrawnImage
-from edgediff_export.fidelity.shots import Shot
+from edgediff_export.fidelity.shots import Shot, evaluations
 from edgediff_export.graph.write import write_graph
+from edgediff_export.progress import Reporter
 from edgediff_export.search.budget import Budget, Formats, Measured, Search, stored_bytes
 from edgediff_export.search.sensitivity import layer_costs
 from edgediff_export.targets.cpu.prepare import Prepared
@@ -35,22 +37,19 @@ class Trial:
     _references: dict[bool, list[DrawnImage]] = field(default_factory=dict)
     _besides_layers: int | None = None
 
-    def find_formats(
-        self, wanted: Budget, report: Callable[[str], None]
-    ) -> tuple[Formats, PlanSearch]:
+    def find_formats(self, wanted: Budget, report: Reporter) -> tuple[Formats, PlanSearch]:
         """The formats that keep a budget, and their measurements. Raises ExportError."""
         search = Search(
             layers={stage: p.layers for stage, p in self.prepared.items()},
             cost={},
             budget=wanted,
-            measure=self._measure,
+            measure=functools.partial(self._measure, report),
             size_of=self._size,
             report=report,
         )
         plain = self._plain_int8()
         search.fit_size(plain)  # whether the size can be reached at all needs no sensitivities
-        report("sensitivity of each layer")
-        costs = layer_costs(self.prepared, self.floats, self.calibration)
+        costs = layer_costs(self.prepared, self.floats, self.calibration, report)
         found = replace(search, cost=costs).run(plain)
         return found.formats, PlanSearch(
             min_psnr_db=wanted.min_psnr,
@@ -64,13 +63,19 @@ class Trial:
     def _plain_int8(self) -> Formats:
         return {stage: p.plain_int8() for stage, p in self.prepared.items()}
 
-    def _measure(self, formats: Formats, unseen: bool) -> Measured:
+    def _measure(self, report: Reporter, formats: Formats, unseen: bool) -> Measured:
         shots = self.unseen if unseen else self.calibration
-        if unseen not in self._references:
-            self._references[unseen] = images.draw_images(self.floats, shots)
+        known = unseen in self._references
+        kind = "unseen" if unseen else "calibration"
+        drawing = report.phase(
+            f"measuring on {kind} images", evaluations(shots) * (1 if known else 2)
+        )
+        drawing.begin()
+        if not known:
+            self._references[unseen] = images.draw_images(self.floats, shots, drawing.advance)
         with self._folder() as folder:
             self._write(folder, formats)
-            drawn = images.draw_images(folder, shots)
+            drawn = images.draw_images(folder, shots, drawing.advance)
         pairs = zip(drawn, self._references[unseen], strict=True)
         return Measured.of([psnr(p.pixels, r.pixels) for p, r in pairs])
 

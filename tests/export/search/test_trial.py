@@ -49,7 +49,7 @@ def searched(
                 steps=1,
                 budget=Budget(min_psnr=MIN_PSNR),
             ),
-            said.append,
+            lambda progress: said.append(progress.text),
         )
     return made, said, sizes
 
