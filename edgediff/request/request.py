@@ -26,7 +26,7 @@ from edgediff.request.control import (
     control_records,
     open_controls,
 )
-from edgediff.request.hires import resolve_hires, rounding
+from edgediff.request.hires import larger, resolve_hires, rounding
 from edgediff.request.init_image import (
     Inputs,
     check_inputs,
@@ -40,7 +40,7 @@ from edgediff.request.settings import Settings
 from edgediff.sampling.guidance import Guidance
 from edgediff.sampling.noise import check_seed, check_variation_strength
 from edgediff.sampling.plan import Plan, make_plan
-from edgediff.sampling.schedule import Schedule
+from edgediff.sampling.schedule import FlowSchedule, Schedule
 from edgediff.sampling.sigmas import Spacing
 from edgediff.text.emphasis import parse_weights
 from edgediff.text.tokenizer import MAX_CHARACTERS
@@ -121,7 +121,8 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         spacing = defaults.spacing
     strength = inputs.strength(options.get("strength"))
     steps = _or(options.get("steps"), defaults.steps)
-    plan = _plan(manifest.schedule, sampler, steps, spacing, strength)
+    tokens = _image_seq_len(manifest, (width, height))
+    plan = _plan(manifest.schedule, sampler, steps, spacing, strength, tokens)
     guidance = Guidance(
         scale=_check_guidance(_or(options.get("guidance_scale"), defaults.guidance_scale)),
         rescale=_or(options.get("guidance_rescale"), 0.0),
@@ -158,7 +159,7 @@ def resolve(bundle: Bundle, prompt: str, options: Options) -> Request:
         keep_unmasked=inputs.keep_unmasked(options.get("keep_unmasked")),
         **resolve_hires(manifest, options, (width, height), plan.total),
     )
-    plans = (plan, *_second_pass(manifest.schedule, settings))
+    plans = (plan, *_second_pass(manifest, settings))
     _check_guided(guidance, len(plan.steps))
     notes = (
         *inputs.notes(width, height, asked=options.get("size") is not None),
@@ -189,19 +190,29 @@ def with_prompt(request: Request, prompt: str, seed: int | Iterable[int] | None)
     return made
 
 
+def _image_seq_len(manifest: Manifest, size: tuple[int, int]) -> int | None:
+    """How many tokens an image of that size, (width, height) in pixels, is to the denoiser, if its
+    schedule depends on it."""
+    schedule, downscale = manifest.schedule, manifest.latent.downscale
+    if not isinstance(schedule, FlowSchedule) or schedule.dynamic_shift is None:
+        return None
+    return schedule.dynamic_shift.image_seq_len(size[0] // downscale, size[1] // downscale)
+
+
 def _plan(
     schedule: Schedule,
     sampler: str,
     steps: int,
     spacing: Spacing | None,
     strength: float | None,
+    image_seq_len: int | None,
 ) -> Plan:
     """As `make_plan`, remembered: thousands of lines of a file share a few."""
     try:
         hash((steps, spacing, strength))
     except TypeError:  # of a wrong type, which is refused
         return make_plan(schedule, sampler, steps, spacing=spacing, strength=strength)
-    return _remembered_plan(schedule, sampler, steps, spacing, strength)
+    return _remembered_plan(schedule, sampler, steps, spacing, strength, image_seq_len)
 
 
 @functools.lru_cache(maxsize=64, typed=True)  # typed: True is not a number of steps, though 1 is
@@ -211,22 +222,32 @@ def _remembered_plan(
     steps: int,
     spacing: Spacing | None,
     strength: float | None,
+    image_seq_len: int | None,
 ) -> Plan:
-    return make_plan(schedule, sampler, steps, spacing=spacing, strength=strength)
+    return make_plan(
+        schedule,
+        sampler,
+        steps,
+        spacing=spacing,
+        strength=strength,
+        image_seq_len=image_seq_len,
+    )
 
 
-def _second_pass(schedule: Schedule, settings: Settings) -> tuple[Plan, ...]:
+def _second_pass(manifest: Manifest, settings: Settings) -> tuple[Plan, ...]:
     """The plan of the second pass, if there is one. Raises InputError for a strength that leaves
     no step."""
-    if settings.hires_steps is None:
+    if settings.hires is None or settings.hires_steps is None:
         return ()
+    size = larger((settings.width, settings.height), settings.hires, manifest.latent.downscale)
     try:
         plan = _plan(
-            schedule,
+            manifest.schedule,
             settings.sampler,
             settings.hires_steps,
             settings.spacing,
             settings.hires_strength,
+            _image_seq_len(manifest, size),
         )
     except InputError as e:
         raise e.spelled(_of_second_pass) from e

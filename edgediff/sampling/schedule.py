@@ -211,8 +211,10 @@ class DynamicShift:
     mu goes linearly from base_shift for base_image_seq_len tokens to max_shift for
     max_image_seq_len, and on. The shift is e^mu for an "exponential" time_shift_type, mu for a
     "linear" one.
+    patch_size: latents a side of a token.
     Raises BundleError for values out of range."""
 
+    patch_size: int = 2
     time_shift_type: TimeShift = "exponential"
     base_image_seq_len: int = 256
     max_image_seq_len: int = 4096
@@ -220,6 +222,7 @@ class DynamicShift:
     max_shift: float = 1.15
 
     def __post_init__(self) -> None:
+        _check(1 <= self.patch_size <= 64, "patch_size", self.patch_size, "from 1 to 64")
         _choice("time_shift_type", self.time_shift_type, get_args(TimeShift))
         base = self.base_image_seq_len
         _check(base >= 1, "base_image_seq_len", base, "1 or more")
@@ -233,6 +236,10 @@ class DynamicShift:
             value = getattr(self, name)
             ok = least <= value <= 100.0 and (value > 0.0 or self.time_shift_type != "linear")
             _check(ok, name, value, f"from {least:g} to 100, and above 0 for a linear shift")
+
+    def image_seq_len(self, width: int, height: int) -> int:
+        """The tokens of latents of that size; a part of a patch makes one too."""
+        return math.ceil(width / self.patch_size) * math.ceil(height / self.patch_size)
 
     def shift(self, image_seq_len: int) -> float:
         """The shift for an image of so many tokens."""

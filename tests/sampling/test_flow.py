@@ -1,13 +1,16 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgediff.bundle.folder import Bundle
 from edgediff.bundle.manifest import Manifest, parse_manifest
 from edgediff.errors import BundleError, InputError
+from edgediff.request.request import resolve
 from edgediff.sampling.denoiser import Conditioning, Denoiser
 from edgediff.sampling.flow import FLOW_SAMPLERS, FLOW_SPACED
 from edgediff.sampling.noise import TorchGenerator
@@ -149,3 +152,23 @@ def test_a_bundle_holds_either_schedule(tiny_bundle: Path) -> None:
         parsed(untagged)
     with pytest.raises(BundleError, match="schedule: unknown key 'beta_start'"):
         parsed(flow | {"beta_start": 0.1})
+
+
+def test_a_call_shifts_by_the_size_of_each_pass(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    schedule = FlowSchedule(dynamic_shift=DynamicShift(patch_size=4), timestep_spacing="trailing")
+    manifest = replace(opened.manifest, schedule=schedule)
+    request = resolve(
+        replace(opened, manifest=manifest),
+        "a fox",
+        {"sampler": "euler", "size": (512, 256), "steps": 4, "hires": 2.0, "hires_strength": 1.0},
+    )
+    first, second = request.plans
+    assert first == make_plan(schedule, "euler", 4, image_seq_len=16 * 8)
+    assert second == make_plan(schedule, "euler", 4, strength=1.0, image_seq_len=32 * 16)
+    assert first.steps != second.steps
+
+
+def test_tokens_of_an_image() -> None:
+    assert DynamicShift().image_seq_len(128, 128) == 4096
+    assert DynamicShift().image_seq_len(65, 32) == 33 * 16

@@ -127,6 +127,7 @@ def test_bad_fields_of_a_flow(field: str, value: Any) -> None:
     ("field", "value"),
     [
         ("time_shift_type", "none"),
+        ("patch_size", 0),
         ("base_image_seq_len", 0),
         ("max_image_seq_len", 256),
         ("base_shift", -0.1),
