@@ -56,6 +56,8 @@ _MENDS_OFFSET_AND_PRK = ("StableDiffusionInpaintPipeline",)
 _EDM = "EDMDPMSolverMultistepScheduler"
 _ZERO_SNR_CLASS = "DDIMScheduler"
 """The scheduler for zero terminal SNR where the pipeline's own class has no such option."""
+_SPACED_CLASS = "EulerDiscreteScheduler"
+"""Likewise, for few-step models that are sampled at timesteps of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,8 @@ def adapt(
         adapted["_class_name"] = rule.scheduler
     if rule is not None and (bare or rule.always):
         if rule.spacing is not None:
+            if "timestep_spacing" not in class_defaults(str(adapted["_class_name"])):
+                adapted["_class_name"] = _SPACED_CLASS
             adapted["timestep_spacing"] = rule.spacing
         if rule.prediction_type is not None:
             adapted["prediction_type"] = rule.prediction_type
@@ -267,7 +271,11 @@ def choose_sampling(
     sampler = _SAMPLERS[str(config["_class_name"])]
     if config.get("algorithm_type") == "sde-dpmsolver++" and sampler in ("dpmpp_2m", "dpmpp_2s"):
         sampler += "_sde"
-    spacing = next((s for s in SPACINGS if config.get(f"use_{s}_sigmas")), None)
+    known = class_defaults(str(config["_class_name"]))
+    asked = {k for k, v in config.items() if v and k in known}
+    spacing = next((s for s in SPACINGS if f"use_{s}_sigmas" in asked), None)
+    if spacing is None and "use_lu_lambdas" in asked:
+        spacing = "exponential"
     if sampler not in SPACED:
         spacing = None
     elif (sampler, spacing) == ("dpmpp_2m", "karras"):

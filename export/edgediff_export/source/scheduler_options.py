@@ -66,12 +66,14 @@ _INERT_IN: Mapping[str, frozenset[str]] = {
 }
 _STEP_RULES: Mapping[str, str] = {
     "solver_order": "is sampled with order 2",
-    "solver_type": "is sampled as by default",
-    "algorithm_type": "is sampled as by default",
-    "lower_order_final": "is sampled as by default",
-    "predict_x0": "is sampled as by default",
+    "solver_type": "is sampled as {honoured!r}, the default",
+    "algorithm_type": "is sampled as {honoured!r}, the default",
+    "lower_order_final": "is sampled as {honoured!r}, the default",
+    "predict_x0": "is sampled as {honoured!r}, the default",
     "disable_corrector": "is sampled with the corrector in every step",
     "skip_prk_steps": "is sampled without Runge-Kutta steps at the beginning",
+    "use_lu_lambdas": "is sampled with exponential spacing: at the same noise levels, but with"
+    " timesteps that are cut to whole numbers and not rounded",
     "noise_sampler_seed": "has no effect: noise comes from the seed of each call",
 }
 """Options that change how a step is taken, and not the noise levels; for the report."""
@@ -130,7 +132,8 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
                 f" {default!r} is supported: change it in scheduler/scheduler_config.json, if the"
                 " model was trained without it"
             )
-        notes.append(f"scheduler {name}: {key} {value!r} {_STEP_RULES[key]} ({honoured!r})")
+        rule = _STEP_RULES[key].format(honoured=honoured)
+        notes.append(f"scheduler {name}: {key} {value!r} {rule}")
     spacing = config.get("timestep_spacing")
     if name == "PNDMScheduler" and spacing in ("linspace", "trailing"):
         notes.append(

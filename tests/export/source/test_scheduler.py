@@ -179,7 +179,17 @@ def test_defaults(
             ),
             ("dpmpp_2m_sde", "karras"),
         ),
+        (
+            config("DPMSolverMultistepScheduler", use_lu_lambdas=True),
+            ("dpmpp_2m", "exponential"),
+        ),
+        (
+            config("DPMSolverSinglestepScheduler", algorithm_type="sde-dpmsolver++"),
+            ("dpmpp_2s_sde", None),
+        ),
         (config("DDIMScheduler"), ("ddim", None)),
+        # Left over from another class.
+        ({"_class_name": "EDMEulerScheduler", "use_karras_sigmas": True}, ("euler", None)),
     ],
 )
 def test_spacings(scheduler: dict[str, Any], expected: tuple[str, str | None]) -> None:
@@ -208,6 +218,14 @@ def test_a_unet_of_few_steps_is_sampled_as_its_name_says(
     assert (adapted["timestep_spacing"], adapted["prediction_type"]) == expected
     chosen = choose_sampling(adapted, name=name, guidance_embedding=False, xl=True)
     assert (chosen.steps, chosen.guidance_scale) == sampling
+
+
+def test_a_few_step_model_gets_a_scheduler_that_has_its_timesteps() -> None:
+    base = config("DPMSolverSinglestepScheduler")
+    adapted = adapt(base, name="sdxl_lightning_4step", timestep_spacing=None, prediction_type=None)
+    assert adapted["_class_name"] == "EulerDiscreteScheduler"
+    assert adapted["timestep_spacing"] == "trailing"
+    assert choose_sampling(adapted, name="4step lightning", guidance_embedding=False).steps == 4
 
 
 def test_what_the_user_says_goes_before_the_name() -> None:
@@ -266,7 +284,6 @@ def test_options_of_other_classes_are_ignored_as_in_diffusers() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
         ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
@@ -285,13 +302,23 @@ def test_what_would_change_the_noise_levels_is_refused(name: str, changes: dict[
     ("name", "changes", "message"),
     [
         ("DEISMultistepScheduler", {"solver_order": 3}, "solver_order 3 is sampled with order 2"),
-        ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type 'bh1' is sampled as by"),
+        (
+            "UniPCMultistepScheduler",
+            {"solver_type": "bh1"},
+            "solver_type 'bh1' is sampled as 'bh2', t",
+        ),
         (
             "DPMSolverMultistepScheduler",
             {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
             "solver_order 3 of sde-dpmsolver\\+\\+ is sampled with order 2",
         ),
         ("UniPCMultistepScheduler", {"disable_corrector": [0]}, "with the corrector in every step"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_lu_lambdas": True},
+            "use_lu_lambdas True is sampled with exponential spacing",
+        ),
+        ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "linspace"}, "each step"),
         ("PNDMScheduler", {}, "skip_prk_steps False is sampled without Runge-Kutta steps"),
     ],
 )
