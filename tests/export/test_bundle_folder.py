@@ -111,12 +111,13 @@ def test_a_file_system_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write(tmp_path / "out", "1")
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk(number: int, tmp_path: Path) -> None:
     with (
         pytest.raises(ExportError, match=r"the disk is full \(.* GB free\).*nothing was written"),
         folder_in_one_piece(tmp_path / "out", force=False),
     ):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
     assert contents(tmp_path) == set()
 
 

@@ -102,6 +102,19 @@ def test_a_folder_with_weights_that_start_elsewhere() -> None:
     assert (chosen.sampler, chosen.steps) == ("lcm", 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"), [("sdxs-512-0.9", 1), ("sdxl-lightning-8step", 8), ("Hyper-SDXL-2steps", 2)]
+)
+def test_a_folder_whose_name_counts_whatever_its_config_says(name: str, steps: int) -> None:
+    """The pipeline's own scheduler stays, with the spacing that the weights need."""
+    adapted = adapt(EULER, name=name, timestep_spacing=None, prediction_type=None)
+    assert adapted == {**EULER, "timestep_spacing": "trailing"}
+    chosen = choose_sampling(adapted, name=name, guidance_embedding=False)
+    assert (chosen.sampler, chosen.steps, chosen.guidance_scale) == ("euler", steps, 0.0)
+    (why,) = reasons(adapted, [name], embedding=False)
+    assert why.startswith(f"few steps: the name {name!r} says ")
+
+
 @pytest.mark.parametrize("name", ["Hyper-SDXL-8steps-lora", "pcm_sdxl_smallcfg_2step_converted"])
 def test_x0_is_not_clipped_by_a_scheduler_that_the_pipeline_did_not_have(name: str) -> None:
     """DDIMScheduler clips by default, which is for pixels."""

@@ -12,16 +12,31 @@ import pytest
 import torch
 from edgediff_export.source.controlnet_file import file_config
 from edgediff_export.source.file_kinds import FAMILIES, kind_of, lora_of_another
-from edgediff_export.source.lora import Lora
+from edgediff_export.source.lora import Lora, match
 from edgediff_export.source.open import open_source
+from edgediff_export.source.pipeline import Source
 from edgediff_export.source.safetensors_file import Header
 from edgediff_export.source.textual_inversion import Embedding
-from edgediff_export.source.weights import find_weights
+from edgediff_export.source.weights import find_weights, load_file_weights
 from safetensors.torch import load_file, save_file
 
 from edgediff.errors import ExportError
 
 Write = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def source(
+    small_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Source:
+    """A pipeline of Stable Diffusion 1's shape, opened once."""
+    return open_source(str(small_pipeline("sd1")), work=tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def skeletons(source: Source) -> dict[str, Any]:
+    """Component → its module without weights."""
+    return {name: source._skeleton(name) for name in ("unet", "vae", "text_encoder")}
 
 
 @pytest.fixture
@@ -91,9 +106,8 @@ FILES: Mapping[str, tuple[Mapping[str, tuple[int, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_in_the_place_of_another(
-    case: str, small_pipeline: Callable[[str], Path], tmp_path: Path
+    case: str, source: Source, skeletons: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = small_pipeline("sd1")
     shapes, called, option = FILES[case]
     kind = kind_of(shapes)
     assert kind is not None
@@ -106,18 +120,14 @@ def test_a_file_in_the_place_of_another(
         open_source(str(path), work=tmp_path)
     # In the place of each component, LoRA and textual inversion that it is not.
     place = f"give it as {option}" if option else f"of {FAMILIES}"
-    for flag, component in (
-        ("--unet", "unet"),
-        ("--vae", "vae"),
-        ("--text-encoder", "text_encoder"),
-    ):
+    for component, module in skeletons.items():
+        flag = "--" + component.replace("_", "-")
         if option != flag:
             with pytest.raises(ExportError, match=rf"{flag} .*: is {called}.* and not a .*{place}"):
-                open_source(str(folder), work=tmp_path, **{component: path}).load(component)
-    source = open_source(str(folder), work=tmp_path)
+                load_file_weights(path, component, module, flag=flag)
     if option != "--lora":
         with pytest.raises(ExportError, match=rf"--lora .*: is {called}.* and not a LoRA.*{place}"):
-            source.merged([Lora(path=path)], [])
+            match(Lora(path=path), {"unet": {}})
     if option != "--embedding" and len(shapes) > 1:
         with pytest.raises(ExportError, match=rf"--embedding .*: is {called}.*{place}"):
             source.merged([], [Embedding(path=path)])
@@ -231,16 +241,12 @@ DAMAGED: Mapping[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_file_that_is_not_safetensors(
-    case: str, small_pipeline: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder = small_pipeline("sd1")
+def test_a_file_that_is_not_safetensors(case: str, source: Source, tmp_path: Path) -> None:
     content, message = DAMAGED[case]
     path = tmp_path / "it.safetensors"
     path.write_bytes(content)
     with pytest.raises(ExportError, match=rf"it\.safetensors: {message}"):
         open_source(str(path), work=tmp_path)
-    source = open_source(str(folder), work=tmp_path)
     with pytest.raises(ExportError, match=rf"--lora .*it\.safetensors: {message}"):
         source.merged([Lora(path=path)], [])
     with pytest.raises(ExportError, match=rf"--embedding .*it\.safetensors: {message}"):
@@ -248,7 +254,7 @@ def test_a_file_that_is_not_safetensors(
     for component in ("unet", "vae", "text_encoder"):
         flag = "--" + component.replace("_", "-")
         with pytest.raises(ExportError, match=rf"{flag} .*it\.safetensors: {message}"):
-            open_source(str(folder), work=tmp_path, **{component: path})
+            open_source(str(source.folder), work=tmp_path, **{component: path})
     if case != "noise":  # which is left to diffusers' own reader
         path.rename(tmp_path / "model.safetensors")
         with pytest.raises(ExportError, match=rf"model\.safetensors: {message}"):
