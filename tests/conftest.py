@@ -54,10 +54,29 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # the latter reads its own copy before version 1
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     yield from server.running()
+
+
+@pytest.fixture
+def offline(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Call it, and the hub's client is offline from then on."""
+    from huggingface_hub import constants, utils
+
+    assert hub.endpoint == constants.ENDPOINT
+    # Its connections know whether it is offline; before version 1 they are called sessions.
+    forget = getattr(utils, "close_session", None) or utils.reset_sessions
+
+    def switch() -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        forget()
+
+    yield switch
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    forget()
 
 
 @pytest.fixture(scope="session")

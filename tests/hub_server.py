@@ -134,7 +134,8 @@ class HubServer:
         linked = {
             "X-Linked-ETag": f'"{blob}"',
             "X-Linked-Size": str(len(content)),
-            "Location": f"{self.endpoint}/cdn/{blob}/{file}",
+            # Another host, as the hub's: the client follows no further on the hub's own.
+            "Location": f"{self.endpoint.replace('127.0.0.1', 'localhost')}/cdn/{blob}/{file}",
         }
         return _answer(request, 302, b"", {**commit, **linked})
 

@@ -303,6 +303,8 @@ def _plain_errors(
                 )
             else:
                 reason = explain(hub.errors, e, name, file)
+            if file and reason.endswith("try again"):
+                reason += ", and the download goes on where it stopped"
             raise BundleError(f"hf:{name}: {reason}") from e
 
 
@@ -342,10 +344,7 @@ def explain(errors: Any, e: Exception, name: HubName, file: str) -> str:
         return "the disk of the hub's cache is full: free some space, or set HF_HOME elsewhere"
     if isinstance(e, errors.LocalEntryNotFoundError):
         return (
-            "the hub cannot be reached, and the local cache does not have all of it: check the"
-            " connection, or give a local folder"
+            f"the hub cannot be reached ({first_line(cause or e)}), and the local cache does not"
+            " have all of it: check the connection, or give a local folder"
         )
-    return (
-        f"the connection to the hub failed ({first_line(e)}): try again, and the download goes on"
-        " where it stopped"
-    )
+    return f"the connection to the hub failed ({first_line(e)}): try again"

@@ -155,26 +155,15 @@ def test_errors_are_one_sentence(hub: Any, tmp_path: Path) -> None:
 
 
 def test_offline(
-    small_pipeline: Callable[[str], Path],
-    hub: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    small_pipeline: Callable[[str], Path], hub: Any, offline: Any, tmp_path: Path
 ) -> None:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import reset_sessions
-
     hub.add("owner/small", repository(small_pipeline("sd1")))
     folder = open_source("owner/small", work=tmp_path).folder
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    reset_sessions()
     hub.requests.clear()
-    try:
-        assert open_source("owner/small", work=tmp_path).folder == folder
-        with pytest.raises(ExportError, match="HF_HUB_OFFLINE is set: unset it once"):
-            open_source("owner/other", work=tmp_path)
-    finally:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        reset_sessions()
+    offline()
+    assert open_source("owner/small", work=tmp_path).folder == folder
+    with pytest.raises(ExportError, match="HF_HUB_OFFLINE is set: unset it once"):
+        open_source("owner/other", work=tmp_path)
     assert hub.requests == []
 
 
