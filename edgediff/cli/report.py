@@ -36,7 +36,7 @@ def describe_preset(preset: "Preset") -> str:
     chosen = [
         *([f"{steps} step{'' if steps == 1 else 's'}"] if steps is not None else []),
         *([preset.sampler] if preset.sampler is not None else []),
-        *([preset.vae] if preset.vae is not None else []),
+        *([f"VAE {preset.vae}"] if preset.vae is not None else []),
         *([preset.precision] if preset.precision is not None else []),
         *(["averaged attention"] if preset.averaged_attention else []),
     ]

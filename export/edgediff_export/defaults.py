@@ -11,6 +11,7 @@ from edgediff.sampling.schedule import EDMSchedule, Schedule
 from edgediff_export.options import Options
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import Sampling, choose_sampling, sigma_data
+from edgediff_export.source.tiny_vae import FITTING, TINY_VAES
 
 DISTILLED = ("lcm", "tcd")
 """Samplers of weights that were distilled to a few steps."""
@@ -80,7 +81,9 @@ def record_preset(options: Options, source: Source, defaults: Defaults) -> Prese
     own = _suggested(options, source).few_steps
     steps = options.steps is None and not own and defaults.steps == preset.steps
     sampler = options.sampler is None and not own and defaults.sampler == preset.sampler
-    tiny = source.credits[0] if options.vae is None and source.credits else None
+    tiny = None
+    if options.vae is None and source.credits:
+        tiny = TINY_VAES[FITTING[source.pipeline]].repository
     return Preset(
         name=options.preset,
         steps=preset.steps if steps else None,
