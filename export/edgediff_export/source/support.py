@@ -55,6 +55,8 @@ def _check_classes(source: Source) -> None:
     for component, config in found.items():
         expected = {"unet": ("UNet2DConditionModel",), "vae": VAES}.get(component, _CLIP)
         cls = component_class(config)
+        if cls == "CLIPModel" and "vocab_size" in config:  # what some call the text model
+            continue
         if cls is not None and cls not in expected:
             given = f"{source.flags[component]} " if component in source.flags else ""
             raise ExportError(

@@ -214,8 +214,11 @@ def load_file_weights(
         places, prefix = _locate(component, wanted, keys)
         shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
         held = kind_of(shapes)
+        there = [place.key in keys for place in places.values()]
         foreign = held is not None and not held.option
-        if foreign or not any(place.key in keys for place in places.values()):
+        # A model of another kind may have a whole text encoder or VAE of this one.
+        whole = all(there) and component not in ("unet", "controlnet")
+        if (foreign and not whole) or not any(there):
             what = misplaced(shapes, _WANTED[component])
             if what is not None:
                 raise ExportError(f"{where}: {what}")

@@ -469,6 +469,21 @@ def test_a_text_encoder_of_another_size(
         )
 
 
+def test_a_text_encoder_in_the_file_of_another_model(
+    source: Source, skeletons: dict[str, Any], tmp_path: Path
+) -> None:
+    """FLUX has CLIP's text encoder too."""
+    expected = load_file(next((source.folder / "text_encoder").glob("*.safetensors")))
+    state = {f"text_encoders.clip_l.transformer.{name}": value for name, value in expected.items()}
+    state["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"] = torch.zeros(1)
+    save_file(state, tmp_path / "flux.safetensors")
+    module = source._skeleton("text_encoder")
+    load_file_weights(tmp_path / "flux.safetensors", "text_encoder", module, flag="--text-encoder")
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in expected.items())
+    with pytest.raises(ExportError, match=r"is a FLUX model, .* and not a UNet"):
+        load_file_weights(tmp_path / "flux.safetensors", "unet", skeletons["unet"], flag="--unet")
+
+
 def test_a_missing_network_is_named(folder: Path, tmp_path: Path) -> None:
     path = folder / "model_index.json"
     index = json.loads(path.read_text())
