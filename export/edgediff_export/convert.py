@@ -1,8 +1,10 @@
 """Float32 stages into the precision asked for, each judged by its error."""
 
+import functools
 import gc
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +38,9 @@ from edgediff_export.trace.tracer import Traced
 
 # ‖q − f‖ / ‖f‖ beyond which a stage stays in float32; overflow counts as infinite.
 _TOKENS = 77
+_PASSES = 3
+"""How often a stage is evaluated on its examples while it is converted, at most: to calibrate it,
+again after smoothing, and to measure it."""
 _LIMITS: Mapping[Precision, float] = {"fp16": 0.02, "int8": 0.2}
 
 
@@ -58,17 +63,19 @@ class FloatModel:
         }
 
     def work(self, name: str) -> float:
-        """Multiplications that a stage takes on its examples, roughly: its weights times the
-        largest area that it sees. A text encoder sees the tokens of a prompt."""
-        areas = (
-            max((v.shape[2] * v.shape[3] for v in arrays if v.ndim == 4), default=_TOKENS)
-            for case in self.examples[name]
-            for arrays in [(*case.inputs.values(), *case.outputs.values())]
-        )
-        return float(self.traced[name].parameters) * sum(areas)
+        """Multiplications that a stage takes on its examples, roughly: its weights times the area
+        of latents or images, or half-way between both; a text encoder has tokens instead."""
+        total = 0.0
+        for case in self.examples[name]:
+            arrays = (*case.inputs.values(), *case.outputs.values())
+            areas = [v.shape[2] * v.shape[3] for v in arrays if v.ndim == 4] or [_TOKENS]
+            total += math.sqrt(min(areas) * max(areas))
+        return self.traced[name].parameters * total
 
-    def stage(self, name: str, options: Options, *, average_attention: bool) -> FloatStage:
-        """A stage with its examples, to be converted."""
+    def stage(
+        self, name: str, options: Options, *, average_attention: bool, observed: Callable[[], None]
+    ) -> FloatStage:
+        """A stage with its examples, to be converted. observed: as in FloatStage."""
         examples, spec = self.examples[name], self.traced[name].spec
         return FloatStage(
             source=self.folder / spec.file,
@@ -78,6 +85,7 @@ class FloatModel:
                 spec.role, self.manifest.defaults, self.manifest.latent, examples
             ),
             average_attention=average_attention and spec.role == "denoiser",
+            observed=observed,
         )
 
 
@@ -121,12 +129,14 @@ class Conversion:
         works = {name: self.model.work(name) for name in self.model.traced}
         writing = report.phase("writing stages", sum(works.values()))
         for name in self.model.traced:
-            writing.begin(f"{name}: {self.options.resolved_precision}")
+            writing.begin(f"{name}: {self.options.resolved_precision}", works[name])
+            each = works[name] / (_PASSES * len(self.model.examples[name]))
+            observed = functools.partial(writing.advance, each)
             if name == CONTROLLED_UNET:
                 written[name] = self._write_controlled(written[UNET], bundle)
             else:
-                written[name] = self._write(name, bundle)
-            writing.advance(works[name])
+                written[name] = self._write(name, bundle, observed)
+            writing.end()
         return written
 
     def quantization(self, written: Mapping[str, Written]) -> Quantization:
@@ -141,7 +151,7 @@ class Conversion:
             search=self.search,
         )
 
-    def _write(self, name: str, bundle: Path) -> Written:
+    def _write(self, name: str, bundle: Path, observed: Callable[[], None]) -> Written:
         traced = self.model.traced[name]
         if self.plan is not None and self.plan.keeps_float(name):
             return self._keep_float(name, bundle, dict(self.plan.tensors[name]))
@@ -150,13 +160,14 @@ class Conversion:
         if traced.overflows and self.options.resolved_precision == "fp16":
             why = "its config says that float16 overflows (force_upcast)"
             return self._keep_float(name, bundle, why=why)
-        converted = self._convert(name, self.converter)
+        converted = self._convert(name, self.converter, observed)
         spec = _write_converted(converted, traced.spec, bundle)
         formats, direct = converted.formats, converted.direct
         reduced_range = converted.reduced_range
         del converted  # with the weights that it was made of
         gc.collect()
-        error, max_abs_error = measure(bundle / spec.file, spec, self.model.examples[name])
+        examples = self.model.examples[name]
+        error, max_abs_error = measure(bundle / spec.file, spec, examples, observed)
         why = self._objection(name, spec, error, bundle)
         if why:
             for file in (spec.file, *spec.data):
@@ -170,11 +181,13 @@ class Conversion:
             reduced_range=reduced_range,
         )
 
-    def _convert(self, name: str, converter: Converter) -> Converted:
+    def _convert(self, name: str, converter: Converter, observed: Callable[[], None]) -> Converted:
         result: Converted | Prepared | None = self.prepared.get(name)
         if result is None:
             average = self.average_attention
-            result = converter(self.model.stage(name, self.options, average_attention=average))
+            result = converter(
+                self.model.stage(name, self.options, average_attention=average, observed=observed)
+            )
         return result.write(self.formats.get(name)) if isinstance(result, Prepared) else result
 
     def _objection(self, name: str, spec: GraphSpec, error: float, bundle: Path) -> str:
@@ -256,10 +269,17 @@ def plan_conversion(
     works = {name: model.work(name) for name in model.traced if name != CONTROLLED_UNET}
     preparing = report.phase("preparing int8", sum(works.values()))
     for name, work in works.items():
-        preparing.begin(f"{name}: preparing int8")
-        average = conversion.average_attention
-        prepared[name] = prepare(model.stage(name, options, average_attention=average))
-        preparing.advance(work)
+        preparing.begin(f"{name}: preparing int8", work)
+        each = work / (_PASSES * len(model.examples[name]))
+        prepared[name] = prepare(
+            model.stage(
+                name,
+                options,
+                average_attention=conversion.average_attention,
+                observed=functools.partial(preparing.advance, each),
+            )
+        )
+        preparing.end()
     if plan is not None:
         return replace(
             conversion,

@@ -220,7 +220,7 @@ def _open(
             *source.notes,
             *check_scheduler(scheduler["_class_name"], scheduler),
             *(matched.note for matched in source.loras if matched.note),
-            *(network.note for network in networks if network.note),
+            *(note for network in networks for note in network.notes),
         ),
         reasons=(
             *source.said.notes(source.name),
@@ -264,9 +264,9 @@ def _trace(
         "tracing", total + (_TRACING["controlled_denoiser"] if opened.networks else 0)
     )
     for stage in stages:
-        tracing.begin(f"{stage.name}: tracing")
+        tracing.begin(f"{stage.name}: tracing", _TRACING[stage.role])
         traced[stage.name] = tracer.trace(stage, traced)
-        tracing.advance(_TRACING[stage.role])
+        tracing.end()
     if opened.networks:
         tracing.begin(f"{CONTROLLED_UNET}: adding inputs")
         traced[CONTROLLED_UNET] = tracer.trace_controlled(opened.networks[0], traced)

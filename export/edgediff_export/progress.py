@@ -35,16 +35,23 @@ class Phase:
 
     def __init__(self, listen: Callable[[Progress], None], name: str, total: float) -> None:
         self._listen, self._name, self._total = listen, name, total
-        self._text, self._done = name, 0.0
+        self._text, self._done, self._end = name, 0.0, total
 
-    def begin(self, text: str | None = None) -> None:
-        """A step begins. text: its description, by default the phase's name."""
+    def begin(self, text: str | None = None, units: float | None = None) -> None:
+        """A step begins. text: its description, by default the phase's name. units: its share of
+        the phase, by default all."""
         self._text = self._name if text is None else text
+        self._end = self._total if units is None else self._done + units
         self._report()
 
     def advance(self, units: float = 1.0) -> None:
-        """So many units are done."""
-        self._done += units
+        """So many units of the step are done; more than its share count as its share."""
+        self._done = min(self._done + units, self._end)
+        self._report()
+
+    def end(self) -> None:
+        """The step is done."""
+        self._done = self._end
         self._report()
 
     def _report(self) -> None:

@@ -20,15 +20,19 @@ def test_phases_and_steps() -> None:
     report = Reporter(said.append)
     report("opening")
     tracing = report.phase("tracing", 8)
-    tracing.begin("unet: tracing")
-    tracing.advance(6)
-    tracing.begin("vae: tracing")
-    tracing.advance(2)
+    tracing.begin("unet: tracing", 6)
+    tracing.end()
+    tracing.begin("vae: tracing", 2)
+    tracing.advance(1.5)
+    tracing.advance(1.5)  # no more than its share
+    tracing.end()
     assert [(p.phase, p.text, p.done, p.total) for p in said] == [
         ("opening", "opening", 0, 0),
         ("tracing", "unet: tracing", 0, 8),
         ("tracing", "unet: tracing", 6, 8),
         ("tracing", "vae: tracing", 6, 8),
+        ("tracing", "vae: tracing", 7.5, 8),
+        ("tracing", "vae: tracing", 8, 8),
         ("tracing", "vae: tracing", 8, 8),
     ]
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,11 @@ def run_graph(path: Path, spec: GraphSpec, inputs: Mapping[str, Named]) -> list[
     return [Case(name=k, inputs=v, outputs=session.run(**v)) for k, v in inputs.items()]
 
 
-def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, float]:
+def measure(
+    path: Path, spec: GraphSpec, cases: Sequence[Case], observed: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """A graph against torch: the worst ‖q − f‖ / ‖f‖ and |q − f| over the cases, inf if
-    anything is not finite."""
+    anything is not finite. observed: called after each case."""
     session = Session(path, spec, SessionOptions(provider="cpu"))
     error, max_abs_error = 0.0, 0.0
     for case in cases:
@@ -39,6 +41,7 @@ def measure(path: Path, spec: GraphSpec, cases: Sequence[Case]) -> tuple[float, 
                 return float("inf"), float("inf")
             error = max(error, relative_error(outputs[name], reference))
             max_abs_error = max(max_abs_error, float(np.abs(outputs[name] - reference).max()))
+        observed()
     return error, max_abs_error
 
 

@@ -3,7 +3,7 @@ whether they fit its UNet."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,13 @@ class ControlNet:
     """One control network: the name that it has in the bundle, and where its weights are.
 
     description: the hub id, or the name of the folder or file. path: the folder, or the
-    .safetensors file. note: what of it was read from its name, or ""."""
+    .safetensors file. notes: what was read from its name, and how it differs from diffusers."""
 
     name: str
     description: str
     path: Path
     config: Mapping[str, Any] = field(repr=False)
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -106,7 +106,20 @@ def open_controlnets(
         network = read(name, where, path, source)
         _check(network, source, latent)
         found[name] = network
-    return tuple(found.values())
+    return _with_notes(tuple(found.values()))
+
+
+def _with_notes(networks: tuple[ControlNet, ...]) -> tuple[ControlNet, ...]:
+    """The same, with a note if their rules of guidance differ."""
+    if len({network.pools for network in networks}) < 2:
+        return networks
+    names = ", ".join(network.name for network in networks if network.pools)
+    note = (
+        f"only the prompt's half of guidance is steered by {names}, and both halves by the other"
+        " control networks: in one call each keeps its rule, and diffusers would apply the first"
+        " one's to all"
+    )
+    return (replace(networks[0], notes=(*networks[0].notes, note)), *networks[1:])
 
 
 def _read_folder(name: str, where: str, folder: Path, _source: Source) -> ControlNet:
@@ -135,7 +148,7 @@ def _read_file(name: str, where: str, file: Path, source: Source) -> ControlNet:
         description=_described(where),
         path=file,
         config={**config, "global_pool_conditions": pools},
-        note=note if pools else "",
+        notes=(note,) if pools else (),
     )
 
 

@@ -1,6 +1,6 @@
 """The input and the output of a converter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,15 @@ class FloatStage:
     source: its float32 graph on disk. cases: examples of its inputs, to calibrate on.
     The rest matters only to int8 for the CPU. profile: the processor that it is for. area_ratio:
     pixels of an image of the default size, relative to the largest example. average_attention:
-    whether to average keys and values, which changes the results."""
+    whether to average keys and values, which changes the results. observed: called after each
+    evaluation of an example."""
 
     source: Path
     cases: Sequence[Case]
     profile: Profile = "auto"
     area_ratio: float = 1.0
     average_attention: bool = False
+    observed: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,14 +314,30 @@ def test_files_and_their_names(source: Source, controlnets: Any, tmp_path: Path)
     (network,) = opened(source, str(file))
     assert (network.name, network.description) == ("control_v11e_sd15_shuffle",) * 2
     assert network.pools
-    assert "averaged over the image" in network.note
+    (note,) = network.notes
+    assert "averaged over the image" in note
+    assert "because of its name" in note
     plain = tmp_path / "control_v11p_sd15_canny.safetensors"
     file.rename(plain)
     (network,) = opened(source, str(plain))
     assert not network.pools
-    assert network.note == ""
+    assert network.notes == ()
     with pytest.raises(ExportError, match=r"has no config.json: did you mean the file .*canny"):
         opened(source, f"a={tmp_path}")
+
+
+def test_networks_of_both_rules_of_guidance(
+    source: Source, controlnets: Any, tmp_path: Path
+) -> None:
+    pooled = changed(controlnets, tmp_path, global_pool_conditions=True)
+    canny, shuffle = f"canny={controlnets['canny']}", f"shuffle={pooled}"
+    first, second = opened(source, canny, shuffle)
+    assert not first.pools
+    assert second.pools
+    (note,) = (*first.notes, *second.notes)
+    assert note.startswith("only the prompt's half of guidance is steered by shuffle, and both")
+    assert [n.notes for n in opened(source, canny, f"a={controlnets['canny']}")] == [(), ()]
+    assert [n.notes for n in opened(source, shuffle, f"b={pooled}")] == [(), ()]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +498,8 @@ def test_lowered_without_attention_and_with_averages(
             controlnets=tuple(f"{name}={path}" for name, path in folders.items()),
         )
     )
-    assert made.notes == ()
+    (note,) = made.notes
+    assert note.startswith("only the prompt's half of guidance is steered by shuffle")
     networks = made.manifest.controlnets
     assert {stage.graph.precision for stage in networks.values()} == {"int8"}
     assert networks["shuffle"].graph.conditional_only

@@ -1,6 +1,6 @@
 """The inputs and outputs of each layer: a restructured graph, observed on examples."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,12 @@ def calibrate(
     source: Path,
     cases: Sequence[Case],
     names: Collection[str] | None = None,
+    observed: Callable[[], None] = lambda: None,
 ) -> dict[str, Seen]:
     """Watch the named layers, or all, of a restructured graph, which is left as it is.
 
-    source: the file that it was read from, beside which its weights lie."""
+    source: the file that it was read from, beside which its weights lie. observed: called after
+    each case."""
     model = restructured.clone()
     watched = [
         layer
@@ -67,6 +69,7 @@ def calibrate(
             for name, value in zip(outputs.values(), values, strict=True):
                 smaller = np.minimum if name.endswith(":low") else np.maximum
                 found[name] = smaller(found.get(name, value), value)
+            observed()
     return {
         layer.name: Seen(
             low=float(found[f"{layer.name}:low"]),

@@ -142,10 +142,10 @@ def prepare(stage: FloatStage) -> Prepared:
     if _decodes(model):
         merge_upsampling(model)
     store(model, source.with_name(f"{source.stem}.restructured.data"))
-    seen = calibrate(model, source, cases)
+    seen = calibrate(model, source, cases, observed=stage.observed)
     if smooth(model, seen, {k for k, s in seen.items() if s.error > SMOOTH_ABOVE}):
         store(model, source.with_name(f"{source.stem}.smoothed.data"))
-        seen = calibrate(model, source, cases)
+        seen = calibrate(model, source, cases, observed=stage.observed)
     found = tuple(layers(model))
     kernels: Mapping[str, Kernel] = {}
     if takes_direct(model):
