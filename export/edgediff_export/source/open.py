@@ -118,15 +118,16 @@ def open_source(
     channels = unet_config.get("out_channels", 4)
     said = [read_statements(h) for h in (_unet_header(unet, others), header) if h is not None]
     latents = said[0].vae if said else {}
-    if tiny_vae:
-        own = {**read_config(folder / "vae" / "config.json"), **latents}
+    own_config = folder / "vae" / "config.json"
+    own = {**(read_config(own_config) if own_config.is_file() else {}), **latents}
+    if tiny_vae and own.get("_class_name") != CLASS:
         tiny = fitting(own, pipeline=pipeline, channels=channels)
         if tiny is not None:
             given["vae"] = vae = Path(tiny)
-        elif own.get("_class_name") != CLASS:
+        else:
             notes = (*notes, "the pipeline's own VAE is kept: there is no tiny one for its latents")
     if tiny is not None:
-        check_fits(tiny, tiny, pipeline=pipeline, channels=channels)
+        check_fits(tiny, tiny, own, pipeline=pipeline, channels=channels)
         repository = TINY_VAES[tiny].repository
         others["vae"] = download_component(repository, flag="--vae", on_download=on_download)
     home = path if header is not None else None
@@ -146,7 +147,10 @@ def open_source(
     configs["vae"] = {**configs["vae"], **latents}
     credit = ""
     if vae is not None:
-        credit = _vae_credit(vae, others["vae"], configs["vae"], unet_config, pipeline)
+        name = known_as(origin(vae).names) if configs["vae"].get("_class_name") == CLASS else None
+        if name is not None:
+            check_fits(name, str(vae), own, pipeline=pipeline, channels=channels)
+        credit = _vae_credit(vae, others["vae"], name)
     found = origin(path) if path.exists() else hub_origin(source)
     named = [found, *([origin(unet)] if unet is not None else [])]
     opened = Source(
@@ -191,18 +195,13 @@ def _shape_of(others: Mapping[str, Path]) -> dict[str, Any] | None:
     return tiny_config(read_header(path, flag="--vae"))
 
 
-def _vae_credit(
-    vae: Path, found: Path, config: Mapping[str, Any], unet: Mapping[str, Any], pipeline: str
-) -> str:
+def _vae_credit(vae: Path, found: Path, tiny: str | None) -> str:
     """Who made another VAE, and its license, as far as its name or its model card says so.
 
-    vae: as it was given. found: where it is. Raises ExportError for a tiny VAE of other latents."""
+    vae: as it was given. found: where it is. tiny: its name in TINY_VAES, if it is one of those."""
+    if tiny is not None:
+        return TINY_VAES[tiny].credit
     named = origin(vae)
-    if config.get("_class_name") == CLASS:
-        name = known_as(named.names)
-        if name is not None:
-            check_fits(name, str(vae), pipeline=pipeline, channels=unet.get("out_channels", 4))
-            return TINY_VAES[name].credit
     license = _license(found / "README.md") or _license(vae / "README.md")
     return f"VAE: {named.hub or named.name}, {license}" if license else ""
 

@@ -22,11 +22,14 @@ LEVELS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVae:
-    """repository: its hub id. latents: the models whose latents it takes, which have `channels`."""
+    """repository: its hub id. latents: the models whose latents it takes, which have `channels`.
+    scaling_factor: of their own autoencoder, by which it is known; None if that has no such
+    factor."""
 
     repository: str
     latents: str
     channels: int
+    scaling_factor: float | None
 
     @property
     def credit(self) -> str:
@@ -36,12 +39,26 @@ class TinyVae:
 
 TINY_VAES: Mapping[str, TinyVae] = {
     "taesd": TinyVae(
-        repository="madebyollin/taesd", latents="Stable Diffusion 1 and 2", channels=4
+        repository="madebyollin/taesd",
+        latents="Stable Diffusion 1 and 2",
+        channels=4,
+        scaling_factor=0.18215,
     ),
-    "taesdxl": TinyVae(repository="madebyollin/taesdxl", latents="SDXL", channels=4),
-    "taesd3": TinyVae(repository="madebyollin/taesd3", latents="Stable Diffusion 3", channels=16),
-    "taef1": TinyVae(repository="madebyollin/taef1", latents="FLUX.1", channels=16),
-    "taef2": TinyVae(repository="madebyollin/taef2", latents="FLUX.2", channels=32),
+    "taesdxl": TinyVae(
+        repository="madebyollin/taesdxl", latents="SDXL", channels=4, scaling_factor=0.13025
+    ),
+    "taesd3": TinyVae(
+        repository="madebyollin/taesd3",
+        latents="Stable Diffusion 3",
+        channels=16,
+        scaling_factor=1.5305,
+    ),
+    "taef1": TinyVae(
+        repository="madebyollin/taef1", latents="FLUX.1", channels=16, scaling_factor=0.3611
+    ),
+    "taef2": TinyVae(
+        repository="madebyollin/taef2", latents="FLUX.2", channels=32, scaling_factor=None
+    ),
 }
 """The names that --vae takes."""
 FITTING: Mapping[str, str] = {
@@ -65,33 +82,40 @@ def known_as(names: Sequence[str]) -> str | None:
 
 
 def fitting(own: Mapping[str, Any], *, pipeline: str, channels: int) -> str | None:
-    """The name of the tiny autoencoder for a pipeline's latents; None if there is none, as for
-    latents that are normalized by channel, or if its own is tiny.
+    """The name of the tiny autoencoder for a pipeline's latents; None if there is none.
 
-    own: the config of the pipeline's own. channels: of the denoiser's latents."""
+    own: the config of the pipeline's own autoencoder, empty if it has none. channels: of the
+        denoiser's latents."""
     name = FITTING.get(pipeline)
-    levels = len(own.get("block_out_channels", ()))
-    if name is None or own.get("_class_name") == CLASS or own.get("latents_mean"):
+    if name is None or TINY_VAES[name].channels != channels:
         return None
-    return name if (TINY_VAES[name].channels, LEVELS) == (channels, levels) else None
+    if own.get("_class_name") != "AutoencoderKL":
+        return name
+    # Such as Playground v2.5's, whose latents are SDXL's with another mean and scale.
+    normalized = own.get("latents_mean") is not None
+    scale = own.get("scaling_factor", TINY_VAES["taesd"].scaling_factor)  # AutoencoderKL's default
+    levels = len(own.get("block_out_channels", ()))
+    same = (scale, levels) == (TINY_VAES[name].scaling_factor, LEVELS)
+    return name if same and not normalized else None
 
 
-def check_fits(name: str, given: str, *, pipeline: str, channels: int) -> None:
+def check_fits(
+    name: str, given: str, own: Mapping[str, Any], *, pipeline: str, channels: int
+) -> None:
     """Raise ExportError, with the one that fits, for a tiny autoencoder of other latents.
 
-    name: in TINY_VAES. given: as it was typed. channels: of the denoiser's latents."""
-    fitting = FITTING.get(pipeline)
-    tiny = TINY_VAES[name]
-    if name == fitting and tiny.channels == channels:
+    name: in TINY_VAES. given: as it was typed. own, channels: as in `fitting`."""
+    right = fitting(own, pipeline=pipeline, channels=channels)
+    if name == right:
         return
-    if fitting is None or TINY_VAES[fitting].channels != channels:
+    decodes = f"--vae {given}: decodes latents of {TINY_VAES[name].latents}"
+    if right is None:
         raise ExportError(
-            f"--vae {given}: decodes latents of {tiny.latents} ({tiny.channels} channels), but this"
-            f" pipeline's have {channels} channels of its own: leave --vae out"
+            f"{decodes}, but this pipeline's are of its own kind ({channels} channels), for which"
+            " there is no tiny VAE: leave --vae out"
         )
     raise ExportError(
-        f"--vae {given}: decodes latents of {tiny.latents}, but this pipeline's are of"
-        f" {TINY_VAES[fitting].latents}: give --vae {fitting}"
+        f"{decodes}, but this pipeline's are of {TINY_VAES[right].latents}: give --vae {right}"
     )
 
 

@@ -98,8 +98,33 @@ def test_of_a_pipeline_with_latents_of_its_own(
     tmp_path: Path,
 ) -> None:
     wide = change_config(small_pipeline("sd1"), tmp_path / "wide", "unet", out_channels=16)
-    with pytest.raises(ExportError, match=r"have 16 channels of its own: leave --vae out"):
+    with pytest.raises(ExportError, match=r"of its own kind \(16 channels\), .*: leave --vae out"):
         open_source(str(wide), work=tmp_path, vae=Path("taesd"))
+    assert tiny_hub.asked() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+        {"scaling_factor": 0.5},
+        {"block_out_channels": [16, 16]},
+    ],
+)
+def test_of_sdxl_with_latents_of_another_scale(
+    changes: dict[str, Any],
+    small_pipeline: Callable[[str], Path],
+    change_config: Callable[..., Path],
+    tiny_hub: Any,
+    tiny: Any,
+    tmp_path: Path,
+) -> None:
+    """As Playground v2.5's are."""
+    other = change_config(small_pipeline("xl"), tmp_path / "other", "vae", **changes)
+    tiny.save_pretrained(tmp_path / "local" / "taesdxl")
+    for given in (Path("taesdxl"), tmp_path / "local" / "taesdxl"):
+        with pytest.raises(ExportError, match=r"of its own kind .*: leave --vae out"):
+            open_source(str(other), work=tmp_path, vae=given)
     assert tiny_hub.asked() == []
 
 
