@@ -113,14 +113,28 @@ def _ddim_grid(
     )
 
 
+_RUNGE_KUTTA_STEPS = 3
+"""Of pndm, as many as its formula looks back."""
+
+
 def _pndm_grid(
     schedule: DiscreteSchedule, steps: int, _: Spacing | None
 ) -> tuple[PlannedStep, ...]:
-    """As ddim's, but each step ends at the next one's start, which a history of steps needs."""
+    """As ddim's, but each step ends at the next one's start, which a history of steps needs. Steps
+    of Runge and Kutta have a middle."""
     t = _spread(schedule, _timestep_spacing(schedule, "leading"), steps).round().tolist()
     table = alphas_cumprod(schedule)
     end = _sigma_or_last(schedule, table, t[-1] - schedule.num_train_timesteps // steps)
-    return chain([_sigma(table, now) for now in t], t, end)
+    planned = chain([_sigma(table, now) for now in t], t, end)
+    if schedule.skip_prk_steps or steps <= _RUNGE_KUTTA_STEPS:
+        return planned
+    half = schedule.num_train_timesteps // steps // 2
+    middles = [then + half for then in t[1 : 1 + _RUNGE_KUTTA_STEPS]]
+    begun = [
+        step._replace(sigma_mid=_sigma(table, middle), timestep_mid=middle)
+        for step, middle in zip(planned, middles, strict=False)
+    ]
+    return (*begun, *planned[_RUNGE_KUTTA_STEPS:])
 
 
 def _ddpm_grid(

@@ -10,6 +10,7 @@ import numpy as np
 from edgediff.arrays import Array
 from edgediff.sampling.dpm_solver import log_ratio
 from edgediff.sampling.plan import Plan
+from edgediff.sampling.planned_step import PlannedStep
 from edgediff.sampling.trajectory import Denoise, Step, Trajectory, hand_over, mix, to_level
 
 
@@ -129,7 +130,8 @@ _ADAMS_BASHFORTH = (
 
 
 def pndm(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
-    """PNDM, Liu et al. 2022 (arXiv:2202.09778), eq. 9 and 12, without Runge-Kutta steps, as Stable
+    """PNDM, Liu et al. 2022 (arXiv:2202.09778), eq. 9, 12 and 13. The first three steps are of
+    Runge and Kutta, with four evaluations, if the plan gives them a middle. Else it goes as Stable
     Diffusion was published: the first step is Heun's, with a second evaluation, and the second and
     third use a shorter history.
 
@@ -140,7 +142,9 @@ def pndm(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     for i, step in enumerate(plan.steps):
         x0 = denoise(x, step.sigma)
         seen = [_prediction(plan, x, x0, step.sigma, over_v), *seen[:3]]
-        if i == 0 and len(plan.steps) > 1:
+        if step.sigma_mid is not None:
+            x0, out = _runge_kutta(denoise, plan, x, seen[0], step, over_v)
+        elif i == 0 and len(plan.steps) > 1:
             ahead = _transfer(plan, x, seen[0], step.sigma, step.sigma_next, over_v)
             x0 = denoise(ahead, step.sigma_next)
             out = mix(seen[0], _prediction(plan, ahead, x0, step.sigma_next, over_v), 0.5, 0.5)
@@ -150,6 +154,22 @@ def pndm(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
                 out += before * weight
         x = _transfer(plan, x, out, step.sigma, step.sigma_next, over_v)
         x = yield from hand_over(Step(index=i, sigma=step.sigma_next, latents=x, x0=x0))
+
+
+def _runge_kutta(
+    denoise: Denoise, plan: Plan, x: Array, first: Array, step: PlannedStep, over_v: bool
+) -> tuple[Array, Array]:
+    """Liu et al. 2022, eq. 13: (the last x0 seen, the mean of four predictions); first: the one at
+    the step's start. All transfers are from there."""
+    middle = step.sigma if step.sigma_mid is None else step.sigma_mid
+    x0, latest = x, first
+    total = first / 6.0
+    for level, weight in ((middle, 1 / 3), (middle, 1 / 3), (step.sigma_next, 1 / 6)):
+        ahead = _transfer(plan, x, latest, step.sigma, level, over_v)
+        x0 = denoise(ahead, level)
+        latest = _prediction(plan, ahead, x0, level, over_v)
+        total += latest * weight
+    return x0, total
 
 
 def _prediction(plan: Plan, x: Array, x0: Array, sigma: float, over_v: bool) -> Array:

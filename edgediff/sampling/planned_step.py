@@ -7,8 +7,9 @@ class PlannedStep(NamedTuple):
     """One step of a sampler: evaluate the network at noise level `sigma`, whose timestep is
     `timestep`, and go on to `sigma_next`.
 
-    sigma_mid: a level on the way, or None. dpmpp_sde evaluates the network there too, at
-        `timestep_mid`; tcd goes down to it without noise, and from it up to sigma_next with noise.
+    sigma_mid: a level on the way, or None. dpmpp_sde and pndm's steps of Runge and Kutta evaluate
+        the network there too, at `timestep_mid`; tcd goes down to it without noise, and from it up
+        to sigma_next with noise.
     order: of the step, in solvers that come in several orders, if enough evaluations came before.
     """
 

@@ -11,7 +11,8 @@ schedules, multiply by sigma_data·sqrt(1 + sigma²).
 A sampler knows nothing of prompts, sessions or bundles: it is given `denoise(x, sigma) -> x0` and a
 plan (`make_plan`), and yields a `Step` after each of the plan's steps. A step takes
 one evaluation of the model. Those of heun and dpmpp_sde take two, except for the last (and for
-heun's large steps in a run from zero signal), and so does pndm's first. A sampler can be abandoned
+heun's large steps in a run from zero signal), and so does pndm's first, or four in each of its
+first three if they are of Runge and Kutta. A sampler can be abandoned
 at any step, and each `Step`'s arrays stay as they are.
 
 It may also be steered: `trajectory.send(latents)` in the place of `next(trajectory)` makes it go on

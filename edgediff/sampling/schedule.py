@@ -61,6 +61,8 @@ class DiscreteSchedule:
     final_sigmas_type: whether the DPM-Solvers, unipc and euler end at sigma 0, or at the lowest
         level of the schedule.
     solver_order, solver_type, lower_order_final, euler_at_final: see `orders.Solver`.
+    skip_prk_steps: whether pndm does without Runge-Kutta steps, as Stable Diffusion was published;
+        else its first three steps are such, in runs of four or more.
     variance_type: of the noise that ddpm adds, the lower or the upper bound of Ho et al. 2020.
     original_inference_steps: length of the grid that lcm and tcd were distilled on.
     timesteps: of lcm and tcd with as many steps, instead of those of that grid; descending. Models
@@ -91,6 +93,7 @@ class DiscreteSchedule:
     solver_type: SolverType = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
+    skip_prk_steps: bool = True
     variance_type: Variance = "fixed_small"
     original_inference_steps: int = 50
     timesteps: tuple[int, ...] | None = None

@@ -550,6 +550,28 @@ def test_pndm_of_part_of_its_steps_is_a_run_of_its_own() -> None:
     assert difference(last.latents, x.numpy()) < TOLERANCE
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [4, 5, 20])
+def test_pndm_with_runge_kutta_steps(prediction: str, steps: int) -> None:
+    schedule = make_schedule(
+        prediction_type=prediction, timestep_spacing="leading", skip_prk_steps=False
+    )
+    scheduler = PNDMScheduler(
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        beta_schedule=schedule.beta_schedule,
+        prediction_type=prediction,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(steps)
+    x = torch.randn(SHAPE, generator=torch.Generator("cpu").manual_seed(0)).double()
+    for t in scheduler.timesteps:
+        out = torch.from_numpy(model(x.numpy(), float(t)))
+        x = scheduler.step(out, t, x).prev_sample
+    *_, last = ours(schedule, "pndm", steps)
+    assert difference(last.latents, x.numpy()) < TOLERANCE
+
+
 def test_lms_of_part_of_its_steps_is_a_run_of_its_own() -> None:
     """What diffusers' scheduler does where it is given no more levels than the steps left."""
     schedule = make_schedule(timestep_spacing="leading")

@@ -240,3 +240,14 @@ def test_what_is_asked_of_the_network() -> None:
     assert last.timesteps == {last.sigma: last.timestep}
     (tcd, _) = make_plan(make(), "tcd", 2).steps
     assert tcd.timesteps == {tcd.sigma: tcd.timestep}
+
+
+@pytest.mark.parametrize(("steps", "middles"), [(3, 0), (4, 3), (20, 3)])
+def test_runge_kutta_steps_of_pndm(steps: int, middles: int) -> None:
+    plan = make_plan(make(skip_prk_steps=False), "pndm", steps)
+    found = [step for step in plan.steps if step.sigma_mid is not None]
+    assert found == list(plan.steps[:middles])
+    for step, after in zip(found, plan.steps[1:], strict=False):
+        assert step.timestep_mid == (step.timestep + after.timestep) / 2
+        assert plan.timesteps[step.sigma_mid] == step.timestep_mid
+    assert make_plan(make(), "pndm", steps).steps[middles:] == plan.steps[middles:]

@@ -35,7 +35,7 @@ _DISTILLED = frozenset(("original_inference_steps",))
 READ: Mapping[str, frozenset[str]] = {
     "DDIMScheduler": _ALL | _CLIP | {"set_alpha_to_one"},
     "DDPMScheduler": _ALL | _CLIP,
-    "PNDMScheduler": _ALL | {"set_alpha_to_one"},
+    "PNDMScheduler": _ALL | {"set_alpha_to_one", "skip_prk_steps"},
     "LMSDiscreteScheduler": _ALL | _SPACINGS,
     "DEISMultistepScheduler": _ALL | _SPACINGS | {"lower_order_final"},
     "UniPCMultistepScheduler": _ALL | _SPACINGS | _BOUNDS | _END | _ORDERS,
@@ -66,12 +66,11 @@ _INERT_IN: Mapping[str, frozenset[str]] = {
 }
 _STEP_RULES: Mapping[str, str] = {
     "solver_order": "is sampled with order 2",
-    "solver_type": "is sampled as {honoured!r}, the default",
-    "algorithm_type": "is sampled as {honoured!r}, the default",
-    "lower_order_final": "is sampled as {honoured!r}, the default",
-    "predict_x0": "is sampled as {honoured!r}, the default",
+    "solver_type": "is sampled as {default!r}, the default",
+    "algorithm_type": "is sampled as {default!r}, the default",
+    "lower_order_final": "is sampled as {default!r}, the default",
+    "predict_x0": "is sampled as {default!r}, the default",
     "disable_corrector": "is sampled with the corrector in every step",
-    "skip_prk_steps": "is sampled without Runge-Kutta steps at the beginning",
     "use_lu_lambdas": "is sampled with exponential spacing: at the same noise levels, but with"
     " timesteps that are cut to whole numbers and not rounded",
     "noise_sampler_seed": "has no effect: noise comes from the seed of each call",
@@ -97,8 +96,6 @@ _THIRD_ORDER = (
     "EDMDPMSolverMultistepScheduler",
 )
 """Classes whose third order is sampled, but not that of the SDE."""
-_HONOURED: Mapping[tuple[str, str], Any] = {("PNDMScheduler", "skip_prk_steps"): True}
-"""Options of which not the default is honoured, but this value."""
 
 
 def class_defaults(name: str) -> dict[str, Any]:
@@ -119,8 +116,7 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
     for key, default in class_defaults(name).items():
         value = config.get(key, default)
-        honoured = _HONOURED.get((name, key), default)
-        if value == honoured or value is None or key in READ[name]:
+        if value == default or value is None or key in READ[name]:
             continue
         if key in _INERT or key in _INERT_IN.get(name, ()):
             continue
@@ -132,7 +128,7 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
                 f" {default!r} is supported: change it in scheduler/scheduler_config.json, if the"
                 " model was trained without it"
             )
-        rule = _STEP_RULES[key].format(honoured=honoured)
+        rule = _STEP_RULES[key].format(default=default)
         notes.append(f"scheduler {name}: {key} {value!r} {rule}")
     spacing = config.get("timestep_spacing")
     if name == "PNDMScheduler" and spacing in ("linspace", "trailing"):

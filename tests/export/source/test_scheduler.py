@@ -47,6 +47,7 @@ def test_what_the_config_leaves_out_is_diffusers_default_but_for_the_spacing() -
         prediction_type="epsilon",
         timestep_spacing=None,
         set_alpha_to_one=False,
+        skip_prk_steps=False,
     )
     assert read_schedule({"_class_name": "DDIMScheduler"}).clip_sample is True
 
@@ -318,8 +319,7 @@ def test_what_would_change_the_noise_levels_is_refused(name: str, changes: dict[
             {"use_lu_lambdas": True},
             "use_lu_lambdas True is sampled with exponential spacing",
         ),
-        ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "linspace"}, "each step"),
-        ("PNDMScheduler", {}, "skip_prk_steps False is sampled without Runge-Kutta steps"),
+        ("PNDMScheduler", {"timestep_spacing": "linspace"}, "each step ends"),
     ],
 )
 def test_another_rule_of_a_step_is_reported(
