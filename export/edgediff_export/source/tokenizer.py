@@ -5,6 +5,7 @@ then byte-level BPE (Radford et al. 2021, arXiv:2103.00020, section 2.4; Sennric
 arXiv:1508.07909). Framing (begin, end, padding, truncation) is left to the runtime.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -96,13 +97,14 @@ def open_tokenizer(folder: Path, embeddings: Iterable[Sequence[str]] = ()) -> An
             f"{folder}: not CLIP's vocab.json and merges.txt ({' and '.join(missing)} missing):"
             " download the pipeline again"
         )
-    with quiet(), tempfile.TemporaryDirectory() as unpacked:
+    with quiet(), contextlib.ExitStack() as held:
         from transformers import CLIPTokenizer
 
         try:
+            where = folder
             if missing:
-                _unpack(folder, Path(unpacked))
-            where = Path(unpacked) if missing else folder
+                where = Path(held.enter_context(tempfile.TemporaryDirectory()))
+                _unpack(folder, where)
             slow = CLIPTokenizer.from_pretrained(where, local_files_only=True)
         except Exception as e:  # transformers raises anything
             line = (str(e).strip().splitlines() or [type(e).__name__])[0]
