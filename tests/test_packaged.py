@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -74,13 +75,14 @@ def test_the_hook_is_found_and_finds_everything() -> None:
     (folder,) = get_hook_dirs()
     text = (Path(folder) / "hook-edgediff.py").read_text()
     asked: dict[str, str] = {}
-    stubs = {
+    stubs: dict[str, Any] = {
         "collect_data_files": lambda name: asked.setdefault("data", name),
         "collect_submodules": lambda name, **_: asked.setdefault("modules", name),
     }
     lines = [line for line in text.splitlines() if not line.startswith("from PyInstaller")]
     exec("\n".join(lines), stubs)
     assert asked == {"data": "edgediff", "modules": "edgediff"}
+    assert stubs["excludedimports"] == ["huggingface_hub"]
     project = (PACKAGE.parent / "pyproject.toml").read_text()
     assert 'hook-dirs = "edgediff.__pyinstaller:get_hook_dirs"' in project
 

@@ -31,6 +31,7 @@ def test_a_pushed_bundle_comes_back(hub: Any, tiny_bundle: Path, tmp_path: Path)
     assert done.exit_code == 0, done.output
     repository = hub.repositories["owner/tiny"]
     assert done.stdout == f"{hub.endpoint}/owner/tiny/commit/{repository.commit}\n"
+    assert done.stderr == "uploading 12 files, 0.9 MB\n"  # no bars, as this is no terminal
     own = {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
     card = repository.files["README.md"].decode()
     assert repository.files == {**own, "README.md": card.encode()}

@@ -250,9 +250,11 @@ def _watched(partial: Path, report: OnDownload | None, done: int, total: int) ->
 
 
 @contextlib.contextmanager
-def _client(name: HubName, *, show_bars: bool = False) -> Iterator[Any]:
+def _client(name: HubName, *, show_bars: bool = False, group: str | None = _BARS) -> Iterator[Any]:
     """The module huggingface_hub, which prints nothing while the block runs, but for its progress
     if `show_bars`.
+
+    group: of the client's progress bars; None = all, also those of uploads, which have no name.
 
     Raises BundleError if it is not installed."""
     try:
@@ -268,17 +270,17 @@ def _client(name: HubName, *, show_bars: bool = False) -> Iterator[Any]:
     silent = (
         not show_bars
         and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
-        and not utils.are_progress_bars_disabled(_BARS)
+        and not utils.are_progress_bars_disabled(group)
     )
     if silent:
-        utils.disable_progress_bars(_BARS)
+        utils.disable_progress_bars(group)
     logger.setLevel(logging.CRITICAL)
     try:
         yield hub
     finally:
         logger.setLevel(level)
         if silent:
-            utils.enable_progress_bars(_BARS)
+            utils.enable_progress_bars(group)
 
 
 @contextlib.contextmanager
@@ -289,7 +291,7 @@ def _plain_errors(
 
     file: the one that is asked for, "" for none. writes: whether the block uploads. Raises
     BundleError."""
-    with _client(name, show_bars=show_bars) as hub:
+    with _client(name, show_bars=show_bars, group=None if writes else _BARS) as hub:
         try:
             yield hub
         except BundleError:

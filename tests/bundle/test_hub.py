@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants, file_download
@@ -85,17 +86,18 @@ def test_an_interrupted_download_goes_on(
     hub.add("owner/tiny", files)
     name = max(files, key=lambda n: len(files[n]))
     hub.breaks[name] = 20_500
-    with pytest.raises(BundleError, match=r"failed .*: try again, and the download goes on where"):
+    # Later versions of the client go on by themselves.
+    fails = int(huggingface_hub.__version__.partition(".")[0]) < 1
+    message = r"failed .*: try again, and the download goes on where it stopped$"
+    with pytest.raises(BundleError, match=message) if fails else contextlib.nullcontext():
         fetch_bundle("hf:owner/tiny")
-    (partial,) = Path(constants.HF_HUB_CACHE).rglob("*.incomplete")
-    there = partial.stat().st_size
-    assert 1000 <= there <= 20_500
-    hub.requests.clear()
-    seen: list[int] = []
-    folder = fetch_bundle("hf:owner/tiny", lambda done, _: seen.append(done))
+    assert len([*Path(constants.HF_HUB_CACHE).rglob("*.incomplete")]) == fails
+    folder = fetch_bundle("hf:owner/tiny")
     assert (folder / name).read_bytes() == files[name]
-    ranges = [r for method, path, r in hub.requests if method == "GET" and path.endswith(name)]
-    assert ranges == [f"bytes={there}-"]
+    got = [r for method, path, r in hub.requests if method == "GET" and path.endswith(name)]
+    first, second = got
+    assert first is None
+    assert 1000 <= int(second.removeprefix("bytes=").removesuffix("-")) <= 20_500
 
 
 def test_a_wrong_hash_is_refused_and_not_kept(hub: Any, files: dict[str, bytes]) -> None:
