@@ -190,9 +190,9 @@ class EDMSchedule:
         _check_timesteps(self.num_train_timesteps)
         _choice("prediction_type", self.prediction_type, ("edm", "v_prediction"))
         _check_bounds(self.sigma_min, self.sigma_max)
-        for name in ("sigma_data", "rho"):
-            value = getattr(self, name)
-            _check(1e-3 <= value <= 1e3, name, value, "from 0.001 to 1000")
+        data = self.sigma_data
+        _check(1e-3 <= data <= 1e3, "sigma_data", data, "from 0.001 to 1000")
+        _check(1.0 <= self.rho <= 100.0, "rho", self.rho, "from 1 to 100")
         _choice("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
         _choice("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigma))
         _check_solver(self.solver_order, self.solver_type)
