@@ -17,7 +17,7 @@ from edgediff.sampling.schedule import (
 )
 from edgediff.sampling.sigmas import SPACINGS, Spacing
 from edgediff_export.source.few_steps import FewSteps, find_few_steps
-from edgediff_export.source.scheduler_options import check_options, class_defaults
+from edgediff_export.source.scheduler_options import check_options, class_defaults, is_edm
 from edgediff_export.source.statements import Statements
 
 _SAMPLERS = {
@@ -109,7 +109,7 @@ def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule | EDMSchedule:
         full["solver_type"] = "midpoint"  # as diffusers takes other solvers' types
     if full.get("variance_type") != "fixed_large":
         full["variance_type"] = "fixed_small"
-    if str(name).startswith("EDM"):
+    if is_edm(str(name), config):
         return _edm_schedule(str(name), full)
     # Left out, it is up to the sampler: diffusers does the same where a pipeline changes scheduler.
     full["timestep_spacing"] = given.get("timestep_spacing")
@@ -134,7 +134,14 @@ def sigma_data(config: Mapping[str, Any]) -> float:
 _EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "v_prediction"}
 
 
-def _edm_schedule(name: str, full: Mapping[str, Any]) -> EDMSchedule:
+def _edm_schedule(name: str, full: dict[str, Any]) -> EDMSchedule:
+    if name == "EulerDiscreteScheduler":
+        # Over latents as they are.
+        exponential = full["use_exponential_sigmas"]
+        full |= {
+            "sigma_data": 1.0,
+            "sigma_schedule": "exponential" if exponential else "karras",
+        }
     for key, valid in (
         ("prediction_type", tuple(_EDM_PREDICTIONS)),
         ("sigma_schedule", ("karras", "exponential")),
@@ -207,13 +214,13 @@ def adapt(
     if rule is not None and rule.timesteps and adapted["_class_name"] in _DISTILLED:
         adapted[_TIMESTEPS] = rule.timesteps
     said = said or Statements()
-    if said.edm is not None and not str(adapted["_class_name"]).startswith("EDM"):
+    if said.edm is not None and not is_edm(str(adapted["_class_name"]), adapted):
         adapted = _edm_config(said.edm, v=said.prediction_type == "v_prediction")
     if said.prediction_type is not None:
         adapted["prediction_type"] = said.prediction_type
     zero = said.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
     if zero is not None:
-        if zero and str(adapted["_class_name"]).startswith("EDM"):
+        if zero and is_edm(str(adapted["_class_name"]), adapted):
             raise ExportError(
                 "`zero_terminal_snr` is for schedules of betas, and this model was trained on that"
                 " of EDM: leave it out"

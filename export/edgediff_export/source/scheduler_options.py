@@ -42,7 +42,7 @@ READ: Mapping[str, frozenset[str]] = {
     "DPMSolverMultistepScheduler": _ALL | _SPACINGS | _END | _SOLVER | {"euler_at_final"},
     "DPMSolverSinglestepScheduler": _ALL | _SPACINGS | _END | _SOLVER,
     "DPMSolverSDEScheduler": _ALL | _SPACINGS,
-    "EulerDiscreteScheduler": _ALL | _SPACINGS | _BOUNDS | _END,
+    "EulerDiscreteScheduler": _ALL | _SPACINGS | _BOUNDS | _END | {"timestep_type"},
     "HeunDiscreteScheduler": _ALL | _SPACINGS | _CLIP,
     "EulerAncestralDiscreteScheduler": _ALL,
     "LCMScheduler": _ALL | _CLIP | _DISTILLED | {"timestep_scaling"},
@@ -107,6 +107,14 @@ def class_defaults(name: str) -> dict[str, Any]:
     return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
 
+def is_edm(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler samples EDM's schedule: by its class, or as Euler's with continuous
+    timesteps, for models that predict v."""
+    continuous = config.get("timestep_type") == "continuous"
+    v = config.get("prediction_type") == "v_prediction"
+    return name.startswith("EDM") or (name == "EulerDiscreteScheduler" and continuous and v)
+
+
 def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Refuse the options of a scheduler that edgediff cannot honour → notes on those that it
     honours in another way. Keys that the class does not have are left over from another scheduler:
@@ -114,6 +122,8 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises ExportError."""
     notes = []
+    if name == "EulerDiscreteScheduler" and is_edm(name, config):
+        _check_continuous(config)
     for key, default in class_defaults(name).items():
         value = config.get(key, default)
         if value == default or value is None or key in READ[name]:
@@ -140,3 +150,17 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     if solver and config.get("algorithm_type") == _SDE and config.get("solver_order", 2) > 2:
         notes.append(f"scheduler {name}: solver_order 3 of {_SDE} is sampled with order 2")
     return tuple(notes)
+
+
+def _check_continuous(config: Mapping[str, Any]) -> None:
+    """Continuous timesteps are those of EDM, whose levels a scheduler over betas has only if it
+    spreads them between given ends."""
+    spread = config.get("use_karras_sigmas") or config.get("use_exponential_sigmas")
+    ends = [config.get("sigma_min"), config.get("sigma_max")]
+    if not spread or None in ends or config.get("final_sigmas_type", "zero") != "zero":
+        raise ExportError(
+            "scheduler EulerDiscreteScheduler: timestep_type is 'continuous', which edgediff"
+            " samples only with use_karras_sigmas or use_exponential_sigmas, sigma_min and"
+            " sigma_max, and final_sigmas_type zero: change it in scheduler/scheduler_config.json,"
+            " if the model was trained without it"
+        )

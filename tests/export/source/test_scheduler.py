@@ -287,7 +287,6 @@ def test_options_of_other_classes_are_ignored_as_in_diffusers() -> None:
     [
         ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True}),
         ("DDPMScheduler", {"variance_type": "learned_range"}),
         ("EDMDPMSolverMultistepScheduler", {"thresholding": True}),
@@ -362,3 +361,19 @@ def test_a_spacing_left_over_from_another_scheduler_is_ignored() -> None:
     schedule = read_schedule(config("DPMSolverSinglestepScheduler", timestep_spacing="trailing"))
     assert isinstance(schedule, DiscreteSchedule)
     assert schedule.timestep_spacing is None
+
+
+def test_continuous_timesteps_are_those_of_edm() -> None:
+    given = config(
+        "EulerDiscreteScheduler",
+        timestep_type="continuous",
+        prediction_type="v_prediction",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=120.0,
+    )
+    expected = EDMSchedule(prediction_type="v_prediction", sigma_max=120.0, sigma_data=1.0)
+    assert read_schedule(given) == expected
+    with pytest.raises(ExportError, match="samples only with use_karras_sigmas or use_exp"):
+        read_schedule({**given, "sigma_max": None})
+    assert isinstance(read_schedule({**given, "prediction_type": "epsilon"}), DiscreteSchedule)
