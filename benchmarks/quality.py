@@ -83,6 +83,8 @@ def built_in_bundles(work: Path, profile: str = "auto") -> tuple[Path, Path]:
 
 
 def _int8(work: Path, source: Path, name: str, profile: str, *options: str) -> Path:
+    """A bundle in int8, calibrated on as many images as an export can."""
+    options = (*options, "--fidelity", "full")
     if profile == "auto":
         return models.bundle(work, source, "int8", *options, name=name)
     options = (*options, "--profile", profile)

@@ -12,6 +12,7 @@ if not __package__:  # run as a script: let the package, not its folder, be impo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from edgediff_export.export import Options, export
+from edgediff_export.progress_line import ProgressLine
 
 from demo_model import autoencoder, recover, tokenizer
 from demo_model.train_emoji import final_networks, load_latents
@@ -60,9 +61,11 @@ def main() -> None:
             guidance_scale=arguments.guidance,
             license="Apache-2.0",
             attribution=ATTRIBUTION,
+            fidelity="full",
             force=True,
         )
-        exported = export(options, lambda line: print(line, file=sys.stderr))
+        with ProgressLine() as show:
+            exported = export(options, show)
     total = sum(f.stat().st_size for f in exported.root.iterdir())
     print(f"{exported.root}: {total / 1e6:.2f} MB")
     if total > MOST_BYTES:
