@@ -1,8 +1,8 @@
 """DPM-Solver++ of orders 1 to 3, Lu et al. 2022 (arXiv:2206.00927 and arXiv:2211.01095), over x0.
 
 A step of any order is one of the first order towards a combination of the x0 seen so far, whose
-weights follow from their places in lambda = -log sigma. The plan gives each step's order; it is
-less where there are too few evaluations before it.
+weights follow from their places in lambda = -log sigma. The plan gives each step's order, which is
+lower if too few evaluations came before the step.
 
 SDE-DPM-Solver++ has e^-2h in the place of e^-h, and noise for the difference. Here it stops at the
 second order: in diffusers' third, the weight of x0's second derivative has a sign that makes it a
@@ -36,8 +36,8 @@ def dpmpp_2m_sde(denoise: Denoise, x: Array, plan: Plan, noise: Noise) -> Trajec
 def dpmpp_2s(denoise: Denoise, x: Array, plan: Plan) -> Trajectory:
     """DPM-Solver++(2S), Lu et al. 2022 (arXiv:2211.01095), algorithm 1; likewise of order 1 and 3.
 
-    As in diffusers, each evaluation counts as a step, and yields the latents of a step of lower
-    order that ends there; those of higher order begin again where the first began."""
+    As in diffusers, each evaluation counts as a step. It yields the latents of a step of lower
+    order that ends there; the steps of higher order start from the same latents as the first."""
     return _singlestep(denoise, x, plan, None)
 
 

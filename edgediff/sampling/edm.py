@@ -19,8 +19,8 @@ def edm_steps(
 ) -> tuple[PlannedStep, ...]:
     """The steps of a sampler in EDM_SAMPLERS. spacing: None for the schedule's own.
 
-    A single one is from sigma_max; diffusers' "exponential" takes sigma_min for it, where the
-    initial noise does not belong."""
+    A single step starts at sigma_max. diffusers' "exponential" starts it at sigma_min, a level at
+    which initial latents do not belong."""
     spacing = spacing or schedule.sigma_schedule
     low, high = schedule.sigma_min, schedule.sigma_max
     if spacing == "karras":

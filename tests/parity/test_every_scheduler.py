@@ -221,9 +221,9 @@ NOT_IN_DIFFUSERS = {
 """Cells that diffusers' own class refuses."""
 LOOSE = 1e-3
 ROUNDED = {
-    # The first step goes down from sigma 20000, where rounding errors count for more.
+    # The first step goes down from sigma 20000, at which rounding errors count for more.
     "HeunDiscreteScheduler-beta_schedule=squaredcos_cap_v2",
-    # Where the timesteps of a step are odd in number, diffusers takes two middles for one.
+    # If a step spans an odd number of timesteps, diffusers takes two middles for one.
     "PNDMScheduler-num_train_timesteps=500",
 }
 """Cells that are compared with LOOSE."""
@@ -275,7 +275,7 @@ def theirs(name: str, changes: dict[str, Any], steps: int) -> np.ndarray:
     scheduler = getattr(diffusers.schedulers, name)(**changes)
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
-        # Without this, diffusers skips a step where the first timestep repeats.
+        # Without this, diffusers skips a step if the first timestep repeats.
         scheduler.set_begin_index(0)
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma

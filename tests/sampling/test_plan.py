@@ -24,7 +24,7 @@ SD: dict[str, Any] = {
 }
 
 BY_TIMESTEP = ("ddim", "ddpm", "pndm", "lcm", "tcd")
-"""Whose levels are those of whole timesteps, also where there is no signal."""
+"""Whose levels are those of whole timesteps, also at zero signal."""
 
 
 def make(**changes: Any) -> DiscreteSchedule:

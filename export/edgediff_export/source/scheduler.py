@@ -126,7 +126,8 @@ def read_schedule(config: Mapping[str, Any]) -> DiscreteSchedule | EDMSchedule:
 
 
 def sigma_data(config: Mapping[str, Any]) -> float:
-    """What latents are divided by for the denoiser, as EDM's are by their standard deviation."""
+    """The number that latents are divided by for the denoiser: EDM's by their standard deviation,
+    others by 1."""
     schedule = read_schedule(config)
     return schedule.sigma_data if isinstance(schedule, EDMSchedule) else 1.0
 

@@ -143,8 +143,8 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     spacing = config.get("timestep_spacing")
     if name == "PNDMScheduler" and spacing in ("linspace", "trailing"):
         notes.append(
-            f"scheduler {name}: with timestep_spacing {spacing!r} each step ends where the next one"
-            " begins, which diffusers' steps do not do for every number of steps"
+            f"scheduler {name}: with timestep_spacing {spacing!r} each step ends at the timestep of"
+            " the next one, which diffusers' steps do not for every number of steps"
         )
     solver = name in _THIRD_ORDER
     if solver and config.get("algorithm_type") == _SDE and config.get("solver_order", 2) > 2:
