@@ -25,8 +25,8 @@ Where diffusers has no answer that can be compared to that, a test below says so
 * pndm in part of its steps (strength): diffusers cuts its list of timesteps, in which one comes
   twice, without telling the scheduler, and ends a step too early. Here the steps left are a run of
   their own.
-* lms in part of its steps (strength): diffusers takes weights for four slopes though there are fewer
-  yet, so that their sum is not the step's length. Here they are a run of their own.
+* lms in part of its steps (strength): diffusers takes weights for four slopes though there are
+  fewer yet, so that their sum is not the step's length. Here they are a run of their own.
 * euler_a between two levels less than a thousandth apart in ratio: diffusers takes the root of a
   rounding error, and gives nan where that is negative.
 * zero terminal SNR, other than with scaled_linear: diffusers' table turns on the last bit of a
