@@ -113,5 +113,6 @@ def test_a_hub_that_fails(hub: Any, tiny_bundle: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
     done = push(tiny_bundle, "owner/tiny")
     assert isinstance(done.exception, BundleError)
-    assert str(done.exception).startswith("hf:owner/tiny: the connection to the hub failed (")
+    assert str(done.exception).startswith("hf:owner/tiny: the hub cannot be reached (")
+    assert str(done.exception).endswith("): check the connection")
     assert hub.repositories == {}

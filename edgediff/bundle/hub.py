@@ -8,7 +8,6 @@ needs no connection for files that are there.
 import contextlib
 import errno
 import hashlib
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,8 @@ _NAME = re.compile(
 _INTERVAL = 0.2
 """Seconds between two reports of progress."""
 _BARS = "huggingface_hub"
+_PATIENCE = 5.0
+"""Seconds to wait until the hub's address answers."""
 _CONFLICT = 409
 """The hub's answer if a repository to be created exists."""
 _REFUSED = (401, 403, 404)
@@ -80,6 +81,11 @@ def fetch_one(name: HubName, path: str) -> Path:
 
     Raises BundleError."""
     with _plain_errors(name, path) as hub:
+        known = hub.try_to_load_from_cache(name.repository, path, revision=name.revision)
+        reason = _unreachable(hub)
+        if reason is not None and isinstance(known, str):
+            return Path(known)
+        _require_reachable(name, reason)
         return Path(hub.hf_hub_download(name.repository, path, revision=name.revision, **_agent()))
 
 
@@ -110,6 +116,7 @@ def fetch_bundle(text: str, on_download: OnDownload | None = None) -> Path:
 def list_files(name: HubName) -> tuple[HubName, dict[str, HubFile]]:
     """A repository at its present commit, and its files by their paths. Raises BundleError."""
     with _plain_errors(name, "") as hub:
+        _require_reachable(name, _unreachable(hub))
         info = hub.HfApi(**_agent()).model_info(
             name.repository, revision=name.revision, files_metadata=True
         )
@@ -180,6 +187,10 @@ def push_bundle(
     for file in bundle.manifest.files:
         bundle.check_hash(file)
     with _plain_errors(name, "", writes=True, show_bars=show_bars) as hub:
+        if (reason := _unreachable(hub)) is not None:
+            raise BundleError(
+                f"hf:{name}: the hub cannot be reached ({reason}): check the connection"
+            )
         api = hub.HfApi(**_agent())
         try:
             api.create_repo(name.repository, private=private, exist_ok=False)
@@ -201,6 +212,36 @@ def push_bundle(
             name.repository, operations, commit_message=f"{bundle.manifest.name} for edgediff"
         )
         return str(commit.commit_url)
+
+
+def _unreachable(hub: Any) -> str | None:
+    """Why the hub's address cannot be connected to, or None if it can, or if the client decides:
+    behind a proxy, or offline. The client itself would try again for half a minute."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
+    if hub.constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return None
+    address = urllib.parse.urlsplit(hub.constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_PATIENCE).close()
+    except OSError as e:
+        return first_line(e)
+    return None
+
+
+def _require_reachable(name: HubName, reason: str | None) -> None:
+    if reason is not None:
+        raise BundleError(f"hf:{name}: {_no_connection(reason)}")
+
+
+def _no_connection(reason: str) -> str:
+    return (
+        f"the hub cannot be reached ({reason}), and the local cache does not have all of it: check"
+        " the connection, or give a local folder"
+    )
 
 
 def _agent() -> dict[str, str]:
@@ -265,8 +306,10 @@ def _client(name: HubName, *, show_bars: bool = False, group: str | None = _BARS
             f'hf:{name}: needs {e.name}: pip install "edgediff[hub]", or download the folder and'
             " give its path"
         ) from e
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+    # Imported here, as its import resets the level.
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
     silent = (
         not show_bars
         and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
@@ -274,11 +317,11 @@ def _client(name: HubName, *, show_bars: bool = False, group: str | None = _BARS
     )
     if silent:
         utils.disable_progress_bars(group)
-    logger.setLevel(logging.CRITICAL)
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield hub
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
         if silent:
             utils.enable_progress_bars(group)
 
@@ -345,8 +388,5 @@ def explain(errors: Any, e: Exception, name: HubName, file: str) -> str:
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk of the hub's cache is full: free some space, or set HF_HOME elsewhere"
     if isinstance(e, errors.LocalEntryNotFoundError):
-        return (
-            f"the hub cannot be reached ({first_line(cause or e)}), and the local cache does not"
-            " have all of it: check the connection, or give a local folder"
-        )
+        return _no_connection(first_line(cause or e))
     return f"the connection to the hub failed ({first_line(e)}): try again"

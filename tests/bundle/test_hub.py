@@ -205,8 +205,21 @@ def test_offline(hub: Any, files: dict[str, bytes], offline: Any) -> None:
     assert hub.requests == []
 
 
-@pytest.mark.usefixtures("impatient")
 def test_without_a_connection(
+    hub: Any, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/tiny", files)
+    folder = fetch_bundle("hf:owner/tiny")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
+    started = time.monotonic()
+    assert fetch_bundle("hf:owner/tiny") == folder
+    with pytest.raises(BundleError, match=r"the hub cannot be reached \(.*\), and the local"):
+        fetch_bundle("hf:owner/other")
+    assert time.monotonic() - started < 5  # the client would try again for half a minute
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_connection_that_ends_after_the_first_answer(
     hub: Any, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("owner/tiny", files)
