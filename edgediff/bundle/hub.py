@@ -98,7 +98,7 @@ def fetch_description(text: str) -> Bundle:
 
 def fetch_bundle(text: str, on_download: OnDownload | None = None) -> Path:
     """The folder of a bundle on the hub: bundle.json first, which is checked, then the files that
-    it lists and no others, each compared with its SHA-256 as it arrives.
+    it lists and no others; those that are new are compared with their SHA-256.
 
     Raises BundleError."""
     name = parse_hub_name(text)
@@ -260,7 +260,7 @@ def _check_arrived(bundle: Bundle, file: str, name: HubName) -> None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise BundleError(
-            f"{name}: {file} has sha256 {actual[:8]}… but bundle.json says {expected[:8]}…: try"
+            f"hf:{name}: {file} has sha256 {actual[:8]}… but bundle.json says {expected[:8]}…: try"
             " again, and if it stays so, its owner must push the bundle again"
         )
 
@@ -387,6 +387,8 @@ def explain(errors: Any, e: Exception, name: HubName, file: str) -> str:
         return f"the hub answered {status} ({first_line(e)}): try again later, or check HF_TOKEN"
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk of the hub's cache is full: free some space, or set HF_HOME elsewhere"
+    if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS):
+        return f"the hub's cache cannot be written ({first_line(cause)}): set HF_HOME elsewhere"
     if isinstance(e, errors.LocalEntryNotFoundError):
         return _no_connection(first_line(cause or e))
     return f"the connection to the hub failed ({first_line(e)}): try again"

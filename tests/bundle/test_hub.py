@@ -1,6 +1,7 @@
 """Bundles on the hub: only what bundle.json lists is fetched, resumed, checked and kept."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -105,7 +106,7 @@ def test_a_wrong_hash_is_refused_and_not_kept(hub: Any, files: dict[str, bytes])
     right = files["unet.onnx.data"]
     repository.files["unet.onnx.data"] = bytes([right[0] ^ 1]) + right[1:]
     for _ in range(2):
-        with pytest.raises(BundleError, match=r"unet\.onnx\.data has sha256 .* but bundle\.json"):
+        with pytest.raises(BundleError, match=r"^hf:owner/tiny: unet\.onnx\.data has sha256"):
             edgediff.load("hf:owner/tiny")
     repository.files["unet.onnx.data"] = right
     assert fetch_bundle("hf:owner/tiny").name == repository.commit
@@ -230,6 +231,29 @@ def test_a_connection_that_ends_after_the_first_answer(
     assert fetch_bundle("hf:owner/tiny") == folder
     with pytest.raises(BundleError, match=r"the hub cannot be reached \(.*\), and the local"):
         fetch_bundle("hf:owner/other")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk of the hub's cache is full: free some space, or set HF_HOME else"),
+        (errno.EROFS, r"the hub's cache cannot be written \(.*x'\): set HF_HOME elsewhere"),
+    ],
+)
+def test_a_cache_that_cannot_be_written(
+    number: int,
+    message: str,
+    hub: Any,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), "x")
+
+    hub.add("owner/tiny", files)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(BundleError, match=f"^hf:owner/tiny: {message}"):
+        fetch_bundle("hf:owner/tiny")
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
