@@ -183,8 +183,8 @@ def _resolved(jobs: Sequence[Job], bundle: Bundle) -> list[Job]:
 
 
 def _likeness(options: Options) -> object | None:
-    """What two lines have in common that differ in prompt and seed alone; None if there are images
-    or values of a wrong type."""
+    """The options that two lines share if they differ only in prompt and seed; None if there are
+    images or values of a wrong type."""
     parts = []
     for name, value in options.items():
         if name == "seed":

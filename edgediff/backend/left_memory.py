@@ -1,5 +1,5 @@
-"""The memory that this process may still take: limits of its cgroups, its own limit, and what is
-free (Linux)."""
+"""The memory that this process may still take: limits of its cgroups, its own limit, and free
+memory (Linux)."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Estimates the memory that a bundle's stages take, and plans how they fit into what is left."""
+"""Estimates the memory of a bundle's stages, and plans how they fit into the rest."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Options of a session: provider, threads, caches, and what it records."""
+"""Options of a session: provider, threads, caches, and records for measurements."""
 
 import os
 from collections.abc import Mapping

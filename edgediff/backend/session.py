@@ -62,7 +62,7 @@ class Session:
         *,
         every_step: bool = False,
     ) -> None:
-        """source: the graph's file, or what was read of it.
+        """source: the graph's file, or its contents as read.
         dimensions: fixes free dimensions of the graph by name.
         every_step: it runs at every step of an image, which is worth recording as a CUDA graph
             if the provider can."""
@@ -209,7 +209,7 @@ class Session:
         )
 
     def keep_aside(self) -> None:
-        """In a process that was forked: never free what was inherited. onnxruntime waits for its
+        """In a forked process: never free inherited sessions. onnxruntime waits for its
         threads when a session is freed, and a fork does not copy threads."""
         for inherited in (self._session, *self._bindings.values()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))

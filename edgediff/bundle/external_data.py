@@ -34,7 +34,7 @@ _CHILDREN = {
 }
 _OP_TYPE = 4
 _COMPILED = b"EPContext"
-"""The operator of what a provider compiled; it may name a file for the provider to run."""
+"""The operator of a part that a provider compiled; it may name a file for the provider to run."""
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _KEY, _VALUE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -1,7 +1,7 @@
 """The Hugging Face hub: bundles from it, `hf:owner/name` or `hf:owner/name@revision`, and to it.
 
 The only module of the runtime that uses the network, and only for such a name or a push. The hub's
-client keeps what it downloads in its own cache, goes on with a download that was interrupted, and
+client keeps downloads in its own cache, goes on with a download that was interrupted, and
 needs no connection for files that are there.
 """
 
@@ -130,7 +130,7 @@ def list_files(name: HubName) -> tuple[HubName, dict[str, HubFile]]:
 
 
 def cached_folder(name: HubName) -> Path | None:
-    """The folder in the hub's cache of what was downloaded of a repository before, or None."""
+    """The folder of a repository's earlier download in the hub's cache, or None."""
     with _client(name) as hub:
         try:
             return Path(
@@ -339,7 +339,7 @@ def _plain_errors(
             yield hub
         except BundleError:
             raise
-        except Exception as e:  # the client and what it stands on raise a dozen unrelated classes
+        except Exception as e:  # the client and its libraries raise a dozen unrelated classes
             status = getattr(getattr(e, "response", None), "status_code", None)
             if writes and status in _REFUSED:
                 reason = (

@@ -87,7 +87,7 @@ class LatentSpec:
 
 
 def _whole(length: int, unit: int, of: str, apart: int = 0) -> int:
-    """The number of latents in a length. apart: the length of what was already taken off it."""
+    """The number of latents in a length. apart: the length already taken off."""
     if length % unit:
         first = f"1 and a multiple of {unit}" if apart else f"a multiple of {unit}"
         raise InputError(f"{length + apart} {of} are not whole latents: expected {first}")

@@ -86,7 +86,7 @@ class GraphSpec:
     """One ONNX graph. `data` lists its external weight files; `session_config` holds entries for
     `SessionOptions.add_session_config_entry` that the graph needs to run as intended, from
     SESSION_CONFIG: others could make onnxruntime write files, or load libraries.
-    `loaded_bytes`: what the weights of a graph lowered for the CPU take there once loaded.
+    `loaded_bytes`: the memory of a lowered graph's weights once loaded on the CPU.
     `conditional_only`: of a control network: under guidance it steers the prediction for the prompt
     and not the negative one, as networks do whose residuals are averages over the image.
     Its inputs and outputs have the names of `edgediff.bundle.tensor_names`."""
@@ -112,7 +112,7 @@ class GraphSpec:
                 known = " or ".join(SESSION_CONFIG)
                 raise BundleError(
                     f"{self.file}: session_config: {key[:200]!r} may not come from a bundle, only"
-                    f" {known}: do not use this bundle unless you know who made it"
+                    f" {known}: do not use this bundle unless you know its maker"
                 )
             require(value in values, f"session_config: {key}", value[:80], " or ".join(values))
         taken = self.loaded_bytes
@@ -308,8 +308,8 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What the export's preset chose. None: a flag, or the weights, chose instead; vae: also if the
-    pipeline's own is kept."""
+    """The choices of the export's preset. None: a flag, or the weights, chose instead; vae: also if
+    the pipeline's own is kept."""
 
     name: str
     steps: int | None = None

@@ -59,7 +59,7 @@ def main() -> None:
 
 def _open_streams() -> None:
     """Let stdin, stdout and stderr exist if they were closed (`2>&-`): the next file to be
-    opened would get the number of one, and what a library writes to stderr."""
+    opened would get the number of one, and a library's output to stderr."""
     with contextlib.suppress(OSError):
         number = os.open(os.devnull, os.O_RDWR)
         while number <= 2:

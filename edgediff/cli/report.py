@@ -31,7 +31,7 @@ def merged(provenance: "Provenance") -> list[str]:
 
 
 def describe_preset(preset: "Preset") -> str:
-    """What a preset chose: fast: 8 steps, dpmpp_2m_karras, int8."""
+    """The choices of a preset, as in fast: 8 steps, dpmpp_2m_karras, int8."""
     steps = preset.steps
     chosen = [
         *([f"{steps} step{'' if steps == 1 else 's'}"] if steps is not None else []),
@@ -44,7 +44,7 @@ def describe_preset(preset: "Preset") -> str:
 
 
 def describe_fidelity(manifest: "Manifest") -> str:
-    """The level of an export's comparison of images, and what it says about the bundle's own."""
+    """The level of an export's comparison of images, and its result for the bundle's own."""
     images, defaults = manifest.fidelity.images, manifest.defaults
     if not images:
         return (

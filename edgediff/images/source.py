@@ -103,7 +103,7 @@ def open_image(source: Source, what: str) -> OpenedImage:
 @contextlib.contextmanager
 def pillow_errors(where: str, *, formats: Sequence[str] = FORMATS) -> Iterator[None]:
     """Turn whatever reading an image raises into InputError: on damaged files, pillow's decoders
-    raise almost anything. `where` names the image; formats: what could be read."""
+    raise almost anything. `where` names the image; formats: those that can be read."""
     try:
         yield
     except InputError:

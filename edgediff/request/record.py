@@ -43,7 +43,7 @@ class Recorded:
         the file and have to be given again.
     model, bundle, provider: what made it: names, and the bundle's id; None where it does not say.
     version: of edgediff; None where another tool made it.
-    ignored: what it says beside that, and has no counterpart here.
+    ignored: its other settings, which have no counterpart here.
     """
 
     prompt: str
@@ -146,7 +146,7 @@ def _texts(path: Path) -> dict[Any, Any]:
             return _texts_of_exif(image.getexif())
         texts = dict(image.info)
         if not texts.keys() & {"edgediff", "parameters"}:
-            image.verify()  # what it says may be lost
+            image.verify()  # its metadata may be lost
         return texts
 
 
@@ -230,7 +230,7 @@ def _from_record(record: dict[str, Any], path: Path) -> Recorded:
 
 
 def _seeds(seeds: Any, where: str) -> int | list[int]:
-    """Raises InputError for what `resolve_seeds` would refuse, and for what is not JSON of it."""
+    """Raises InputError for seeds that `resolve_seeds` would refuse, or that are not JSON."""
     if not isinstance(seeds, int | list):
         raise InputError(f"{where} has seed {describe(seeds)}: expected whole numbers")
     try:

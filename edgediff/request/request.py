@@ -352,7 +352,8 @@ def check_text(name: str, text: object) -> None:
 
 
 def check_prompt(name: str, text: object) -> None:
-    """Raise InputError unless `text` is text of at most MAX_CHARACTERS; `name` says what it is."""
+    """Raise InputError unless `text` is text of at most MAX_CHARACTERS; `name` names it in the
+    error."""
     if isinstance(text, str) and len(text) > MAX_CHARACTERS:  # before anything goes through it
         raise InputError(f"`{name}` has {len(text)} characters: at most {MAX_CHARACTERS} are read")
     check_text(name, text)

@@ -69,7 +69,7 @@ class Tokenizer:
     """A text encoder's tokenizer: `tokenizer.json` and the framing that bundle.json gives."""
 
     def __init__(self, path: Path, spec: TokenizerSpec, content: bytes | None = None) -> None:
-        """path: of `tokenizer.json`; content: what it holds, if that was read before.
+        """path: of `tokenizer.json`; content: its bytes, if they were read before.
 
         Raises BundleError."""
         self._spec = spec
@@ -179,7 +179,7 @@ class Tokenizer:
         try:
             yield
         except BaseException as e:
-            # tokenizers raises bare Exception, and for a panic what is not even that.
+            # tokenizers raises bare Exception, and for a panic a BaseException.
             if not isinstance(e, Exception) and type(e).__module__ != "pyo3_runtime":
                 raise
             raise BundleError(

@@ -9,7 +9,7 @@ search/          a quantization plan under a budget of quality and size
 targets/         a float32 graph → float16, or int8 for a CPU or a compiling provider
 trace/           a torch module → a float32 graph, checked against torch
 source/          a hub id, a diffusers folder or a safetensors file → components, one at a time
-fidelity/        what an export costs, by stage and on whole images
+fidelity/        the cost in quality, by stage and on whole images
 graph/           reading, changing, watching and writing ONNX graphs
 bundle_folder    a folder on disk, whole or not at all
 """

@@ -56,7 +56,7 @@ def named(options: Options, source: Source) -> tuple[str, ...]:
 
 
 def _suggested(options: Options, source: Source) -> Sampling:
-    """What the pipeline suggests."""
+    """The values that the pipeline suggests."""
     return choose_sampling(
         source.scheduler,
         name=named(options, source),
@@ -74,7 +74,7 @@ def _can_sample(schedule: Schedule, sampler: str, steps: int) -> bool:
 
 
 def record_preset(options: Options, source: Source, defaults: Defaults) -> Preset | None:
-    """What the preset chose, for the bundle; None if there is none."""
+    """The choices of the preset, for the bundle; None if there is none."""
     preset = options.chosen
     if options.preset is None or preset is None:
         return None

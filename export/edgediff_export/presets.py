@@ -9,7 +9,8 @@ PresetName = Literal["fast", "balanced", "quality"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a preset chooses if no flag does; weights of few steps keep their own steps and sampler.
+    """The choices of a preset if no flag makes them; weights of few steps keep their own steps and
+    sampler.
 
     tiny_vae: whether a tiny autoencoder replaces the pipeline's own.
     average_attention: whether keys and values are averaged, on CPUs in int8."""

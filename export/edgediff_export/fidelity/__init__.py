@@ -1,1 +1,1 @@
-"""What an export costs: stages and final images against the float model's."""
+"""The cost of an export in quality: stages and final images against the float model's."""

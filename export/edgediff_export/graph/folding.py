@@ -16,7 +16,7 @@ _SMALL = 64
 def fold_constants(model: ir.Model) -> None:
     """Fold arithmetic on known dimensions, and on a few whole numbers; in place.
 
-    Weights are not touched: what is computed of them would be stored a second time."""
+    Weights are not touched: values computed from them would be stored a second time."""
     graph, opsets = model.graph, dict(model.opset_imports)
     for node in list(graph):
         if len(node.outputs) != 1 or node.domain or node.outputs[0].is_graph_output():

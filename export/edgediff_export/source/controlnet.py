@@ -185,7 +185,7 @@ def _split(request: str) -> tuple[str, str]:
         name = origin(Path(where)).name if Path(where).exists() else Path(where).name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(
-            f"--controlnet {request}: {name!r} is no name (letters, digits, - _ and .): give"
+            f"--controlnet {request}: {name!r} is not a name of letters, digits, - _ and .: give"
             " NAME=SOURCE, such as canny=path/to/controlnet"
         )
     return name, where

@@ -64,7 +64,7 @@ def file_config(where: str, header: Header, unet: Mapping[str, Any]) -> dict[str
 
 
 def _own(shapes: _Shapes) -> _Shapes:
-    """Those of the network, without what a file of the original code holds beside it."""
+    """Those of the network, without the rest of a file of the original code."""
     for prefix in ("control_model.", "controlnet."):
         if any(name.startswith(prefix) for name in shapes):
             return {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}

@@ -85,7 +85,7 @@ TIME_IDS = 6
 def check_index(
     source: str, index: Mapping[str, Any], *, replaced: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Refuse a pipeline of another family → notes on what is left out of it.
+    """Refuse a pipeline of another family → notes on the parts that are left out.
 
     index: its model_index.json. replaced: components that come from elsewhere."""
     pipeline = index.get("_class_name")

@@ -1,5 +1,5 @@
-"""What a safetensors file holds, known by the names of its tensors: for files that are given in the
-place of another, and for models that edgediff does not export."""
+"""The kind of a safetensors file, known by the names of its tensors: for files that are given in
+the place of another, and for models that edgediff does not export."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -127,9 +127,9 @@ def kind_of(shapes: Shapes) -> FileKind | None:
 
 
 def misplaced(shapes: Shapes, wanted: str) -> str | None:
-    """What a file is instead, and where it belongs; None if that is not known.
+    """The real kind of a file, and where it belongs; None if that is not known.
 
-    wanted: what it was to be, such as "a VAE"."""
+    wanted: the kind that was expected, such as "a VAE"."""
     kind = kind_of(shapes)
     if not shapes:
         return "holds no tensors: download it again"

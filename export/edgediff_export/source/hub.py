@@ -36,8 +36,9 @@ def is_hub_id(text: str) -> bool:
 def download_pipeline(
     hub_id: str, *, replaced: Collection[str] = (), on_download: OnDownload | None = None
 ) -> Path:
-    """The folder of a downloaded pipeline, without what an export does not open: other formats and
-    variants of its weights, the safety checker, and the weights of components that are replaced.
+    """The folder of a downloaded pipeline, without files that an export does not open: other
+    formats and variants of its weights, the safety checker, and the weights of components that are
+    replaced.
 
     Raises ExportError."""
 
@@ -125,7 +126,7 @@ def _weights(names: list[str], where: str) -> list[str]:
 
 
 def _otherwise(hub_id: str, files: Collection[str]) -> str:
-    """What a repository is instead of a pipeline, and what to do."""
+    """The real kind of a repository that is not a pipeline, and the remedy."""
     name = hub_id.removeprefix(PREFIX)
     if MANIFEST in files:
         return f"is a bundle already: run it with edgediff generate --model {PREFIX}{name}"

@@ -3,7 +3,7 @@
 W ← W + scale · (alpha / rank) · up · down   (section 4.1)
 
 Files name layers in many ways. Here each layer of the pipeline is written in all of them, and the
-file's names are looked up there; so nothing is guessed of a name, and what is not found is counted.
+file's names are looked up there; so no name is guessed, and names that are not found are counted.
 """
 
 import json
@@ -76,7 +76,7 @@ class Lora:
 class Matched:
     """A LoRA whose layers were found in the pipeline: component → layer → its change.
 
-    `note`: what was left out, "" where nothing was. `names`: all names that it goes by."""
+    `note`: the tensors left out, "" if none. `names`: all names that it goes by."""
 
     lora: Lora
     changes: Mapping[str, Mapping[str, Change]]
@@ -91,7 +91,7 @@ class Matched:
     def merge(self, component: str, module: Any) -> None:
         """Add the change to a component's weights, in place; each sum is taken in float32.
 
-        Raises ExportError where it is not finite."""
+        Raises ExportError if it is not finite."""
         import torch
 
         changes = self.changes.get(component, {})
@@ -160,7 +160,7 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
     pipeline: component ("unet", "text_encoder", "text_encoder_2") → its layers.
     allow_partial: whether to leave out what cannot be merged, which `Matched.note` then names.
 
-    Raises ExportError where there is no such file, where it is no LoRA, of another family, of a
+    Raises ExportError if there is no such file, or if it is not a LoRA, of another family, of a
     shape that does not fit, or holds a change that cannot be merged."""
     where = f"--lora {lora.path}"
     names = {
@@ -330,8 +330,8 @@ class _Alphas:
 
 
 def _names(component: str, layers: Collection[str]) -> Iterator[tuple[str, str]]:
-    """All names that files give to layers, without what tells `down` from `up`, each with the layer
-    that it means."""
+    """All names that files give to layers, without the part that distinguishes `down` from `up`,
+    each with the layer that it means."""
     original = unet_names(layers) if component == "unet" else {}
     for prefix in _PREFIXES[component]:
         for layer in layers:

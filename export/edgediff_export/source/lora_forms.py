@@ -67,13 +67,13 @@ class Change:
         return any(role not in _BIASES for role in self.keys)
 
     def bias_delta(self, tensors: Any) -> Any:
-        """What is added to the bias at scale 1, float32."""
+        """The change of the bias at scale 1, float32."""
         role = next(r for r in _BIASES if r in self.keys)
         delta = tensors.get_tensor(self.keys[role]).float()
         return delta * self.factor if role == "up_bias" else delta
 
     def weight_delta(self, tensors: Any) -> Any:
-        """What is added to the weight at scale 1, float32, in the file's own shape."""
+        """The change of the weight at scale 1, float32, in the file's own shape."""
         import torch
 
         part = {role: tensors.get_tensor(key).float() for role, key in self.keys.items()}
@@ -129,7 +129,7 @@ def lacking(roles: Mapping[str, str]) -> bool:
 
 
 def rank_of(roles: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The rank that alpha is divided by; None where a change has none, and no scale."""
+    """The rank that alpha is divided by; None if a change has none, and no scale."""
     for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if role in roles:
             return shapes[roles[role]][0]

@@ -69,7 +69,7 @@ def open_source(
         pipeline's.
     on_download: called with the bytes that are there and those in total, from another thread.
 
-    Raises ExportError where it is absent, unsafe or of a kind that is not supported."""
+    Raises ExportError if it is absent, unsafe or of a kind that is not supported."""
     tiny_vae = tiny_vae and vae is None
     vae = None if vae is not None and str(vae) == OWN and not vae.exists() else vae
     given = {
@@ -231,7 +231,7 @@ def _scheduler_class(index: Mapping[str, Any]) -> str | None:
 
 def _mended_unet(config: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
     """A UNet's config as diffusers' pipelines of Stable Diffusion 1 and 2 have it: before 0.9.0 its
-    sample_size was written wrong where it is below 64."""
+    sample_size was written wrong if it is below 64."""
     size, version = config.get("sample_size"), config.get("_diffusers_version")
     mends = pipeline.startswith("StableDiffusion") and "XL" not in pipeline
     if mends and isinstance(size, int) and size < _SMALLEST and isinstance(version, str):

@@ -25,11 +25,11 @@ class Source:
     UNet goes by (see `Origin`); `license` is the model card's, or the file's, if it has one.
     `folder` has the tokenizers. `weights` are components' folders, or files of weights; `flags`
     are the options that named those which do not come from the pipeline itself. `text_encoders`
-    are their configs, in the order in which the UNet reads what they give. `said` is the training
+    are their configs, in the order in which the UNet reads their outputs. `said` is the training
     as the file of the UNet states it; `kind` is the model that a checkpoint in one file was taken
     for; `bare` says that it came without a config of its own.
-    `credits` name who made components that were put in. `loras` and `embeddings` are merged into
-    components as these are loaded."""
+    `credits` name the makers of components that were put in. `loras` and `embeddings` are merged
+    into components as these are loaded."""
 
     description: str
     name: str
@@ -55,7 +55,7 @@ class Source:
     def load(self, component: str) -> Any:
         """A text encoder, `unet` or `vae` as a torch module in eval mode, see `load_weights`.
 
-        Raises ExportError where weights are missing, damaged or only there as a pickle."""
+        Raises ExportError if weights are missing, damaged or only there as a pickle."""
         path = self.weights[component]
         if path.is_file():
             flag = self.flags.get(component, "")
@@ -108,7 +108,7 @@ class Source:
 
     def overflows(self, component: str) -> bool:
         """Whether a component says that it gives wrong images in float16: SDXL's VAE does, unless
-        it was mended. Stable Diffusion's config may say so too, where diffusers wrote it anew."""
+        it was mended. Stable Diffusion's config may say so too, if diffusers wrote it again."""
         xl = "text_encoder_2" in self.text_encoders
         kl = self.vae["_class_name"] == "AutoencoderKL"
         return component == "vae" and xl and kl and bool(self.vae.get("force_upcast", True))

@@ -16,11 +16,11 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "CLIPTextModel": ("a text encoder", "--text-encoder"),
     "CLIPTextModelWithProjection": ("a text encoder", "--text-encoder-2"),
 }
-"""Class of a component → what it is called, and the option that takes it."""
+"""Class of a component → its name, and the option that takes it."""
 
 
 def check_pipeline_folder(source: str, folder: Path) -> None:
-    """Refuse a folder of something else than a pipeline, if it is clear what it is. Raises
+    """Refuse a folder that is clearly of another kind than a pipeline. Raises
     ExportError."""
     if (folder / _INDEX).is_file():
         return

@@ -40,12 +40,12 @@ _OTHER_CONTENT: Sequence[tuple[bytes | tuple[bytes, ...], str]] = (
         " safetensors only: look for it in that form, or convert it if you trust it",
     ),
 )
-"""How a file begins, in lower case → what it is instead."""
+"""The beginning of a file, in lower case → its real kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file holds, without the numbers. shapes: tensor → its shape."""
+    """The contents of a file, without the numbers. shapes: tensor → its shape."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -72,7 +72,7 @@ def open_tensors(path: Path, *, flag: str = "") -> Any:
 
     flag: the option that names the file, for messages; "" for none.
 
-    Raises ExportError where there is no such file, or one of another kind."""
+    Raises ExportError if there is no such file, or if it is of another kind."""
     where = f"{flag} {path}" if flag else str(path)
     if path.is_dir():
         raise ExportError(f"{where}: is a folder: give the .safetensors file in it")

@@ -194,7 +194,7 @@ def adapt(
     """A scheduler's config for the UNet at hand: as the user says; else as the weights' file says;
     else as their names do, for few-step models (see `find_few_steps`).
 
-    said: what the file of the weights says.
+    said: the statements of the file of the weights.
     bare: whether the weights come without a config of their own: as one file, a UNet or a LoRA.
     guidance_embedding: whether the UNet takes the guidance scale as an input, as only latent
         consistency models do (Luo et al. 2023, arXiv:2310.04378)."""

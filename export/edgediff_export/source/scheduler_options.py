@@ -99,7 +99,7 @@ _THIRD_ORDER = (
 
 
 def class_defaults(name: str) -> dict[str, Any]:
-    """What a scheduler class assumes where its config is silent."""
+    """The values that a scheduler class assumes if its config has none."""
     with quiet():
         import diffusers
 

@@ -30,7 +30,7 @@ def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> 
 
     replaced: components that come from elsewhere, which the file need not have.
 
-    Raises ExportError where it is no checkpoint, of an unsupported model, or lacks a component."""
+    Raises ExportError if it is not a checkpoint, of an unsupported model, or lacks a part."""
     if path.suffix in PICKLES:
         raise ExportError(
             f"{path}: a pickle, which can run any code when it is read; edgediff reads safetensors"
@@ -118,7 +118,7 @@ def identify(header: Header, *, replaced: Collection[str] = ()) -> Kind:
 
 
 def _otherwise(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What a file holds instead of a checkpoint."""
+    """The contents of a file that is not a checkpoint."""
     if not shapes:
         return "holds no tensors: download it again"
     kind = kind_of(shapes)

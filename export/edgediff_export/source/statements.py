@@ -1,5 +1,5 @@
-"""What a file of weights says of how its model was trained: by marker tensors, which ComfyUI and
-other trainers agreed on, and in its metadata (ModelSpec's `modelspec.*`, kohya-ss' `ss_*`)."""
+"""Statements of a file of weights on how its model was trained: by marker tensors, which ComfyUI
+and other trainers agreed on, and in its metadata (ModelSpec's `modelspec.*`, kohya-ss' `ss_*`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,13 +32,14 @@ _BASE_STEPS = 875000
 
 @dataclass(frozen=True, kw_only=True)
 class Statements:
-    """What a file says; None for what it does not. `why`: field → the words of the file.
+    """The statements of a file; None for those that it does not make. `why`: field → the words of
+    the file.
 
-    edm: EDM's sigma_min and sigma_max, where it was trained on that schedule (Karras et al. 2022,
+    edm: EDM's sigma_min and sigma_max, if it was trained on that schedule (Karras et al. 2022,
         arXiv:2206.00364).
-    vae: what it says of its latents, as options of an AutoencoderKL's config: the mean and the
+    vae: its statements on latents, as options of an AutoencoderKL's config: the mean and the
         standard deviation of each channel, by which they are normalized.
-    names: what it calls itself."""
+    names: its own names for itself."""
 
     prediction_type: PredictionType | None = None
     zero_terminal_snr: bool | None = None
@@ -49,12 +50,13 @@ class Statements:
     why: Mapping[str, str] = field(default_factory=dict)
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """What was taken from the file, for the report."""
+        """The statements that were used, for the report."""
         return tuple(f"{name}: {words}" for words in self.why.values())
 
 
 def read_statements(header: Header) -> Statements:
-    """Read what a file says. A marker tensor goes before metadata, which tools copy blindly."""
+    """Read the statements of a file. A marker tensor goes before metadata, which tools copy
+    blindly."""
     said: dict[str, Any] = {}
     why: dict[str, str] = {}
 

@@ -66,7 +66,7 @@ def _check_classes(source: Source) -> None:
 
 
 def _check_added_embedding(source: Source) -> None:
-    """What is added to the timestep's embedding: the runtime feeds what SDXL's UNet takes."""
+    """The additions to the timestep's embedding: the runtime feeds what SDXL's UNet takes."""
     where, unet = source.description, source.unet
     added = unet.get("addition_embed_type")
     if added not in (None, "text", "text_time"):  # "text" is made of encoder_hidden_states

@@ -80,7 +80,7 @@ def learn(embedding: Embedding, widths: Mapping[str, int]) -> Learned:
 
     widths: text encoder → values in a row of its table.
 
-    Raises ExportError where there is no such file, where it is of another form, or made for other
+    Raises ExportError if there is no such file, or if it is of another form, or made for other
     text encoders."""
     where = f"--embedding {embedding.path}"
     with open_tensors(embedding.path, flag="--embedding") as tensors:

@@ -67,7 +67,7 @@ def write_tokenizer(
 
     embeddings: tokens to add, those of each textual inversion together.
 
-    Raises ExportError where the vocabulary is missing or damaged, or has such a token already."""
+    Raises ExportError if the vocabulary is missing or damaged, or has such a token already."""
     slow = open_tokenizer(folder, embeddings)
     merges = sorted(slow.bpe_ranks, key=slow.bpe_ranks.__getitem__)
     try:
@@ -161,7 +161,7 @@ def _vectors(added: Mapping[str, int], *, special: Collection[str]) -> dict[str,
 def build(vocabulary: dict[str, int], merges: list[tuple[str, str]], added: dict[int, Any]) -> str:
     """The JSON of a tokenizer with this vocabulary (token → id) and merges, by priority.
 
-    added: id → what is found in the text as it was typed, before all else."""
+    added: id → text that is found as it was typed, before all else."""
     vocabulary, merges = _with_special_words(vocabulary, merges)
     tokenizer = Tokenizer(_bpe(vocabulary, merges))
     tokenizer.normalizer = normalizers.Sequence(
@@ -199,7 +199,7 @@ def build(vocabulary: dict[str, int], merges: list[tuple[str, str]], added: dict
 def _with_special_words(
     vocabulary: dict[str, int], merges: list[tuple[str, str]]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """ "<|ENDOFTEXT|>" is no special token as typed, but CLIPTokenizer lowers it to one.
+    """ "<|ENDOFTEXT|>" is not a special token as typed, but CLIPTokenizer lowers it to one.
 
     Merges of the lowest priority put the word together. Each joins a sign to letters, which share
     a word nowhere else, so no other text is affected."""

@@ -45,7 +45,7 @@ def load_weights(folder: Path, cls: Any) -> Any:
     """A component's folder as a torch module of a class of diffusers or transformers, in eval mode:
     in float32, or in the half precision that the file has where there are more than LARGE weights.
 
-    Raises ExportError where weights are missing, damaged or only there as a pickle."""
+    Raises ExportError if weights are missing, damaged or only there as a pickle."""
     files = find_weights(folder)
     with quiet():
         import torch
@@ -95,7 +95,7 @@ def find_weights(folder: Path) -> Files:
     """The safetensors files that a component is loaded from: whole or in pieces, the plain ones
     before variants, of these fp16 and bf16 first. Others in the folder are never opened.
 
-    Raises ExportError where there are none, or where a piece is missing."""
+    Raises ExportError if there are none, or where a piece is missing."""
     names = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
     variant, chosen = choose_weights(names, str(folder))
     for name in chosen:
@@ -129,7 +129,7 @@ def choose_weights(names: Sequence[str], where: str) -> tuple[str | None, list[s
 
 
 def _whole(where: str, names: list[str]) -> list[str]:
-    """The files that are to be opened: the whole one where pieces lie beside it."""
+    """The files that are to be opened: the whole one if pieces lie beside it."""
     pieces = {n: m for n in names if (m := re.search(r"-(\d+)-of-(\d+)", n))}
     whole = [n for n in names if n not in pieces]
     chosen = whole or names
@@ -149,7 +149,7 @@ def _whole(where: str, names: list[str]) -> list[str]:
 
 
 class Place(NamedTuple):
-    """Where a file has a weight: the tensor's name, and the rows of it where several share one."""
+    """Where a file has a weight: the tensor's name, and the rows of it if several share one."""
 
     key: str
     rows: tuple[int, int] | None = None
@@ -354,7 +354,7 @@ def _check_complete(
 
 
 def _needs(kind: Kind, component: str) -> str:
-    """What a checkpoint needs that is not of the kind that it looks like."""
+    """The remedy for a checkpoint that is not of the kind that it looks like."""
     others = f", such as {PRUNED[kind]}" if kind in PRUNED else ""
     flag = "--" + component.replace("_", "-")
     return (

@@ -81,7 +81,7 @@ def test_two_of_one_name(source: Source, controlnets: Any) -> None:
 def test_a_folder_whose_name_is_none(source: Source, controlnets: Any, tmp_path: Path) -> None:
     odd = tmp_path / "a network"
     shutil.copytree(controlnets["canny"], odd)
-    with pytest.raises(InputError, match=r"'a network' is no name .* give NAME=SOURCE"):
+    with pytest.raises(InputError, match=r"'a network' is not a name .* give NAME=SOURCE"):
         opened(source, str(odd))
     assert [n.name for n in opened(source, f"mine={odd}")] == ["mine"]
 
