@@ -76,6 +76,12 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
+def one_line(text: str) -> str:
+    """Text as `printable` writes it, with spaces for line breaks: a name or a value of a file must
+    not look like a line of the program's own."""
+    return printable(text).replace("\n", " ")
+
+
 def first_line(e: BaseException) -> str:
     """The first line of another library's message, at most 200 characters, for use in our own."""
     lines = str(e).strip().splitlines()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 MAX_NAME = 255
 """Bytes of a file's name; no usual file system takes more."""
 _NOT_REGULAR = "not a regular file"
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³]) *(\.|$)", re.IGNORECASE)
+"""Names that Windows gives to devices, with any suffix."""
 
 
 def fingerprint(status: os.stat_result) -> tuple[int, ...]:
@@ -21,9 +24,10 @@ def fingerprint(status: os.stat_result) -> tuple[int, ...]:
 
 def is_file_name(text: str) -> bool:
     """Whether text is the plain name of a file on every usual system: without a folder, a drive,
-    wildcards, or characters that are not shown."""
+    wildcards, characters that are not shown, or a name that is a device on Windows."""
     plain = text not in ("", ".", "..") and not {*'/\\:*?"<>|'} & {*text}
-    return plain and text.isprintable() and len(text.encode()) <= MAX_NAME
+    plain = plain and text.isprintable() and not _DEVICES.match(text)
+    return plain and len(text.encode()) <= MAX_NAME
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 
 from edgediff.bundle.schema import describe
 from edgediff.errors import InputError, first_line
+from edgediff.files import is_file_name
 from edgediff.images.png import FORMATS
 from edgediff.request.options import Options
 from edgediff.request.request import Request, check_prompt, resolve_seeds
@@ -190,8 +191,10 @@ def _filled(job: Job, fields: dict[str, Any], defaults: Options) -> Job:
 
 
 def _file_name(value: object) -> str:
-    if not isinstance(value, str) or not value or {*"/\\\0"} & {*value}:
-        raise InputError(f"output is {value!r}: expected a file's name, such as fox.png")
+    if not isinstance(value, str) or (value not in (".", "..") and not is_file_name(value)):
+        raise InputError(
+            f"output is {value!r}: expected a file's name that every system takes, such as fox.png"
+        )
     if not value.lower().endswith(tuple(FORMATS)) or value.startswith("."):
         raise InputError(f"output is {value!r}: expected a name that ends in .png, .jpg or .webp")
     return value

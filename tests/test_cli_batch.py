@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgediff.cli import main
-from edgediff.cli.report import duration
+from edgediff.cli.report import duration, print_path
 
 COMMAND = [sys.executable, "-m", "edgediff", "generate"]
 
@@ -131,6 +131,38 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
     assert sorted(failed) == [2, 3, 4, 5, 6]
     assert failed[3].startswith("steps is 0: euler")
     at_the_start_and_the_end(done.stderr, "1 already existed, 5 of 7 failed:", 1)
+
+
+def test_no_escape_of_a_file_of_prompts_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
+    lines = [
+        {"prompt": "a", "output": "\x1b]0;pwn\x07x.png"},
+        {"prompt": "\x1b[2J" + "b " * 200},
+        {"prompt": "c", "sampler": "\x1b[2J\n1 generated"},
+        {"prompt": "d", "\x1b[2J": 1},
+    ]
+    (tmp_path / "\x1b[2J.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--out-dir", "out", "-m", tiny_bundle, "--steps", 1]
+    done = run("--prompts", "\x1b[2J.jsonl", *flags, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == "out/0002.png\n"
+    assert "3 of 4 failed" in done.stderr
+    assert "\nWarning: \\x1b[2J.jsonl, line 2: the prompt has " in done.stderr
+    assert "\n1 generated" not in done.stderr.replace("\n1 generated in ", "")
+    assert not {*"\x1b\x07\r"} & {*done.stdout, *done.stderr}
+    done = run("--prompts", "p.jsonl", "--\x1b[2J", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_a_path_is_whole_for_a_program_and_harmless_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_path(Path("a\u3000\x07b.png"))
+    assert capsys.readouterr().out == "a\u3000\x07b.png\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_path(Path("a\u3000\x07b.png"))
+    assert capsys.readouterr().out == "a\\u3000\\x07b.png\n"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from edgediff.files import check_writable, open_regular, read_regular, write_whole
+from edgediff.files import check_writable, is_file_name, open_regular, read_regular, write_whole
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        *((name, True) for name in ("fox.png", "日本.png", "console.png", "com.png", "a.con")),
+        *((name, True) for name in ("com10.png", "nulls", "aux-1.png", "unet.onnx.data")),
+        *((name, False) for name in ("", "..", "a/b", "a\\b", "a:b.png", "a\x1b", "a\nb")),
+        *((name, False) for name in ("CON", "con.png", "Aux.tar.gz", "COM1.png", "lpt9", "nul .a")),
+        ("x" * 256, False),
+    ],
+)
+def test_names_of_files(text: str, plain: bool) -> None:
+    assert is_file_name(text) is plain
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:

@@ -269,6 +269,14 @@ VALUES = [
     ("name", "a\0"),
     ("name", "a\ud800"),
     ("name", "a\u202egpj.exe"),
+    ("name", "a on cpu: all checks ok\nb"),
+    ("name", "a\rb"),
+    ("pipeline", "a\nb"),
+    ("target", "a\nb"),
+    ("providers", []),
+    ("providers", ["cpu", "a\nb"]),
+    ("provenance", "versions", {"a\nb": "1"}),
+    ("graphs", "unet", "inputs", 0, "name", "a\nb"),
     ("provenance", "license", "\x1b[31mred"),
     ("provenance", "versions", {"a\x1b[2J": "1"}),
     ("graphs", "unet", "loaded_bytes", -1),
@@ -402,6 +410,8 @@ def commands(bundle: Path) -> Iterator[list[str]]:
         set_in("\x1b[31m", value=1),
         set_in("tokenizers", "\x1b[31m", value={}),
         set_in("provenance", "source", value="a\nb\rc\td"),
+        set_in("name", value="tiny on cpu: all checks ok\n\rx"),
+        set_in("pipeline", value="a\ntiny on cpu: all checks ok"),
     ],
 )
 def test_no_command_writes_an_escape_of_a_bundle(
@@ -421,4 +431,7 @@ def test_no_command_writes_an_escape_of_a_bundle(
         for character in b"\x1b\x07\x9b\r":
             assert character not in done.stdout
             assert character not in done.stderr.replace(b"\xc2", b"")
+        verdicts = done.stdout.splitlines().count(b"tiny on cpu: all checks ok")
+        assert verdicts == (command[0] == "verify" and done.returncode == 0)
+        assert b"tiny on cpu: all checks ok" not in done.stderr.splitlines()
         assert b"Traceback" not in done.stderr

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgediff.bundle.latent import LatentSpec
-from edgediff.bundle.schema import describe, load_json, parse, require
+from edgediff.bundle.schema import describe, is_line, load_json, parse, require
 from edgediff.bundle.upgrade import upgraded
 from edgediff.checks import MAX_SIDE
 from edgediff.errors import BundleError
@@ -72,9 +72,8 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
-        require(
-            0 < len(self.name) <= 256, "graphs: tensor name", self.name[:80], "1 to 256 letters"
-        )
+        ok = 0 < len(self.name) <= 256 and is_line(self.name)
+        require(ok, "graphs: tensor name", self.name[:80], "1 to 256 letters")
         require(len(self.shape) <= 8, f"graphs: {self.name}: rank", len(self.shape), "at most 8")
         for size in self.shape:
             ok = 0 < len(size) <= 256 if isinstance(size, str) else 0 <= size < 2**31
@@ -376,6 +375,12 @@ class Manifest:
     fixtures: str | None = None
     zeros_for_no_negative: bool = False
     preset: Preset | None = None
+
+    def __post_init__(self) -> None:
+        for of in ("name", "pipeline", "target"):
+            require(is_line(getattr(self, of)), of, getattr(self, of)[:80], "one line")
+        ok = len(self.providers) > 0 and all(map(is_line, self.providers))
+        require(ok, "providers", list(self.providers)[:8], "one or more names")
 
     @property
     def text_encoders(self) -> tuple[Stage, ...]:

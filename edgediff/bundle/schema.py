@@ -73,6 +73,12 @@ def _is_text(text: str) -> bool:
     )
 
 
+def is_line(text: str) -> bool:
+    """Whether text has no tabs or line breaks: a name with one could look like a line of the
+    program's own."""
+    return not {*"\n\r\t"} & {*text}
+
+
 def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any:
     """Turn parsed JSON into `kind`: a dataclass, tuple[T, ...], dict[str, T], union or scalar.
 
@@ -85,7 +91,7 @@ def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any
         return tuple(parse(args[0], item, f"{where}[{i}]", error) for i, item in enumerate(raw))
     if origin is dict and isinstance(raw, dict):
         for key in raw:
-            if not _is_text(key):
+            if not (_is_text(key) and is_line(key)):
                 raise error(f"{where}: key {key[:40]!r} has characters that are not shown")
         return {key: parse(args[1], item, f"{where}.{key}", error) for key, item in raw.items()}
     if origin is Literal and raw in args:

@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands, so that `edgediff --help` is fas
 """
 
 import contextlib
+import io
 import os
 import sys
 
@@ -26,7 +27,9 @@ def main() -> None:
     try:
         status = edgediff.main(standalone_mode=False)
     except click.ClickException as e:
-        e.show()
+        shown = io.StringIO()
+        e.show(shown)
+        click.echo(printable(shown.getvalue()), err=True, nl=False)
         status = e.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nInterrupted; no incomplete file was left behind.", err=True)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgediff.cli.flags import file_of
-from edgediff.cli.report import duration, print_notes, print_prompt_notes
+from edgediff.cli.report import duration, print_notes, print_path, print_prompt_notes
 from edgediff.cli.running import Output, Runtime, finish, is_terminal
-from edgediff.errors import InputError, printable
+from edgediff.errors import InputError, one_line, printable
 
 if TYPE_CHECKING:
     from edgediff.batch import Outcome
@@ -118,13 +118,13 @@ class _Status:
         self._latest = time.perf_counter()
         if not self._as_json:
             for path in outcome.paths:
-                click.echo(path)
+                print_path(path)
         if outcome.status == "failed":
-            click.echo(f"Failed: {outcome.job.where}: {printable(outcome.error or '')}", err=True)
+            click.echo(f"Failed: {_failure(outcome)}", err=True)
         if outcome.result is not None:
             print_prompt_notes(outcome.result, where=f"{outcome.job.where}: ")
             if not self._live:
-                name, seconds = outcome.job.output.name, outcome.result.timings.total
+                name, seconds = printable(outcome.job.output.name), outcome.result.timings.total
                 click.echo(f"{self._text()}: {name}, {seconds:.2f} s", err=True)
         if outcome.status != "kept":
             self.show()
@@ -152,7 +152,7 @@ class _Status:
                 answer["sheet"] = str(sheet)
             click.echo(json.dumps(answer, indent=2))
         elif sheet is not None:
-            click.echo(sheet)
+            print_path(sheet)
         if interrupted:
             click.echo(
                 f"\nInterrupted: {counts['made'] + counts['kept']} of {self._total} are finished;"
@@ -170,7 +170,7 @@ class _Status:
             err=True,
         )
         for outcome in sorted(self.failed, key=lambda o: o.job.line):
-            click.echo(f"  {outcome.job.where}: {printable(outcome.error or '')}", err=True)
+            click.echo(f"  {_failure(outcome)}", err=True)
 
     def _count(self, status: str) -> int:
         return sum(outcome.status == status for outcome in self._outcomes)
@@ -190,6 +190,10 @@ class _Status:
     def _clear(self) -> None:
         if self._live:
             click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _failure(outcome: "Outcome") -> str:
+    return printable(f"{outcome.job.where}: {one_line(outcome.error or '')}")
 
 
 def _describe(outcome: "Outcome") -> dict[str, Any]:

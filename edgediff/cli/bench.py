@@ -14,6 +14,7 @@ import click
 from edgediff.cli.flags import SpellingCommand, json_flag, parse_size
 from edgediff.cli.report import megabytes, print_notes, steps_of, table
 from edgediff.cli.running import is_terminal, local_bundle
+from edgediff.errors import one_line
 
 if TYPE_CHECKING:
     from edgediff.bench.compare import Comparison
@@ -321,7 +322,7 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
             else f"B takes {pair.ratios['image'].median:.3g} times as long as A."
         )
     for line in differing:
-        click.echo(f"differs: {line}", err=True)
+        click.echo(f"differs: {one_line(line)}", err=True)
 
 
 def _describe(run: "Run") -> str:

@@ -23,9 +23,9 @@ from edgediff.cli.flags import (
     provider_flags,
 )
 from edgediff.cli.image_flags import IMAGE_FLAGS
-from edgediff.cli.report import print_notes, print_prompt_notes, steps_of
+from edgediff.cli.report import print_notes, print_path, print_prompt_notes, steps_of
 from edgediff.cli.running import Output, Runtime, finish, progress_bar
-from edgediff.errors import printable
+from edgediff.errors import one_line, printable
 
 STDOUT = Path("-")
 MAX_COUNT = 1000
@@ -91,8 +91,10 @@ def _again(
             f" {' and '.join(flag_of.get(name, name) for name in absent)}"
         )
     if original.ignored:
-        ignored = printable("; ".join(original.ignored))
-        click.echo(f"Warning: some settings in {source} are ignored: {ignored}", err=True)
+        ignored = one_line("; ".join(original.ignored))
+        click.echo(
+            f"Warning: some settings in {printable(str(source))} are ignored: {ignored}", err=True
+        )
     merged = cast("Options", {**original.options, **options})
     return original, original.prompt if prompt is None else prompt, merged
 
@@ -274,7 +276,7 @@ def _make_one(
         run = pipe.run(request, deadline=runtime.deadline, on_progress=on_progress)
         if original is not None:
             for difference in original.differences(run.settings):
-                click.echo(f"Warning: the image may differ: {printable(difference)}", err=True)
+                click.echo(f"Warning: the image may differ: {one_line(difference)}", err=True)
         result = finish(run)
     print_notes(pipe.load_notes)
     if to_stdout:
@@ -288,7 +290,7 @@ def _make_one(
         click.echo(json.dumps(answer, indent=2))
     else:
         for written in paths:
-            click.echo(written)
+            print_path(written)
         click.echo(_summary(result), err=True)
 
 

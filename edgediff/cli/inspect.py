@@ -20,6 +20,7 @@ from edgediff.cli.report import (
     table,
 )
 from edgediff.cli.running import local_bundle
+from edgediff.errors import one_line
 
 if TYPE_CHECKING:
     from edgediff.bundle.folder import Bundle
@@ -157,7 +158,7 @@ def verify(
         failed = sum(not check.ok for check in outcome.checks)
         verdict = f"{failed} of {len(outcome.checks)} checks failed" if failed else "all checks ok"
         where = f" on {outcome.provider}" if outcome.provider else ""
-        click.echo(f"{outcome.model}{where}: {verdict}")
+        click.echo(f"{one_line(outcome.model)}{where}: {verdict}")
     if not outcome.ok:
         raise click.exceptions.Exit(1)
 

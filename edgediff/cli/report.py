@@ -1,11 +1,13 @@
 """Format figures, tables, notes and warnings for a terminal."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgediff.errors import printable
+from edgediff.errors import one_line, printable
 
 if TYPE_CHECKING:
     from edgediff.bundle.manifest import Manifest, Preset, Provenance
@@ -67,7 +69,7 @@ def describe_fidelity(manifest: "Manifest") -> str:
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Left-aligned columns, two spaces apart."""
-    rows = [tuple(printable(c).replace("\n", " ") for c in row) for row in rows]
+    rows = [tuple(one_line(c) for c in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -81,6 +83,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def print_path(path: Path) -> None:
+    """Print a path on stdout: as it is for a program, as `printable` writes it on a terminal."""
+    shown = sys.stdout is not None and sys.stdout.isatty()
+    click.echo(printable(str(path)) if shown else path)
+
+
 def print_notes(notes: Iterable[str]) -> None:
     """Print notes on stderr."""
     for note in notes:
@@ -91,7 +99,7 @@ def print_prompt_notes(result: "Result", where: str = "") -> None:
     """Warn on stderr if a prompt was cut, and print how it was split and how images were prepared.
 
     where: text that identifies the call, if there are several."""
-    report = result.prompt
+    report, where = result.prompt, printable(where)
     if report.truncated:
         click.echo(
             f"Warning: {where}the prompt has {report.tokens} tokens, but only {report.limit} fit"

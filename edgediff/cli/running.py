@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from edgediff.errors import one_line
+
 if TYPE_CHECKING:
     from edgediff.bundle.folder import Bundle
     from edgediff.pipeline import Pipeline
@@ -85,9 +87,9 @@ class Runtime(_Flags):
             tile=self.tile,
         )
         for reason in pipe.skipped_providers:
-            click.echo(f"Skipped: {reason}", err=True)
+            click.echo(f"Skipped: {one_line(reason)}", err=True)
         seconds = time.perf_counter() - started
-        click.echo(f"{pipe.name} on {pipe.provider}, loaded in {seconds:.2f} s", err=True)
+        click.echo(f"{one_line(pipe.name)} on {pipe.provider}, loaded in {seconds:.2f} s", err=True)
         return pipe
 
 
