@@ -189,7 +189,9 @@ def _likeness(options: Options) -> object | None:
     for name, value in options.items():
         if name == "seed":
             continue
-        if not isinstance(value, str | bool | int | float | None):
+        if isinstance(value, list) and all(type(item) in (int, float) for item in value):
+            value = tuple(value)  # a size, or an interval
+        elif not isinstance(value, str | bool | int | float | None):
             return None
         parts.append((name, type(value), value))
     return tuple(parts)

@@ -65,8 +65,9 @@ def load(
     max_memory: limit for all stages together, in bytes or as text such as "1.4GB" or "1GiB". None =
         load all stages at once. "auto" = on the CPU, the memory that this process may still take:
         the least of its cgroups' limits, `ulimit -v` and free memory (Linux; elsewhere no limit).
-        If all stages fit, all are loaded at once. If not even one fits under a limit at which the
-        system ends the process, loading raises ProviderError, as does a call for a larger image.
+        If all stages fit, all are loaded at once. If an image does not fit even so, under a limit
+        at which the system ends the process, the call raises ProviderError before it begins; so
+        does loading, if a stage does not fit.
         With a limit, the text encoder is loaded now and each other stage when it is first needed;
         to make room, the least recently used stages are released. Images are identical; reloading
         costs time. It is a target, not a guarantee: it counts the files of a stage (with weights as
@@ -109,7 +110,7 @@ def load(
         note = None
         if planned:
             try:
-                limit, note = fit(bundle.manifest, _at_once(bundle.manifest), tile)
+                limit, note = fit(bundle.manifest, tile)
             except ProviderError as e:
                 refusals.append(str(e))
                 continue
@@ -206,7 +207,8 @@ class Pipeline:
         self._memory_notes: tuple[str, ...] = ()
         manifest = bundle.manifest
         self._checks_memory = checks_memory
-        self._most_pixels = manifest.defaults.width * manifest.defaults.height
+        self._limited = max_memory is not None
+        self._most_pixels = 0
         # A provider that compiles does so when the size is known.
         now = [] if PROVIDERS[options.provider].static_shapes else _at_once(manifest)
         if max_memory is not None:
@@ -396,7 +398,14 @@ class Pipeline:
             return
         left = left_memory()
         if left is not None:
-            check_fits(self.bundle.manifest, size, self._tile, left)
+            check_fits(
+                self.bundle.manifest,
+                size,
+                self._tile,
+                left,
+                loaded=self.loaded_stages,
+                limited=self._limited,
+            )
         self._most_pixels = pixels
 
 

@@ -19,6 +19,7 @@ from edgediff.bundle.schema import describe
 from edgediff.errors import InputError, first_line
 from edgediff.files import is_file_name
 from edgediff.images.png import FORMATS
+from edgediff.images.source import OpenedImage
 from edgediff.request.options import Options
 from edgediff.request.request import Request, check_prompt, resolve_seeds
 from edgediff.result import output_paths
@@ -237,7 +238,8 @@ def _option(kind: Any, value: Any, folder: Path) -> Any:
     if isinstance(value, str) and _takes_path(kind):
         return str(folder / value)
     for member in typing.get_args(kind) if _is_union(kind) else (kind,):
-        if dataclasses.is_dataclass(member) and isinstance(value, str | dict):
+        # Images are only ever given by their paths.
+        if dataclasses.is_dataclass(member) and member is not OpenedImage:
             return _dataclass(cast("type[Any]", member), value, folder)
         if typing.get_origin(member) is Mapping and isinstance(value, dict):
             inner = typing.get_args(member)[1]

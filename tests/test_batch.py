@@ -368,6 +368,23 @@ def test_paths_in_a_line_are_beside_its_file(kind: Any, value: Any, expected: An
     assert prompt_file._option(kind, value, Path("F")) == expected
 
 
+@pytest.mark.parametrize("option", ["init_image", "mask", "control"])
+def test_an_object_in_place_of_an_image_is_refused(tmp_path: Path, option: str) -> None:
+    fake: Any = {"rgb": "f.png", "name": "n", "what": "w"}
+    value = {"canny": {"image": fake}} if option == "control" else fake
+    line = {"prompt": "a", option: value}
+    if option == "mask":
+        Image.new("RGB", (64, 64)).save(tmp_path / "i.png")
+        line["init_image"] = "i.png"
+    jobs = read_jobs(written(tmp_path, line, {"prompt": "b"}), tmp_path / "out")
+    name = "tiny_control" if option == "control" else "tiny"
+    bundle = Bundle.open(Path(__file__).parent / "golden" / name)
+    odd, other = prepare_jobs(jobs, bundle)
+    assert other.error is None
+    assert odd.error is not None
+    assert "dict" in str(odd.error) or "an object" in str(odd.error)
+
+
 @pytest.mark.parametrize("value", [{"image": "a.png", "sclae": 1}, {"scale": 1}, {}])
 def test_an_object_of_other_fields(value: Any) -> None:
     with pytest.raises(InputError, match=r"expected an object of image, scale"):

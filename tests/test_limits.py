@@ -10,7 +10,7 @@ CODE = """
 import os, resource, sys
 import edgediff
 import numpy as np
-pipe = edgediff.load(sys.argv[1], threads=1)
+pipe = edgediff.load(sys.argv[1], threads=1, max_memory=None)
 pipe.generate("a fox", seed=1, steps=1)
 {limit}
 try:

@@ -34,6 +34,20 @@ LOWERED_UNET_BYTES_PER_PIXEL = 600
 """The same for a lowered UNet, whose attention never holds all its scores: 0.16 GB at 512×512."""
 
 
+MEASURED = {"every step": 860_000_000, "once": 49_500_000}
+"""Weights of that UNet and that decoder. A smaller network takes less work space: values between
+layers grow with the channels, weights with their square. The built-in decoder, with 0.7 million,
+takes 670 bytes a pixel at 512×512; this estimates 540 for it."""
+
+
+LEAST_BYTES_PER_PIXEL = 700
+"""The least estimate, since very small networks have few channels but as many layers."""
+
+
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Of a stored weight."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageMemory:
     """An estimate of a stage's memory in bytes: `weights` once loaded, and `work` while it runs."""
@@ -57,24 +71,35 @@ def estimate(
     size: (width, height) of the image; None = the default."""
     defaults = manifest.defaults
     width, height = size or (defaults.width, defaults.height)
-    pixels = width * height
     denoiser = manifest.denoiser.graph
     embeds_guidance = denoiser.input(GUIDANCE_EMBEDDING) is not None
     guided = Guidance(scale=defaults.guidance_scale).needs_negative and not embeds_guidance
-    rows = 2 if guided else 1
-    lowered = denoiser.loaded_bytes is not None
-    per_pixel = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
-    works: dict[Role, int] = {"text_encoder": 0}
-    # A control network is half a UNet, but its outputs are as large as its inner values.
-    works |= dict.fromkeys(EVERY_STEP, rows * pixels * per_pixel)
+    pixels = width * height
     at_once = pixels if tile is None else min(tile, width) * min(tile, height)
+
+    def work(graph: GraphSpec) -> int:
+        if graph.role == "text_encoder":
+            return 0
+        # A control network is half a UNet, but its outputs are as large as its inner values.
+        if graph.role in EVERY_STEP:
+            lowered = denoiser.loaded_bytes is not None
+            most = LOWERED_UNET_BYTES_PER_PIXEL if lowered else WORK_BYTES_PER_PIXEL
+            return (2 if guided else 1) * pixels * _per_pixel(manifest, graph, most, "every step")
+        return at_once * _per_pixel(manifest, graph, WORK_BYTES_PER_PIXEL, "once")
+
     return {
         stage: StageMemory(
-            weights=manifest.files[graph.file].size + _loaded(manifest, graph),
-            work=works.get(graph.role, at_once * WORK_BYTES_PER_PIXEL),
+            weights=manifest.files[graph.file].size + _loaded(manifest, graph), work=work(graph)
         )
         for stage, graph in manifest.graphs.items()
     }
+
+
+def _per_pixel(manifest: Manifest, graph: GraphSpec, most: int, kind: str) -> int:
+    """Bytes of work space for each pixel. most: of the network that was measured."""
+    weights = sum(manifest.files[name].size for name in graph.data) / BYTES[graph.precision]
+    scaled = most * math.sqrt(weights / MEASURED[kind])
+    return round(min(most, max(scaled, LEAST_BYTES_PER_PIXEL)))
 
 
 def _loaded(manifest: Manifest, graph: GraphSpec) -> int:
@@ -90,22 +115,27 @@ AUTO = "auto"
 
 
 def fit(
-    manifest: Manifest, stages: Collection[str], tile: int | None = None, left: Left | None = None
+    manifest: Manifest, tile: int | None = None, left: Left | None = None
 ) -> tuple[int | None, str | None]:
-    """How the `stages` of one image fit into the memory that is left: the limit for all of them
+    """How the stages of one image fit into the memory that is left: the limit for all of them
     together, None if they all fit, and a note if there is a limit.
 
-    left: None = `left_memory`. Raises ProviderError if not even the largest stage fits, and the
+    left: None = `left_memory`. Raises ProviderError if the weights of one stage do not fit, and the
     system would end the process for it."""
     left = left or left_memory()
-    parts = {k: v for k, v in estimate(manifest, tile).items() if k in stages}
-    together = sum(p.weights for p in parts.values()) + max(p.work for p in parts.values())
-    if left is None or together <= left.left:
+    if left is None:
         return None, None
-    largest = max(parts, key=lambda stage: parts[stage].peak)
-    least = parts[largest].peak
-    if least > left.left and left.hard:
-        raise ProviderError(_too_little(manifest, left, least))
+    calls = [
+        [part for stage, part in estimate(manifest, tile).items() if stage in stages]
+        for stages in _calls(manifest)
+    ]
+    together = max(sum(p.weights for p in call) + max(p.work for p in call) for call in calls)
+    if together <= left.left:
+        return None, None
+    weights = max(part.weights for call in calls for part in call)
+    if weights > left.left and left.hard:
+        raise ProviderError(_too_little(f"{manifest.name} has a stage that", left, weights))
+    least = max(part.peak for call in calls for part in call)
     note = (
         f"memory: {megabytes(left.left)} are left of the {left.limit}, less than the"
         f" {megabytes(together)} of all stages: each is loaded when it runs"
@@ -113,22 +143,49 @@ def fit(
     return max(least, left.left), note
 
 
-def check_fits(manifest: Manifest, size: tuple[int, int], tile: int | None, left: Left) -> None:
-    """Raise ProviderError if the work space of one image of `size` does not fit into a hard limit,
-    which would end the process. The weights are loaded by then, or take the place of others."""
-    work = max(stage.work for stage in estimate(manifest, tile, size=size).values())
-    if left.hard and work > left.left:
-        raise ProviderError(_too_little(manifest, left, work, size))
+def check_fits(
+    manifest: Manifest,
+    size: tuple[int, int],
+    tile: int | None,
+    left: Left,
+    *,
+    loaded: Collection[str],
+    limited: bool,
+) -> None:
+    """Raise ProviderError if one image of `size` does not fit into a hard limit, which would end
+    the process.
+
+    loaded: the stages whose weights are in memory. limited: whether they make room for others."""
+    if not left.hard:
+        return
+    stages = estimate(manifest, tile, size=size)
+    freed = sum(stages[stage].weights for stage in loaded) if limited else 0
+    need = 0
+    for call in _calls(manifest):
+        rest = {stage: 0 if stage in loaded else stages[stage].weights for stage in call}
+        work = max(stages[stage].work for stage in call)
+        largest = max(stages[stage].peak for stage in call)
+        together = largest - freed if limited else sum(rest.values()) + work
+        need = together if need == 0 else min(need, together)
+    if need > left.left:
+        image = f"an image of {size[0]}x{size[1]} by {manifest.name}"
+        raise ProviderError(_too_little(image, left, need))
 
 
-def _too_little(
-    manifest: Manifest, left: Left, need: int, size: tuple[int, int] | None = None
-) -> str:
-    width, height = size or (manifest.defaults.width, manifest.defaults.height)
+def _calls(manifest: Manifest) -> list[list[str]]:
+    """The stages of a call without control networks, and of one with all of them. The encoder is
+    small, and only calls with an image run it."""
+    roles: list[tuple[Role, ...]] = [("text_encoder", "denoiser", "decoder")]
+    if manifest.controlnets:
+        roles.append(("text_encoder", "controlled_denoiser", "controlnet", "decoder"))
+    return [[k for k, graph in manifest.graphs.items() if graph.role in some] for some in roles]
+
+
+def _too_little(subject: str, left: Left, need: int) -> str:
     return (
-        f"{manifest.name} needs about {megabytes(need)} more for an image of {width}x{height}, but"
-        f" the {left.limit} leaves {megabytes(left.left)}: raise it, give a smaller `size` or a"
-        f" smaller bundle, set `tile`, or set `max_memory` yourself"
+        f"{subject} needs about {megabytes(need)} more, but the {left.limit} leaves"
+        f" {megabytes(left.left)}: raise the limit, choose a smaller size or a smaller bundle, or"
+        " try it nonetheless with max_memory=None (--max-memory none)"
     )
 
 

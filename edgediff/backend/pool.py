@@ -134,7 +134,7 @@ class Stages:
         taken = sum(self._memory[stage].weights for stage, _ in self._sessions)
         if taken <= limit:
             return
-        while taken > limit:
+        while taken > limit and self._sessions:  # one stage alone may exceed the limit
             key = next(iter(self._sessions))
             del self._sessions[key]
             taken -= self._memory[key[0]].weights
