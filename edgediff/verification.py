@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from edgediff.backend.memory import AUTO, memory_limit
 from edgediff.bundle.folder import Bundle, read_fixtures
+from edgediff.bundle.manifest import Manifest
 from edgediff.errors import BundleError, EdgediffError, ProviderError
 from edgediff.images.metrics import psnr
 from edgediff.pipeline import Pipeline, find_bundle, load
@@ -106,13 +107,19 @@ def _check_fixtures(pipe: Pipeline, fixtures: Fixtures) -> list[Check]:
     checks = [_check_stage(pipe, stage, fixtures) for stage in manifest.graphs]
     checks += _check_images(pipe, fixtures)
     names = {f"{of}/{made.name}" for made in manifest.fidelity.images for of in _OF_IMAGES}
-    stages = tuple(f"{stage}/" for stage in manifest.graphs)
-    extra = [key for key in fixtures if key not in names and not key.startswith(stages)]
+    extra = [key for key in fixtures if key not in names and not _is_of_stage(key, manifest)]
     extra += [name for name in manifest.fidelity.stages if name not in manifest.graphs]
     if extra:
         problem = f"{extra[0][:80]!r} is of nothing that this bundle has"
         checks.append(Check(name="fixtures", ok=False, problem=problem))
     return checks
+
+
+def _is_of_stage(key: str, manifest: Manifest) -> bool:
+    """Whether a fixture is an input or output of a stage, as in unet/t981/in/sample. `_check_stage`
+    checks its tensor's name."""
+    stage, *rest = key.split("/")
+    return stage in manifest.graphs and len(rest) == 3 and rest[1] in ("in", "out")
 
 
 def _check_hash(bundle: Bundle, name: str) -> Check:
