@@ -1,4 +1,4 @@
-"""Files: only regular ones are read, and one is written whole or not at all."""
+"""Files: only regular ones are read, or a pipe to its end; one is written whole or not at all."""
 
 import contextlib
 import errno
@@ -11,6 +11,8 @@ from pathlib import Path
 
 MAX_NAME = 255
 """Bytes of a file's name; no usual file system takes more."""
+_PART = 1_000_000
+"""Bytes that are read at a time."""
 _NOT_REGULAR = "not a regular file"
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9¹²³]) *(\.|$)", re.IGNORECASE)
 """Names that Windows gives to devices, with any suffix."""
@@ -34,12 +36,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file to read; a FIFO, which could block for ever, or a device is refused.
 
     Raises OSError."""
-    # O_NONBLOCK: to open a FIFO would already wait for its writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        number = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
-    except ValueError as e:  # a null byte in the path
-        raise OSError(errno.EINVAL, str(e)) from e
+    number = _open_at_once(path)
     try:
         mode = os.fstat(number).st_mode
         if stat.S_ISDIR(mode):
@@ -50,6 +47,15 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     except BaseException:
         os.close(number)
         raise
+
+
+def _open_at_once(path: str | os.PathLike[str]) -> int:
+    """Open a file to read, also a FIFO, without waiting for its writer. Raises OSError."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as e:  # a null byte in the path
+        raise OSError(errno.EINVAL, str(e)) from e
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -63,6 +69,28 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     if len(content) > size:
         raise OSError(errno.EIO, "it grew while it was read")
     return content
+
+
+def read_to_end(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a file, or of a pipe until its writer closes it: `<(...)` and /dev/stdin work.
+
+    A FIFO without a writer has no bytes; to open it would otherwise wait for one. Raises OSError,
+    also for more than `limit` bytes."""
+    number = _open_at_once(path)
+    try:
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(number, True)  # to wait for a writer that is there
+        parts, left = [], limit
+        while part := os.read(number, min(left + 1, _PART)):
+            parts.append(part)
+            left -= len(part)
+            if left < 0:
+                raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+        if not parts and stat.S_ISFIFO(os.fstat(number).st_mode):
+            raise OSError(errno.EPIPE, "a pipe to which nothing is written")
+        return b"".join(parts)
+    finally:
+        os.close(number)
 
 
 def check_writable(path: Path) -> None:

@@ -17,13 +17,15 @@ from typing import Any, Self, cast
 
 from edgediff.bundle.schema import describe
 from edgediff.errors import InputError, first_line
-from edgediff.files import is_file_name
+from edgediff.files import is_file_name, read_to_end
 from edgediff.images.png import FORMATS
 from edgediff.images.source import OpenedImage
 from edgediff.request.options import Options
 from edgediff.request.request import Request, check_prompt, resolve_seeds
 from edgediff.result import output_paths
 
+MAX_BYTES = 64_000_000
+"""Of a file of prompts; a million short lines have fewer."""
 _SHOWN = 10
 """If no line can be used, this many are listed."""
 _NO_JSON = "is not JSON"
@@ -78,14 +80,15 @@ def read_jobs(
     Paths of images in options are relative to the file's folder. Empty lines are skipped.
     defaults: options for lines that do not set them.
 
-    A line that cannot be used is a job with an `error`. Raises InputError if no line can be used,
-    or if the file is empty, cannot be read, or is not text."""
+    A pipe is read to its end. A line that cannot be used is a job with an `error`. Raises
+    InputError if no line can be used, or if the file is empty, larger than MAX_BYTES, cannot be
+    read, or is not text."""
     path, out_dir = Path(path), Path(out_dir)
     try:
-        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or first_line(e)
-        raise InputError(f"{path}: cannot be read ({reason})") from e
+        raw = read_to_end(path, MAX_BYTES).removeprefix(b"\xef\xbb\xbf")
+    except OSError as e:
+        reason = e.strerror or first_line(e)
+        raise InputError(f"{path}: cannot be read ({reason}): give a file of prompts") from e
     if b"\0" in raw:
         raise InputError(f"{path}: is not UTF-8 text, it has zero bytes: give one prompt per line")
     plain = path.suffix.lower() == ".txt"

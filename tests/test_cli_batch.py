@@ -155,6 +155,43 @@ def test_no_escape_of_a_file_of_prompts_is_written(tiny_bundle: Path, tmp_path: 
     assert "\x1b" not in done.stderr
 
 
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_model_loads(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a\n")
+    flags = ["--prompts", "p.txt", "--out-dir", "out", "-m", tiny_bundle, "--steps", 1, "--grid"]
+    (tmp_path / "out" / "sheet.png").mkdir(parents=True)
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --grid out/sheet.png: is a folder: give ")
+    (tmp_path / "out" / "sheet.png").rmdir()
+    os.mkfifo(tmp_path / "out" / "sheet.png")
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 2
+    expected = "Error: --grid out/sheet.png: cannot be written to (not a regular file)"
+    assert done.stderr.startswith(expected)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="bash")
+def test_prompts_come_from_pipes(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = (
+        '"$0" -m edgediff generate --prompts <(sleep 0.2; echo \'"a"\') --out-dir x -m "$1"'
+        ' --steps 1; echo \'"a"\' | "$0" -m edgediff generate --prompts /dev/stdin --out-dir x'
+        ' -m "$1" --steps 1'
+    )
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(tiny_bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.stdout == "x/0001.png\nx/0001.png\n"
+    assert done.stderr.endswith("All 1 already exist.\n")
+
+
 def test_a_path_is_whole_for_a_program_and_harmless_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +217,7 @@ def test_a_path_is_whole_for_a_program_and_harmless_on_a_terminal(
         (["--prompts", "p.jsonl", "--out-dir", "out", "--count", "2"], "needs the first --seed"),
         (["--prompts", "absent", "--out-dir", "out"], "--prompts absent: cannot be read"),
         (["--prompts", ".", "--out-dir", "out"], ".: cannot be read"),
+        (["--prompts", "/dev/zero", "--out-dir", "out"], "(larger than 64000000 bytes): give a f"),
         (["--prompts", "p.jsonl", "--out-dir", "p.jsonl"], "is a file"),
         (["--prompts", "p.jsonl", "--out-dir", "p.jsonl/x"], "the folder cannot be created"),
         (

@@ -3,12 +3,21 @@
 import errno
 import os
 import stat
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from edgediff.files import check_writable, is_file_name, open_regular, read_regular, write_whole
+from edgediff.files import (
+    check_writable,
+    is_file_name,
+    open_regular,
+    read_regular,
+    read_to_end,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,39 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         open_regular(tmp_path)
     with pytest.raises(OSError, match="null byte"):
         open_regular("a\0b")
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 3_000_000)
+    assert read_to_end(tmp_path / "file", 3_000_000) == b"x" * 3_000_000
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writer, "wb") as file:
+            for _ in range(3):
+                time.sleep(0.05)
+                file.write(b"ab" * 100_000)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert read_to_end(f"/dev/fd/{reader}", 1_000_000) == b"ab" * 300_000
+    writing.join()
+    os.close(reader)
+
+
+def test_reading_to_the_end_always_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, number in (
+        (tmp_path / "fifo", errno.EPIPE),
+        (Path("/dev/zero"), errno.EFBIG),
+        (tmp_path, errno.EISDIR),
+        (tmp_path / "absent", errno.ENOENT),
+        (Path("a\0"), errno.EINVAL),
+    ):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
+            read_to_end(path, 5_000_000)
+        assert caught.value.errno == number, path
+    assert read_to_end("/dev/null", 1) == b""
 
 
 def test_no_descriptor_is_left_open_by_a_refusal(tmp_path: Path) -> None:

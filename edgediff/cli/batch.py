@@ -37,6 +37,7 @@ def make_all(
     The model is loaded only if there is something to generate. defaults: options for lines that do
     not set them. spell: how options are typed on the command line."""
     from edgediff.batch import Outcome, kept, prepare_jobs, run_jobs, save_sheet
+    from edgediff.images.png import check_output
     from edgediff.prompt_file import read_jobs
 
     bundle = runtime.bundle()
@@ -49,6 +50,9 @@ def make_all(
         for job in jobs
     ]
     jobs = prepare_jobs(jobs, bundle)
+    if sheet is not None:
+        with file_of("grid"):
+            check_output(sheet)
     status = _Status(jobs, as_json=form.as_json)
     todo = []
     for job in jobs:
