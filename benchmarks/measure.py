@@ -17,6 +17,7 @@ import edgediff
 from benchmarks.models import ROOT
 from edgediff.backend.available import ort
 from edgediff.bench import machine as this_machine
+from edgediff.cores import usable_cores
 
 PAUSE = 0.05
 """Seconds between runs, so that the threads of one session sleep before the next one starts."""
@@ -63,7 +64,7 @@ def machine() -> dict[str, Any]:
     """The processor, the cores that this process may use, and versions."""
     return {
         "cpu": _cpu(),
-        "cores": this_machine.usable_cores(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import edgediff
-from edgediff.backend.options import most_threads
+from edgediff.cores import usable_cores
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of os.fork
 
@@ -208,7 +208,7 @@ def test_an_apps_own_logging_is_left_as_it_was(tiny_bundle: Path) -> None:
 def test_threads_are_bounded(tiny_bundle: Path) -> None:
     with edgediff.load(tiny_bundle, threads=10**6) as pipe:
         drawn(pipe)
-        note = f"threads: 1000000 were asked for, {most_threads()} run, one per processor"
+        note = f"threads: 1000000 were asked for, {usable_cores()} run, one per processor"
         assert pipe.load_notes.count(note) == 1
     with edgediff.load(tiny_bundle, threads=np.int64(1)) as pipe:
         assert pipe.load_notes == ()

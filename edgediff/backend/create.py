@@ -11,10 +11,11 @@ import onnxruntime as ort
 
 from edgediff.backend.available import built_in, load_cuda, plugin_devices
 from edgediff.backend.compile_cache import Cache
-from edgediff.backend.options import SessionOptions, most_threads
+from edgediff.backend.options import SessionOptions
 from edgediff.backend.providers import PROVIDERS, Provider, default_options
 from edgediff.bundle.graph_files import GraphFiles
 from edgediff.bundle.manifest import GraphSpec
+from edgediff.cores import usable_cores
 from edgediff.errors import ProviderError, first_line
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -107,7 +108,7 @@ def _session_options(
 ) -> ort.SessionOptions:
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # errors come back as exceptions
-    session_options.intra_op_num_threads = min(options.threads or 0, most_threads())
+    session_options.intra_op_num_threads = min(options.threads or 0, usable_cores())
     if options.provider == "cpu":
         # A memory pattern keeps a second work space next to the first run's, and is not faster.
         session_options.enable_mem_pattern = False

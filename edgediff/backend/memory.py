@@ -228,6 +228,6 @@ def parse_memory(size: int | str) -> int:
     if amount < 1:
         raise InputError(
             f"`max_memory` is {size!r}: expected bytes as a whole number from 1 up, or text"
-            " such as 1.4GB, 900MB or 1GiB, or auto"
+            " such as 1.4GB, 900MB or 1GiB, or auto or none"
         )
     return amount

@@ -1,6 +1,5 @@
 """Options of a session: provider, threads, caches, and records for measurements."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ class Observe:
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
     """How sessions run. `threads`: intra-op CPU threads, None = one per core; at most
-    `most_threads` run.
+    `cores.usable_cores` run.
 
     `cache_dir`: folder for the results of a provider that compiles, made with the first session;
     None = nowhere. `provider_options` are handed to the provider as they are, and override what
@@ -44,8 +43,3 @@ class SessionOptions:
             raise InputError(f"`provider_options` {names}: the provider cpu takes none")
         if self.threads is not None:
             object.__setattr__(self, "threads", check_whole("threads", self.threads))
-
-
-def most_threads() -> int:
-    """As many threads as this machine has logical processors: more only wait for each other."""
-    return os.cpu_count() or 1

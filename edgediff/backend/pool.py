@@ -12,13 +12,14 @@ from edgediff.arrays import AnyArray
 from edgediff.backend.cancellation import CancelToken
 from edgediff.backend.compile_cache import Outcome
 from edgediff.backend.memory import estimate
-from edgediff.backend.options import SessionOptions, most_threads
+from edgediff.backend.options import SessionOptions
 from edgediff.backend.providers import PROVIDERS
 from edgediff.backend.run_stage import RunStage
 from edgediff.backend.session import Session, free_dimensions
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import bundle_graph_files, checked_beside
 from edgediff.bundle.manifest import EVERY_STEP
+from edgediff.cores import usable_cores
 
 
 class Stages:
@@ -119,7 +120,7 @@ class Stages:
             for stage, kinds in self.caches().items()
         ]
         notes = cached + [note for _, session in self.sessions() for note in session.notes]
-        asked, most = self._options.threads, most_threads()
+        asked, most = self._options.threads, usable_cores()
         if asked is not None and asked > most:
             notes.append(f"threads: {asked} were asked for, {most} run, one per processor")
         return notes

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from edgediff.cores import usable_cores
+
 _RAPL = Path("/sys/class/powercap")
 _SECONDS = 0.05
 """Interval between two samples of a process."""
@@ -74,13 +76,6 @@ def describe() -> Machine:
         power=_power(),
         gpus=_gpus(),
     )
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def process_memory(pid: int | str = "self") -> dict[str, int]:
