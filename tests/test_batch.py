@@ -91,6 +91,8 @@ def test_prompts_alone(tmp_path: Path) -> None:
         ({"prompt": None}, "prompt is NoneType, expected text"),
         ({"prompt": ["a"]}, "prompt is list, expected text"),
         ('"\\ud800"', "prompt is not valid text"),
+        ('"a\\u0000"', "prompt has the control character '\\x00': leave it out"),
+        ('"a\\u001b[2J"', "prompt has the control character '\\x1b': leave it out"),
         ({"prompt": "a", "stesp": 3}, "has 'stesp': did you mean 'steps'?"),
         ({"prompt": "a", "x": 3}, "has 'x': expected prompt, output, negative_prompt, "),
         ('{"prompt": "a", "steps": 1, "steps": 2}', "has 'steps' twice"),

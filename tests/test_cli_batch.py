@@ -136,8 +136,8 @@ def test_lines_that_cannot_be_used_are_failures_and_the_others_are_made(
 def test_no_escape_of_a_file_of_prompts_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
     lines = [
         {"prompt": "a", "output": "\x1b]0;pwn\x07x.png"},
-        {"prompt": "\x1b[2J" + "b " * 200},
-        {"prompt": "c", "sampler": "\x1b[2J\n1 generated"},
+        {"prompt": "\x9b2J" + "b " * 200},
+        {"prompt": "c", "sampler": "\x9b2J\n1 generated"},
         {"prompt": "d", "\x1b[2J": 1},
     ]
     (tmp_path / "\x1b[2J.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -148,7 +148,7 @@ def test_no_escape_of_a_file_of_prompts_is_written(tiny_bundle: Path, tmp_path: 
     assert "3 of 4 failed" in done.stderr
     assert "\nWarning: \\x1b[2J.jsonl, line 2: the prompt has " in done.stderr
     assert "\n1 generated" not in done.stderr.replace("\n1 generated in ", "")
-    assert not {*"\x1b\x07\r"} & {*done.stdout, *done.stderr}
+    assert not {*"\x1b\x07\x9b\r"} & {*done.stdout, *done.stderr}
     done = run("--prompts", "p.jsonl", "--\x1b[2J", *flags, cwd=tmp_path)
     assert done.returncode == 2
     assert "No such option" in done.stderr

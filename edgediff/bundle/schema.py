@@ -7,14 +7,14 @@ import math
 import types
 import typing
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from edgediff.errors import BundleError, EdgediffError, printable
 
 _DIGITS = 20
 """Of the largest whole number that is taken, 2**64 - 1."""
-_HIDDEN = ("Cc", "Cs", "Cn", "Zl", "Zp")
+_HIDDEN = ("Cc", "Cs", "Zl", "Zp")  # not Cn: this Python may not know the newest emoji
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
@@ -60,7 +60,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_text(text: str) -> bool:
+def is_shown(text: str) -> bool:
     """Whether text holds nothing but what is shown, and breaks: no control characters, of which
     NUL ends a C string and ESC commands a terminal; no halves of surrogate pairs; nothing that
     turns the direction of what follows."""
@@ -79,21 +79,32 @@ def is_line(text: str) -> bool:
     return not {*"\n\r\t"} & {*text}
 
 
-def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any:
+def parse(
+    kind: Any,
+    raw: object,
+    where: str,
+    error: type[EdgediffError],
+    is_text: Callable[[str], bool] = is_shown,
+) -> Any:
     """Turn parsed JSON into `kind`: a dataclass, tuple[T, ...], dict[str, T], union or scalar.
 
     A union of dataclasses is tagged: each has a field `type: Literal["..."]`, which JSON must have.
-    `where` names the place in messages; `error` is raised for values that do not fit."""
+    `where` names the place in messages; `error` is raised for values that do not fit, and for text
+    that `is_text` refuses."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(typing.cast(type, kind), raw, where, error)
+        return _parse_dataclass(typing.cast(type, kind), raw, where, error, is_text)
     if origin is tuple and isinstance(raw, list):
-        return tuple(parse(args[0], item, f"{where}[{i}]", error) for i, item in enumerate(raw))
+        return tuple(
+            parse(args[0], item, f"{where}[{i}]", error, is_text) for i, item in enumerate(raw)
+        )
     if origin is dict and isinstance(raw, dict):
         for key in raw:
-            if not (_is_text(key) and is_line(key)):
+            if not (is_shown(key) and is_line(key)):
                 raise error(f"{where}: key {key[:40]!r} has characters that are not shown")
-        return {key: parse(args[1], item, f"{where}.{key}", error) for key, item in raw.items()}
+        return {
+            key: parse(args[1], item, f"{where}.{key}", error, is_text) for key, item in raw.items()
+        }
     if origin is Literal and raw in args:
         return raw
     if origin in (types.UnionType, typing.Union):
@@ -101,12 +112,12 @@ def parse(kind: Any, raw: object, where: str, error: type[EdgediffError]) -> Any
             return None
         options = [option for option in args if option is not type(None)]
         if len(options) > 1 and all(map(dataclasses.is_dataclass, options)):
-            return _parse_tagged(options, raw, where, error)
+            return _parse_tagged(options, raw, where, error, is_text)
         matching = [option for option in options if option is type(raw)]
-        return parse((matching or options)[0], raw, where, error)
+        return parse((matching or options)[0], raw, where, error, is_text)
     if kind is float and type(raw) in (int, float):
         return float(typing.cast(float, raw))
-    if kind is str and isinstance(raw, str) and not _is_text(raw):
+    if kind is str and isinstance(raw, str) and not is_text(raw):
         raise error(f"{where}: {describe(raw)} has characters that are not shown")
     if kind in (int, str, bool) and type(raw) is kind:
         return raw
@@ -125,7 +136,13 @@ def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
     }
 
 
-def _parse_dataclass(cls: type, raw: object, where: str, error: type[EdgediffError]) -> Any:
+def _parse_dataclass(
+    cls: type,
+    raw: object,
+    where: str,
+    error: type[EdgediffError],
+    is_text: Callable[[str], bool],
+) -> Any:
     if not isinstance(raw, Mapping):
         raise error(f"{where}: expected an object, found {describe(raw)}")
     fields = _fields(cls)
@@ -136,11 +153,20 @@ def _parse_dataclass(cls: type, raw: object, where: str, error: type[EdgediffErr
         if required and name not in raw:
             raise error(f"{where}: {name} is missing")
     return cls(
-        **{key: parse(fields[key][0], item, f"{where}: {key}", error) for key, item in raw.items()}
+        **{
+            key: parse(fields[key][0], item, f"{where}: {key}", error, is_text)
+            for key, item in raw.items()
+        }
     )
 
 
-def _parse_tagged(members: list[Any], raw: object, where: str, error: type[EdgediffError]) -> Any:
+def _parse_tagged(
+    members: list[Any],
+    raw: object,
+    where: str,
+    error: type[EdgediffError],
+    is_text: Callable[[str], bool],
+) -> Any:
     if not isinstance(raw, Mapping):
         raise error(f"{where}: expected an object, found {describe(raw)}")
     if "type" not in raw:
@@ -149,7 +175,7 @@ def _parse_tagged(members: list[Any], raw: object, where: str, error: type[Edged
     tag = raw["type"]
     if not isinstance(tag, str) or tag not in tags:
         raise error(f"{where}: type: expected one of {', '.join(tags)}, found {describe(tag)}")
-    return _parse_dataclass(tags[tag], raw, where, error)
+    return _parse_dataclass(tags[tag], raw, where, error, is_text)
 
 
 def _type_name(kind: Any) -> str:

@@ -86,8 +86,8 @@ def _again(
     if absent:
         flag_of = {p.name: p.opts[0] for p in context.command.params}
         raise click.UsageError(
-            f"{source} was generated from {describe_given([*absent.values()])}, which it does not"
-            " contain: give that again, with"
+            f"{source} was generated from {one_line(describe_given([*absent.values()]))}, which it"
+            " does not contain: give that again, with"
             f" {' and '.join(flag_of.get(name, name) for name in absent)}"
         )
     if original.ignored:

@@ -20,7 +20,7 @@ from edgediff.images.png import UNICODE_COMMENT
 from edgediff.images.source import IN_MEMORY, identify, pillow_errors
 from edgediff.request.a1111 import parse_parameters
 from edgediff.request.options import Options
-from edgediff.request.request import resolve_seeds
+from edgediff.request.request import check_text, resolve_seeds
 from edgediff.request.settings import Settings
 
 MAX_RECORD = 1_000_000
@@ -203,7 +203,7 @@ def _from_record(record: dict[str, Any], path: Path) -> Recorded:
     kinds = {**typing.get_type_hints(Settings), "edgediff": str}
     for name, kind in kinds.items():
         if name in record:
-            parse(kind, record[name], f"{where}: {name}", InputError)
+            parse(kind, record[name], f"{where}: {name}", InputError, _is_given)
     prompt = record.pop("prompt")
     origin = {name: record.pop(name) for name in ("edgediff", "model", "bundle", "provider")}
     runtime = record.pop("onnxruntime", None)
@@ -227,6 +227,15 @@ def _from_record(record: dict[str, Any], path: Path) -> Recorded:
         onnxruntime=runtime,
         ignored=tuple(f"{name}: {describe(record[name])}" for name in ignored),
     )
+
+
+def _is_given(text: str) -> bool:
+    """Whether a call takes this text: each image that a call makes can be made again."""
+    try:
+        check_text("prompt", text)
+    except InputError:
+        return False
+    return True
 
 
 def _seeds(seeds: Any, where: str) -> int | list[int]:

@@ -4,6 +4,7 @@ import difflib
 import functools
 import itertools
 import math
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from edgediff.text.tokenizer import MAX_CHARACTERS
 
 T = TypeVar("T")
 
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _BYTES = (bytes, bytearray, memoryview)
 """Python iterates over them as numbers, which no one means."""
 MAX_SEEDS = 10_000
@@ -342,9 +344,14 @@ def _check_clip_skip(manifest: Manifest, value: object) -> int | None:
 
 
 def check_text(name: str, text: object) -> None:
-    """Raise InputError unless `text` is a str that UTF-8 can encode. name: the option's name."""
+    """Raise InputError unless `text` is a str that UTF-8 can encode, without ASCII's control
+    characters: NUL ends text elsewhere, and ESC commands a terminal. White space is taken.
+    name: the option's name."""
     if not isinstance(text, str):
         raise InputError(f"`{name}` is {type(text).__name__}, expected text (str)")
+    control = _CONTROL.search(text)
+    if control is not None:
+        raise InputError(f"`{name}` has the control character {control[0]!r}: leave it out")
     try:
         text.encode()
     except UnicodeEncodeError as e:  # lone surrogates, from argv that is not UTF-8

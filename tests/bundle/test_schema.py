@@ -29,6 +29,10 @@ def drawing(**raw: Any) -> Any:
     return parse(Drawing, raw, "drawing", BundleError)
 
 
+def test_emoji_that_this_python_does_not_know_are_text() -> None:
+    assert parse(str, "\U0001fae8 \U0003fffd", "name", BundleError) == "\U0001fae8 \U0003fffd"
+
+
 def test_the_type_chooses_the_member_of_a_union() -> None:
     circle = {"type": "circle", "radius": 2}
     assert drawing(shape=circle) == Drawing(shape=Circle(radius=2.0))

@@ -85,6 +85,32 @@ def test_an_image_made_again_is_the_same(
     assert made.ignored == ()
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_each_prompt_that_is_drawn_can_be_read_back(
+    pipe: edgediff.Pipeline, tmp_path: Path, name: str
+) -> None:
+    """Emoji that this Python does not know, joined ones, isolates of right-to-left text, and
+    whatever editors and other encodings leave."""
+    whole = set(map(chr, (*range(0x400), *range(0x2000, 0x2100), *range(0xFFF0, 0x10000))))
+    whole |= {"\U0001fae8", "\U0001f468\u200d\U0001f467", "\u2067\u05d0\u2069", "\U0010ffff"}
+    drawn, refused = [], []
+    for text in sorted(whole):
+        try:
+            pipe.resolve(text)
+        except InputError:
+            refused.append(text)
+        else:
+            drawn.append(text)
+    spaces = "\t\n\v\f\r"
+    assert refused == [c for c in map(chr, [*range(32), 127]) if c not in spaces]
+    prompt = "".join(drawn)
+    made = pipe.generate(prompt, negative_prompt=prompt[::-1], seed=1, steps=1)
+    (path,) = made.save(tmp_path / name)
+    assert recorded(path).prompt == prompt
+    assert recorded(path).options["negative_prompt"] == prompt[::-1]
+    assert recorded(made.save_grid(tmp_path / "sheet.png")).prompt == prompt
+
+
 def test_one_of_a_batch_and_a_whole_sheet(pipe: edgediff.Pipeline, tmp_path: Path) -> None:
     batch = pipe.generate("a fox", seed=[4, 5], steps=2)
     one = recorded(batch.save(tmp_path / "a.png")[1])
