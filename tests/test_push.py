@@ -1,6 +1,10 @@
 """`edgediff push`: to a hub on this machine, and back."""
 
+import hashlib
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +91,45 @@ def test_a_damaged_bundle_is_not_pushed(hub: Any, tiny_bundle: Path, tmp_path: P
     assert isinstance(done.exception, BundleError)
     assert "unet.onnx.data: sha256 " in str(done.exception)
     assert hub.requests == []
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize("name", ["README.md", "readme.md", ".git", ".gitattributes"])
+def test_a_file_that_the_hub_would_replace(
+    name: str, hub: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (bundle / name).write_bytes(b"mine")
+    raw = json.loads((bundle / "bundle.json").read_bytes())
+    raw["files"][name] = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    (bundle / "bundle.json").write_text(json.dumps(raw))
+    for flags in ((), ("--dry-run",)):
+        done = push(bundle, "owner/tiny", *flags)
+        assert isinstance(done.exception, BundleError)
+        assert str(done.exception).startswith(f"{name}: cannot be pushed, as the hub needs this")
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_link_to_outside_is_refused_before_anything_is_created(
+    hub: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (bundle / "bundle.json").rename(tmp_path / "elsewhere.json")
+    (bundle / "bundle.json").symlink_to(tmp_path / "elsewhere.json")
+    done = push(bundle, "owner/tiny")
+    assert isinstance(done.exception, BundleError)
+    assert str(done.exception).startswith("bundle.json: links to a place outside the bundle")
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("token")
+def test_without_a_terminal_no_bars_are_shown(hub: Any, tiny_bundle: Path) -> None:
+    code = [sys.executable, "-m", "edgediff", "push", str(tiny_bundle), "owner/tiny"]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "uploading 12 files, 0.9 MB\n")
+    assert "owner/tiny" in hub.repositories
 
 
 @pytest.mark.parametrize(

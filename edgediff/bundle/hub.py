@@ -23,13 +23,17 @@ from edgediff.errors import BundleError, first_line
 
 PREFIX = "hf:"
 _NAME = re.compile(
-    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII
+    r"(?P<repository>[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]{0,94}\w)?)"
+    r"(?:@(?P<revision>\w[\w./-]*))?",
+    re.ASCII,
 )
 _INTERVAL = 0.2
 """Seconds between two reports of progress."""
 _BARS = "huggingface_hub"
 _PATIENCE = 5.0
 """Seconds to wait until the hub's address answers."""
+_RESERVED = (CARD.casefold(), ".git", ".cache", ".gitattributes")
+"""Names in lower case that no file of a pushed bundle may have: the model card's and the hub's."""
 _CONFLICT = 409
 """The hub's answer if a repository to be created exists."""
 _REFUSED = (401, 403, 404)
@@ -69,7 +73,13 @@ def is_hub_name(text: object) -> bool:
 def parse_hub_name(text: str) -> HubName:
     """owner/name or owner/name@revision, with or without `hf:`. Raises BundleError."""
     m = _NAME.fullmatch(text.removeprefix(PREFIX))
-    if m is None or ".." in text or text.endswith("/"):
+    if (
+        m is None
+        or ".." in text
+        or text.endswith("/")
+        or "--" in m["repository"]
+        or m["repository"].endswith(".git")
+    ):
         raise BundleError(
             f"{text}: is not a name on the hub: give hf:owner/name, or hf:owner/name@revision"
         )
@@ -174,6 +184,20 @@ def parse_target(text: str) -> HubName:
     return name
 
 
+def files_to_push(bundle: Bundle) -> dict[str, Path]:
+    """Where bundle.json and each file that it lists lie, by their paths in the repository.
+
+    Raises BundleError for a file that links out of the bundle, and for one that the model card would
+    replace or the hub's client refuses."""
+    for file in bundle.manifest.files:
+        if file.casefold() in _RESERVED:
+            raise BundleError(
+                f"{file}: cannot be pushed, as the hub needs this name for itself: rename the file,"
+                f" also in {MANIFEST}"
+            )
+    return {file: bundle.path(file) for file in (MANIFEST, *bundle.manifest.files)}
+
+
 def push_bundle(
     bundle: Bundle, name: HubName, card: str, *, private: bool = False, show_bars: bool = False
 ) -> str:
@@ -182,8 +206,9 @@ def push_bundle(
     private: create the repository as a private one. show_bars: let the client show its progress on
     stderr.
 
-    Raises BundleError, also for a file that differs from its hash, and if `private` and the
-    repository exists and is public."""
+    Raises BundleError, also as `files_to_push` does, for a file that differs from its hash, and if
+    `private` and the repository exists and is public. Files are checked before anything is sent."""
+    files = files_to_push(bundle)
     for file in bundle.manifest.files:
         bundle.check_hash(file)
     with _plain_errors(name, "", writes=True, show_bars=show_bars) as hub:
@@ -202,7 +227,6 @@ def push_bundle(
                     f"hf:{name}: exists and is public: make it private on the hub first, or leave"
                     " --private out"
                 ) from e
-        files = {file: bundle.path(file) for file in (MANIFEST, *bundle.manifest.files)}
         operations = [
             hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(path))
             for file, path in files.items()

@@ -21,11 +21,12 @@ def push(bundle: str, repository: str, private: bool, dry_run: bool) -> None:
     """
     from edgediff.bundle.card import CARD, model_card
     from edgediff.bundle.folder import Bundle
-    from edgediff.bundle.hub import parse_target, push_bundle
+    from edgediff.bundle.hub import files_to_push, parse_target, push_bundle
     from edgediff.bundle.manifest import MANIFEST
 
     name = parse_target(repository)
     opened = Bundle.open(local_bundle(bundle))
+    files_to_push(opened)
     card = model_card(opened.manifest, name.repository)
     files = opened.manifest.files
     total = sum(spec.size for spec in files.values())

@@ -180,7 +180,11 @@ def test_what_is_not_there(hub: Any, files: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["hf:", "hf:bundle", "hf:/etc/passwd", "hf:a/b/c", "hf:../b", "hf:a/b@", "hf:a/b@../../c"],
+    [
+        *("hf:", "hf:bundle", "hf:/etc/passwd", "hf:a/b/c", "hf:../b", "hf:a/b@", "hf:a/b@../../c"),
+        *("hf:a/b.git", "hf:a/b--c", "hf:a--b/c", "hf:a/b.", "hf:a/b-", "hf:a-/b"),
+        "hf:a/" + "b" * 97,
+    ],
 )
 def test_what_is_not_a_name(name: str) -> None:
     with pytest.raises(BundleError, match="is not a name on the hub: give hf:owner/name"):
