@@ -84,8 +84,9 @@ def load(
         `edgediff.backend.options.Observe`).
 
     on_download: for a bundle on the hub, called with the bytes that are there and those in total,
-        from another thread. An interrupted download goes on at the next call; only what is not in
-        the hub's cache is fetched.
+        from another thread. An exception that it raises ends the call once the file that is being
+        downloaded is complete. An interrupted download goes on at the next call; only what is not
+        in the hub's cache is fetched.
 
     If `auto` skipped an installed provider, `Pipeline.skipped_providers` gives the reason.
 

@@ -72,8 +72,7 @@ class Bundle:
             found, root = path.resolve(), self.root.resolve()
         except (OSError, RuntimeError) as e:  # links in a circle
             raise BundleError(f"{name}: cannot be found ({first_line(e)}): copy it in") from e
-        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-        if not found.is_relative_to(root) and found.parent != blobs:
+        if not found.is_relative_to(root) and found.parent != self._blobs():
             raise BundleError(
                 f"{name}: links to a place outside the bundle {self.root}: copy it in"
             )
@@ -105,7 +104,7 @@ class Bundle:
         if status.st_size != expected:
             raise BundleError(
                 f"{name}: {status.st_size} bytes, but bundle.json says {expected}:"
-                " copy or export the bundle again"
+                f" {self._repair(name)}"
             )
 
     def check_hash(self, name: str) -> tuple[int, ...]:
@@ -127,8 +126,20 @@ class Bundle:
         if actual != expected:
             raise BundleError(
                 f"{name}: sha256 {actual[:8]}… but bundle.json says {expected[:8]}…:"
-                " copy or export the bundle again"
+                f" {self._repair(name)}"
             )
+
+    def _repair(self, name: str) -> str:
+        """The remedy for a damaged file."""
+        path = self.path(name).resolve()
+        if self._blobs() is None:
+            return "copy or export the bundle again"
+        return f"delete {path}, and load the bundle by its hf: name, which downloads it again"
+
+    def _blobs(self) -> Path | None:
+        """The folder of the files' contents, if the bundle is in the Hugging Face cache."""
+        root = self.root.resolve()
+        return root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
 
 
 def describe_files(root: Path, names: Iterable[str]) -> dict[str, FileSpec]:

@@ -10,14 +10,14 @@ import errno
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgediff._version import __version__
 from edgediff.bundle.card import CARD
-from edgediff.bundle.folder import Bundle
+from edgediff.bundle.folder import MAX_MANIFEST, Bundle
 from edgediff.bundle.manifest import MANIFEST
 from edgediff.errors import BundleError, first_line
 
@@ -40,7 +40,8 @@ _REFUSED = (401, 403, 404)
 """Its answers to a token that may not write."""
 
 OnDownload = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes in total, from a thread of its own."""
+"""Called with the bytes that are there and the bytes in total, from a thread of its own. What it
+raises reaches the caller unchanged, once the file that is being downloaded is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,31 +87,58 @@ def parse_hub_name(text: str) -> HubName:
     return HubName(repository=m["repository"], revision=m["revision"])
 
 
-def fetch_one(name: HubName, path: str) -> Path:
+def fetch_one(name: HubName, path: str, *, limit: int | None = None) -> Path:
     """Download one file by a revision's name, which the cache then knows without a connection.
 
-    Raises BundleError."""
+    limit: bytes; a larger file is neither downloaded nor kept. Raises BundleError."""
     with _plain_errors(name, path) as hub:
         known = hub.try_to_load_from_cache(name.repository, path, revision=name.revision)
         reason = _unreachable(hub)
         if reason is not None and isinstance(known, str):
-            return Path(known)
-        _require_reachable(name, reason)
-        return Path(hub.hf_hub_download(name.repository, path, revision=name.revision, **_agent()))
+            found = Path(known)
+        else:
+            _require_reachable(name, reason)
+            if limit is not None:
+                _check_limit(name, path, _size_there(hub, name, path), limit)
+            found = Path(
+                hub.hf_hub_download(name.repository, path, revision=name.revision, **_agent())
+            )
+        if limit is not None and (size := found.stat().st_size) > limit:
+            _forget(found)
+            _check_limit(name, path, size, limit)
+        return found
+
+
+def _check_limit(name: HubName, file: str, size: int | None, limit: int) -> None:
+    if size is not None and size > limit:
+        raise BundleError(
+            f"hf:{name}: {file} has {size} bytes, but at most {limit} are read: its owner must push"
+            " it again"
+        )
 
 
 def fetch_description(text: str) -> Bundle:
     """Only bundle.json of a bundle on the hub, checked; its files may be absent.
 
     Raises BundleError."""
-    return Bundle.described(fetch_one(parse_hub_name(text), MANIFEST).parent)
+    name = parse_hub_name(text)
+    path = fetch_one(name, MANIFEST, limit=MAX_MANIFEST)
+    try:
+        return Bundle.described(path.parent)
+    except BundleError:
+        if _is_intact(path):
+            raise
+    _forget(path)
+    return Bundle.described(fetch_one(name, MANIFEST, limit=MAX_MANIFEST).parent)
 
 
 def fetch_bundle(text: str, on_download: OnDownload | None = None) -> Path:
     """The folder of a bundle on the hub: bundle.json first, which is checked, then the files that
-    it lists and no others; those that are new are compared with their SHA-256.
+    it lists and no others; those that are new are compared with their SHA-256. A file in the cache
+    that does not have its size is downloaded again.
 
-    Raises BundleError."""
+    Raises BundleError, also if a file on the hub does not have the size that bundle.json says,
+    before one is downloaded."""
     name = parse_hub_name(text)
     described = fetch_description(text)
     files = {
@@ -118,6 +146,17 @@ def fetch_bundle(text: str, on_download: OnDownload | None = None) -> Path:
         for file, spec in described.manifest.files.items()
     }
     commit = HubName(repository=name.repository, revision=described.root.name)
+    damaged, absent = [], []
+    for file, spec in files.items():
+        path = _cached(commit, file)
+        if path is None:
+            absent.append(file)
+        elif path.stat().st_size != spec.size:
+            damaged.append(path)
+            absent.append(file)
+    _check_sizes(described, absent, name)
+    for path in damaged:
+        _forget(path)
     for file in fetch_files(commit, files, on_download):
         _check_arrived(described, file, name)
     return described.root
@@ -161,15 +200,17 @@ def fetch_files(
     total, done = sum(file.size for file in files.values()), 0
     fetched = []
     for path, file in files.items():
-        with _plain_errors(commit, path) as hub:
-            where = {"repo_id": commit.repository, "filename": path, "revision": commit.revision}
-            if not isinstance(hub.try_to_load_from_cache(**where), str):
-                folder = "models--" + commit.repository.replace("/", "--")
-                blobs = Path(hub.constants.HF_HUB_CACHE) / folder / "blobs"
-                partial = blobs / f"{file.blob}.incomplete"
-                with _watched(partial, on_download, done, total):
-                    hub.hf_hub_download(**where, **_agent())
-                fetched.append(path)
+        if _cached(commit, path) is None:
+            with _client(commit) as hub:
+                cache = Path(hub.constants.HF_HUB_CACHE)
+            blobs = cache / ("models--" + commit.repository.replace("/", "--")) / "blobs"
+            # Outside _plain_errors, as what `on_download` raises is the app's.
+            with (
+                _watched(blobs / f"{file.blob}.incomplete", on_download, done, total),
+                _plain_errors(commit, path) as hub,
+            ):
+                hub.hf_hub_download(commit.repository, path, revision=commit.revision, **_agent())
+            fetched.append(path)
         done += file.size
     if on_download is not None and fetched:
         on_download(done, total)
@@ -187,8 +228,8 @@ def parse_target(text: str) -> HubName:
 def files_to_push(bundle: Bundle) -> dict[str, Path]:
     """Where bundle.json and each file that it lists lie, by their paths in the repository.
 
-    Raises BundleError for a file that links out of the bundle, and for one that the model card would
-    replace or the hub's client refuses."""
+    Raises BundleError for a file that links out of the bundle, and for one that the model card
+    would replace or the hub's client refuses."""
     for file in bundle.manifest.files:
         if file.casefold() in _RESERVED:
             raise BundleError(
@@ -273,6 +314,59 @@ def _agent() -> dict[str, str]:
     return {"library_name": "edgediff", "library_version": __version__}
 
 
+def _cached(commit: HubName, file: str) -> Path | None:
+    """Where a file of a commit lies in the hub's cache, or None. Raises BundleError."""
+    with _plain_errors(commit, file) as hub:
+        found = hub.try_to_load_from_cache(commit.repository, file, revision=commit.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a small file in the hub's cache has the hash that its content is named by there: its
+    SHA-256, or git's."""
+    try:
+        content = path.read_bytes()
+    except OSError:  # of which a download would change nothing
+        return True
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return path.resolve().name in (hashlib.sha256(content).hexdigest(), git.hexdigest())
+
+
+def _forget(path: Path) -> None:
+    """Remove a file from the hub's cache: the content, and the link to it."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written, or removed meanwhile
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _size_there(hub: Any, name: HubName, file: str) -> int | None:
+    """A file's size on the hub in bytes, or None if the hub does not say it; why not, the download
+    finds out."""
+    try:
+        url = hub.hf_hub_url(name.repository, file, revision=name.revision)
+        size = hub.HfApi(**_agent()).get_hf_file_metadata(url=url).size
+    except Exception:  # the client and its libraries raise a dozen unrelated classes
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _check_sizes(bundle: Bundle, files: Iterable[str], name: HubName) -> None:
+    """Compare the sizes of files on the hub with bundle.json. Raises BundleError."""
+    commit = HubName(repository=name.repository, revision=bundle.root.name)
+    with _client(name) as hub:
+        for file in files:
+            size, expected = _size_there(hub, commit, file), bundle.manifest.files[file].size
+            if size is None:
+                return
+            if size != expected:
+                _forget(bundle.root / MANIFEST)  # the damage may be there
+                raise BundleError(
+                    f"hf:{name}: {file} has {size} bytes on the hub but bundle.json says"
+                    f" {expected}: try again, and if it stays so, its owner must push the bundle"
+                    " again"
+                )
+
+
 def _check_arrived(bundle: Bundle, file: str, name: HubName) -> None:
     """Compare a downloaded file with bundle.json, and remove it from the cache if it differs, so
     that it is not found there again. Raises BundleError."""
@@ -281,8 +375,8 @@ def _check_arrived(bundle: Bundle, file: str, name: HubName) -> None:
         actual = hashlib.file_digest(content, "sha256").hexdigest()
     expected = bundle.manifest.files[file].sha256
     if actual != expected:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
+        _forget(path)
+        _forget(bundle.root / MANIFEST)  # the damage may be there
         raise BundleError(
             f"hf:{name}: {file} has sha256 {actual[:8]}… but bundle.json says {expected[:8]}…: try"
             " again, and if it stays so, its owner must push the bundle again"
@@ -293,16 +387,25 @@ def _check_arrived(bundle: Bundle, file: str, name: HubName) -> None:
 def _watched(partial: Path, report: OnDownload | None, done: int, total: int) -> Iterator[None]:
     """Report the growth of a file while the block downloads it.
 
-    done: bytes of the files before it."""
+    done: bytes of the files before it. What `report` raises is raised here when the block has
+    ended, which cannot be stopped."""
     if report is None:
         yield
         return
     ended = threading.Event()
+    raised: list[BaseException] = []
 
     def watch() -> None:
         while not ended.wait(_INTERVAL):
-            with contextlib.suppress(OSError):
-                report(done + partial.stat().st_size, total)
+            try:
+                size = partial.stat().st_size
+            except OSError:  # not begun, or complete
+                continue
+            try:
+                report(done + size, total)
+            except BaseException as e:
+                raised.append(e)
+                return
 
     report(done, total)
     watcher = threading.Thread(target=watch, daemon=True)
@@ -312,6 +415,8 @@ def _watched(partial: Path, report: OnDownload | None, done: int, total: int) ->
     finally:
         ended.set()
         watcher.join()
+        if raised:
+            raise raised[0]
 
 
 @contextlib.contextmanager
@@ -333,21 +438,50 @@ def _client(name: HubName, *, show_bars: bool = False, group: str | None = _BARS
     # Imported here, as its import resets the level.
     from huggingface_hub.utils import logging
 
-    level = logging.get_verbosity()
-    silent = (
-        not show_bars
-        and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
-        and not utils.are_progress_bars_disabled(group)
-    )
-    if silent:
+    logger = logging.get_logger()
+    hides = not show_bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+
+    def quieten() -> Callable[[], None]:
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        return lambda: logger.setLevel(level)
+
+    def hide() -> Callable[[], None]:
+        if utils.are_progress_bars_disabled(group):
+            return lambda: None
         utils.disable_progress_bars(group)
-    logging.set_verbosity(logging.CRITICAL)
-    try:
+        return lambda: utils.enable_progress_bars(group)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_shared("log", quieten))
+        if hides:
+            stack.enter_context(_shared(f"bars of {group}", hide))
         yield hub
+
+
+_lock = threading.Lock()
+_shares: dict[str, tuple[int, Callable[[], None]]] = {}
+"""Setting → the blocks that need it now, and the call that restores the app's own."""
+
+
+@contextlib.contextmanager
+def _shared(setting: str, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
+    """Change a setting of the whole process while at least one such block runs, in any thread: the
+    first changes it, the last restores it.
+
+    change: makes the change → the call that undoes it."""
+    with _lock:
+        users, restore = _shares.get(setting) or (0, change())
+        _shares[setting] = (users + 1, restore)
+    try:
+        yield
     finally:
-        logging.set_verbosity(level)
-        if silent:
-            utils.enable_progress_bars(group)
+        with _lock:
+            users, restore = _shares.pop(setting)
+            if users == 1:
+                restore()
+            else:
+                _shares[setting] = (users - 1, restore)
 
 
 @contextlib.contextmanager

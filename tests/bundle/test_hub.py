@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,8 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
 import edgediff
+from edgediff.bundle import hub as hub_module
+from edgediff.bundle.folder import MAX_MANIFEST
 from edgediff.bundle.hub import fetch_bundle, parse_hub_name
 from edgediff.cli import edgediff as command
 from edgediff.errors import BundleError
@@ -112,10 +116,77 @@ def test_a_wrong_hash_is_refused_and_not_kept(hub: Any, files: dict[str, bytes])
     assert fetch_bundle("hf:owner/tiny").name == repository.commit
 
 
-def test_a_wrong_size_is_refused(hub: Any, files: dict[str, bytes]) -> None:
-    hub.add("owner/tiny", {**files, "tokenizer.json": b"{}"})
-    with pytest.raises(BundleError, match=r"tokenizer\.json has sha256 "):
+def test_a_wrong_size_is_refused_before_anything_is_downloaded(
+    hub: Any, files: dict[str, bytes]
+) -> None:
+    name = max(files, key=lambda n: len(files[n]))
+    hub.add("owner/tiny", {**files, name: files[name] + b"0"})
+    size = len(files[name])
+    message = rf"hf:owner/tiny: {name} has {size + 1} bytes on the hub but bundle\.json says {size}"
+    with pytest.raises(BundleError, match=message):
         edgediff.load("hf:owner/tiny")
+    assert hub.fetched() == ["bundle.json"]
+
+
+def test_a_large_bundle_json_is_not_downloaded(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("owner/large", {"bundle.json": b" " * (MAX_MANIFEST + 1)})
+    message = rf"^hf:owner/large: bundle\.json has {MAX_MANIFEST + 1} bytes, but at most"
+    with pytest.raises(BundleError, match=message):
+        fetch_bundle("hf:owner/large")
+    assert hub.fetched() == []
+    # One that is in the cache already, and is found without a connection, is removed from there.
+    huggingface_hub.hf_hub_download("owner/large", "bundle.json")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # nothing listens there
+    with pytest.raises(BundleError, match=message):
+        fetch_bundle("hf:owner/large")
+    kept = [path for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in kept) < 1000
+    assert "bundle.json" not in {path.name for path in kept}
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "unet.onnx.data"])
+def test_a_cut_file_in_the_cache_is_downloaded_again(
+    name: str, hub: Any, files: dict[str, bytes]
+) -> None:
+    hub.add("owner/tiny", files)
+    folder = fetch_bundle("hf:owner/tiny")
+    (folder / name).resolve().write_bytes(files[name][:100])
+    hub.requests.clear()
+    with edgediff.load("hf:owner/tiny") as pipe:
+        assert pipe.bundle.root == folder
+    assert hub.fetched() == [name]
+    assert (folder / name).read_bytes() == files[name]
+
+
+def test_a_damaged_file_in_the_cache_can_be_repaired(hub: Any, files: dict[str, bytes]) -> None:
+    hub.add("owner/tiny", files)
+    path = fetch_bundle("hf:owner/tiny") / "unet.onnx.data"
+    content = files[path.name]
+    path.resolve().write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(BundleError) as e:
+        edgediff.load("hf:owner/tiny")
+    assert str(e.value).endswith(
+        f": delete {path.resolve()}, and load the bundle by its hf: name, which downloads it again"
+    )
+    path.resolve().unlink()
+    with edgediff.load("hf:owner/tiny"):
+        assert path.read_bytes() == content
+
+
+def test_a_bundle_json_that_differs_is_fetched_again(hub: Any, files: dict[str, bytes]) -> None:
+    hub.add("owner/tiny", files)
+    folder = fetch_bundle("hf:owner/tiny")
+    own = folder / "bundle.json"
+    raw = json.loads(own.read_bytes())
+    raw["files"]["unet.onnx.data"]["sha256"] = "0" * 64
+    own.resolve().write_text(json.dumps(raw))
+    (folder / "unet.onnx.data").resolve().unlink()
+    with pytest.raises(
+        BundleError, match=r"unet\.onnx\.data has sha256 .* says 00000000…: try again"
+    ):
+        fetch_bundle("hf:owner/tiny")
+    with edgediff.load("hf:owner/tiny"):
+        assert own.read_bytes() == files["bundle.json"]
 
 
 def test_bundle_json_is_checked_before_anything_is_fetched(
@@ -279,6 +350,85 @@ def test_an_app_sees_no_output_and_keeps_its_settings(
     assert capfd.readouterr() == ("", "")
     after = (logging.getLogger("huggingface_hub").level, utils.are_progress_bars_disabled())
     assert after == before
+
+
+def test_overlapping_downloads_keep_an_apps_settings(hub: Any, files: dict[str, bytes]) -> None:
+    import logging
+
+    from huggingface_hub import utils
+
+    hub.add("owner/first", files)
+    hub.add("owner/second", files)
+    logger = logging.getLogger("huggingface_hub")
+    bars = "huggingface_hub"
+    before = (logger.level, utils.are_progress_bars_disabled(bars))
+    begun, second_done = threading.Event(), threading.Event()
+    levels: list[tuple[int, bool]] = []
+
+    def wait(*_: int) -> None:
+        begun.set()
+        assert second_done.wait(20)
+
+    with ThreadPoolExecutor() as pool:
+        # The first begins before the second, which begins before the first ends, and ends last.
+        with hub_module._client(parse_hub_name("owner/second")):
+            first = pool.submit(fetch_bundle, "hf:owner/first", wait)
+            assert begun.wait(20)
+            with hub_module._client(parse_hub_name("owner/third")):
+                second_done.set()
+                first.result()
+                levels.append((logger.level, utils.are_progress_bars_disabled(bars)))
+        assert levels == [(logging.CRITICAL, True)]
+
+        def overlap(_: int) -> None:
+            for _ in range(50):
+                with hub_module._client(parse_hub_name("owner/second")):
+                    time.sleep(0.0005)
+
+        list(pool.map(overlap, range(4)))
+    assert (logger.level, utils.are_progress_bars_disabled(bars)) == before
+
+
+class _FromTheAppError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [_FromTheAppError("stop"), OSError("stop"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_error_of_on_download_reaches_the_app(
+    call: int,
+    error: BaseException,
+    hub: Any,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    hub.add("owner/tiny", files)
+    monkeypatch.setattr(hub_module, "_INTERVAL", 0.001)
+    original = huggingface_hub.hf_hub_download
+    threads: list[threading.Thread] = []
+
+    def slow(repository: str, path: str, **how: Any) -> Any:
+        """Its partial file grows for a while, as that of a large one does."""
+        if path != "bundle.json":
+            blob = json.loads(files["bundle.json"])["files"][path]["sha256"]
+            blobs = Path(constants.HF_HUB_CACHE) / "models--owner--tiny" / "blobs"
+            (blobs / f"{blob}.incomplete").write_bytes(b"")
+            time.sleep(0.1)
+        return original(repository, path, **how)
+
+    def report(*_: int) -> None:
+        threads.append(threading.current_thread())
+        if len(threads) == call:
+            raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
+    with pytest.raises(type(error)) as e:
+        fetch_bundle("hf:owner/tiny", report)
+    assert e.value is error
+    assert len(threads) == call
+    assert (threads[-1] is threading.current_thread()) == (call == 1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_command_line(hub: Any, files: dict[str, bytes], tmp_path: Path) -> None:
