@@ -24,7 +24,6 @@ _MAX_EXIF = 65_000
 def check_output(path: Path) -> None:
     """Raise InputError, before any work is done, if an image cannot be written to `path`."""
     _format(path)
-    folder = path.parent
     try:
         check_writable(path)
     except IsADirectoryError as e:
@@ -32,11 +31,21 @@ def check_output(path: Path) -> None:
             f"{path}: is a folder: give a file's path, such as {path / 'image.png'}"
         ) from e
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise InputError(f"{folder}: no such folder: create it first (mkdir -p {folder})") from e
+        raise InputError(_missing_folder(path)) from e
     except PermissionError as e:
         raise InputError(f"{path}: not writable: choose another place") from e
     except OSError as e:
         raise InputError(f"{path}: cannot be written to ({e.strerror})") from e
+
+
+def _missing_folder(path: Path) -> str:
+    """Why there is no folder for the file `path`, or for the one that it links to."""
+    link = f"{path} is a link into " if path.is_symlink() else ""
+    folder = path.resolve().parent if link else path.parent
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            return f"{link}{place}: is a file, not a folder: choose another place"
+    return f"{link}{folder}: no such folder: create it first (mkdir -p {folder})"
 
 
 def check_metadata(path: Path, text: str | None, record: Mapping[str, Any]) -> None:

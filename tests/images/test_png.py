@@ -170,3 +170,19 @@ def test_metadata_that_a_jpeg_does_not_hold_are_refused_early(tmp_path: Path) ->
         image = Image.new("RGB", (8, 8))
         save_image(image, tmp_path / name, parameters=parameters(long), record=long)
         assert read_record(tmp_path / name) == long
+
+
+def test_the_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file.png").touch()
+    (tmp_path / "link.png").symlink_to("absent/target.png")
+    (tmp_path / "below.png").symlink_to("file.png/target.png")
+    for path, message in (
+        ("absent/a.png", f"{tmp_path}/absent: no such folder: create it first (mkdir -p "),
+        ("link.png", f"{tmp_path}/link.png is a link into {tmp_path}/absent: no such folder: "),
+        ("below.png", f"{tmp_path}/below.png is a link into {tmp_path}/file.png: is a file, not"),
+        ("file.png/a.png", f"{tmp_path}/file.png: is a file, not a folder: choose another place"),
+        ("file.png/b/a.png", f"{tmp_path}/file.png: is a file, not a folder: choose"),
+    ):
+        with pytest.raises(InputError) as e:
+            check_output(tmp_path / path)
+        assert str(e.value).startswith(message)
