@@ -22,7 +22,8 @@ from edgediff.backend.providers import PROVIDERS, check_provider_name
 from edgediff.backend.run_stage import RunStage
 from edgediff.bundle.folder import Bundle
 from edgediff.bundle.graph_files import checked_beside
-from edgediff.bundle.hub import OnDownload, fetch_bundle, is_hub_name
+from edgediff.bundle.hub import OnDownload, fetch_bundle
+from edgediff.bundle.hub_name import is_hub_name
 from edgediff.bundle.manifest import Defaults, Manifest, Role
 from edgediff.errors import BundleError, InputError, ProviderError
 from edgediff.networks.autoencoder import Vae, check_tile, decoder_input

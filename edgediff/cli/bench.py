@@ -159,7 +159,7 @@ def run(
 
 def _fetched(bundle: str) -> str:
     """A bundle on the hub → its folder; others as they are."""
-    from edgediff.bundle.hub import is_hub_name
+    from edgediff.bundle.hub_name import is_hub_name
 
     return str(local_bundle(bundle)) if is_hub_name(bundle) else bundle
 

@@ -37,7 +37,8 @@ def info(bundle: str, as_json: bool) -> None:
     BUNDLE is a folder, or hf:owner/name on the hub; the default is the built-in model.
     """
     from edgediff.bundle.folder import Bundle
-    from edgediff.bundle.hub import fetch_description, is_hub_name
+    from edgediff.bundle.hub import fetch_description
+    from edgediff.bundle.hub_name import is_hub_name
     from edgediff.pipeline import find_bundle
 
     on_hub = is_hub_name(bundle)

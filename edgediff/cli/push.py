@@ -21,7 +21,8 @@ def push(bundle: str, repository: str, private: bool, dry_run: bool) -> None:
     """
     from edgediff.bundle.card import CARD, model_card
     from edgediff.bundle.folder import Bundle
-    from edgediff.bundle.hub import files_to_push, parse_target, push_bundle
+    from edgediff.bundle.hub_name import parse_target
+    from edgediff.bundle.hub_push import files_to_push, push_bundle
     from edgediff.bundle.manifest import MANIFEST
 
     name = parse_target(repository)

@@ -22,7 +22,9 @@ from huggingface_hub.utils import _http
 import edgediff
 from edgediff.bundle import hub as hub_module
 from edgediff.bundle.folder import MAX_MANIFEST
-from edgediff.bundle.hub import fetch_bundle, parse_hub_name
+from edgediff.bundle.hub import fetch_bundle
+from edgediff.bundle.hub_client import client
+from edgediff.bundle.hub_name import parse_hub_name
 from edgediff.cli import edgediff as command
 from edgediff.errors import BundleError
 from edgediff.pipeline import find_bundle
@@ -371,10 +373,10 @@ def test_overlapping_downloads_keep_an_apps_settings(hub: Any, files: dict[str, 
 
     with ThreadPoolExecutor() as pool:
         # The first begins before the second, which begins before the first ends, and ends last.
-        with hub_module._client(parse_hub_name("owner/second")):
+        with client(parse_hub_name("owner/second")):
             first = pool.submit(fetch_bundle, "hf:owner/first", wait)
             assert begun.wait(20)
-            with hub_module._client(parse_hub_name("owner/third")):
+            with client(parse_hub_name("owner/third")):
                 second_done.set()
                 first.result()
                 levels.append((logger.level, utils.are_progress_bars_disabled(bars)))
@@ -382,7 +384,7 @@ def test_overlapping_downloads_keep_an_apps_settings(hub: Any, files: dict[str, 
 
         def overlap(_: int) -> None:
             for _ in range(50):
-                with hub_module._client(parse_hub_name("owner/second")):
+                with client(parse_hub_name("owner/second")):
                     time.sleep(0.0005)
 
         list(pool.map(overlap, range(4)))

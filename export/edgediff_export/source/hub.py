@@ -5,16 +5,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from edgediff.bundle.hub import (
-    PREFIX,
     HubFile,
     OnDownload,
     cached_folder,
     fetch_files,
     fetch_one,
-    is_hub_name,
     list_files,
-    parse_hub_name,
 )
+from edgediff.bundle.hub_name import PREFIX, is_hub_name, parse_hub_name
 from edgediff.bundle.manifest import MANIFEST
 from edgediff.errors import BundleError, ExportError
 from edgediff.files import is_file_name
