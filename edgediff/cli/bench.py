@@ -297,7 +297,8 @@ def compare(a: Path, b: Path, exports: bool, as_json: bool) -> None:
         )
         return
     for pair in pairs:
-        click.echo(f"{a.name}: {_describe(pair.a)}\n{b.name}: {_describe(pair.b)}")
+        for path, run in ((a, pair.a), (b, pair.b)):
+            click.echo(one_line(f"{path.name}: {_describe(run)}"))
         rows = [("", "B / A", "95 % interval", "")]
         for name, found in pair.ratios.items():
             noise = "within noise" if found.holds_one else ""

@@ -73,6 +73,16 @@ def test_compare_and_report(measured: Path, tmp_path: Path) -> None:
     assert "<svg" in page.read_text()
 
 
+def test_names_in_results_are_shown_on_one_line(measured: Path, tmp_path: Path) -> None:
+    result = json.loads(measured.read_text())
+    for one in result["runs"]:
+        one["config"]["model"]["name"] = "a\nNo significant difference"
+    (tmp_path / "x.json").write_text(json.dumps(result))
+    done = run("compare", tmp_path / "x.json", tmp_path / "x.json")
+    assert done.returncode == 0, done.stderr
+    assert "x.json: a No significant difference " in done.stdout
+
+
 def test_results_of_different_bundles_are_refused(measured: Path, tmp_path: Path) -> None:
     raw = json.loads(measured.read_text())
     for r in raw["runs"]:
