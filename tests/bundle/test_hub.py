@@ -118,11 +118,13 @@ def test_a_wrong_hash_is_refused_and_not_kept(hub: Any, files: dict[str, bytes])
     assert fetch_bundle("hf:owner/tiny").name == repository.commit
 
 
+@pytest.mark.parametrize("readers", ["all", "token"])
 def test_a_wrong_size_is_refused_before_anything_is_downloaded(
-    hub: Any, files: dict[str, bytes]
+    readers: str, hub: Any, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
     name = max(files, key=lambda n: len(files[n]))
-    hub.add("owner/tiny", {**files, name: files[name] + b"0"})
+    hub.add("owner/tiny", {**files, name: files[name] + b"0"}, readers=readers)
     size = len(files[name])
     message = rf"hf:owner/tiny: {name} has {size + 1} bytes on the hub but bundle\.json says {size}"
     with pytest.raises(BundleError, match=message):
