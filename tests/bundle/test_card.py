@@ -84,7 +84,7 @@ def test_text_of_a_stranger_stays_text(manifest: Manifest) -> None:
     (image, *_) = manifest.fidelity.images
     hostile = replace(
         manifest,
-        name=EVIL,
+        name=EVIL.replace("\n", " "),  # a manifest takes no other
         defaults=replace(manifest.defaults, sampler=EVIL),
         fidelity=replace(manifest.fidelity, images=(replace(image, prompt=EVIL),)),
         provenance=Provenance(
