@@ -124,6 +124,7 @@ def test_memory_of_the_gpu_is_the_most_that_was_seen(
     assert result.runs[0].gpu_peak_bytes == expected
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_ended(tmp_path: Path, config: Config) -> None:
     result, _ = run(tmp_path / "out.json", job(config, "A", 1.0, "hang"), answer=1.5)
     assert result.runs[0].error == "no answer in 1.5 s"

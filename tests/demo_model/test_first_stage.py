@@ -79,6 +79,7 @@ def test_both_networks_get_gradients_and_the_opponent_none_from_the_autoencoder_
     assert len(alone) == len(without)
 
 
+@pytest.mark.slow
 def test_it_learns_and_resumes(tmp_path: Path) -> None:
     path, images = tmp_path / "first-stage.ckpt", _images()
     options = {"samples": 2400, "log": lambda _: None, "processes": 1, "width": WIDTH}

@@ -179,6 +179,7 @@ def test_captions_are_left_out_at_their_share() -> None:
     assert found.count("") / 5000 == pytest.approx(learning.P_EMPTY, abs=0.02)
 
 
+@pytest.mark.slow
 def test_flow_matching_learns_resumes_and_few_steps_follow(
     tmp_path: Path, denoiser: Denoiser, tokens: CLIPTokenizer
 ) -> None:

@@ -39,6 +39,7 @@ def test_labels_are_silent_about_several_things() -> None:
     assert training.labels(_entry("red", 0, ""))[1] == COLOUR_CLASSES.index("red")
 
 
+@pytest.mark.slow
 def test_it_learns_from_originals_and_runs_in_onnx(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -302,6 +302,7 @@ def original_file(folder: Path, file: Path) -> Path:
 OF_SD1 = ("plain", "small", "bgr", "pooled", "file", "shuffle-file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_SD1)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_kinds(kinds: Any, images: Any, name: str, guidance: float) -> None:

@@ -121,6 +121,7 @@ def test_twenty_steps(load: Callable[[str], Any]) -> None:
     compare(load("sd1"), sampler="dpmpp_2m", steps=20, guidance=7.5, seeds=(3,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_lcm_takes_the_guidance_embedding(load: Callable[[str], Any], steps: int) -> None:
     compare(load("lcm"), sampler="lcm", steps=steps, guidance=8.5, seeds=SEEDS)

@@ -89,6 +89,7 @@ def test_guidance_a_negative_prompt_and_a_batch_of_three(load: Callable[[str], A
     compare(load("xl"), steps=4, seeds=SEEDS, negative="blurry, low quality")
 
 
+@pytest.mark.slow
 def test_no_negative_prompt_is_zeros(load: Callable[[str], Any]) -> None:
     compare(load("xl"), negative=None)
 

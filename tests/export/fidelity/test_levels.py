@@ -143,6 +143,7 @@ def test_levels_of_an_export(
     assert verify(made.root, provider="cpu").ok
 
 
+@pytest.mark.slow
 def test_quick_says_what_it_does_not_prove(sd1: Any, manifest: Manifest) -> None:
     of_sd1 = Bundle.open(sd1.bundle).manifest
     assert of_sd1.fidelity.level == "quick"
