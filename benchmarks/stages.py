@@ -50,7 +50,7 @@ def measure(bundle: str, size: tuple[int, int] | None, steps: int | None, repeat
             {
                 "text_encoder": timings.stages["text_encoder"],
                 "step": statistics.median(timings.steps),
-                "vae_decoder": timings.stages["decoder"],
+                "decoder": timings.stages["decoder"],
                 "image": timings.total,
                 "in_sessions": TimedSession.total,
                 "overhead": timings.total / TimedSession.total - 1,

@@ -50,7 +50,7 @@ class Warm:
     total: float
     text_encoder: float | None = None
     steps: tuple[float, ...] = ()
-    vae_decoder: float | None = None
+    decoder: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

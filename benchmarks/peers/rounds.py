@@ -196,7 +196,7 @@ def _warm(image: dict[str, Any], number: int) -> Warm:
         total=image["total"],
         text_encoder=image.get("text_encoder"),
         steps=tuple(image.get("steps", ())),
-        vae_decoder=image.get("vae_decoder"),
+        decoder=image.get("decoder"),
     )
 
 

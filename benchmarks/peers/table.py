@@ -31,7 +31,7 @@ class Figures:
     warm: float
     text_encoder: float | None
     step: float | None
-    vae_decoder: float | None
+    decoder: float | None
     peak: int | None
     model: int | None
     installed: int | None
@@ -44,7 +44,7 @@ def figures(peer: Measured) -> Figures:
         warm=statistics.median(w.total for w in peer.warm),
         text_encoder=_median(w.text_encoder for w in peer.warm),
         step=_median(s for w in peer.warm for s in w.steps),
-        vae_decoder=_median(w.vae_decoder for w in peer.warm),
+        decoder=_median(w.decoder for w in peer.warm),
         peak=peer.peak_bytes,
         model=peer.model_bytes,
         installed=peer.installed_bytes,
@@ -135,7 +135,7 @@ def _row(peer: Measured, against: Measured) -> tuple[str, ...]:
         ratio,
         seconds(found.text_encoder),
         seconds(found.step),
-        seconds(found.vae_decoder),
+        seconds(found.decoder),
         size(found.peak),
         size(found.model),
         size(found.installed),

@@ -53,7 +53,7 @@ def stages(images: Sequence[TimedImage]) -> dict[str, list[float]]:
         "image": [p.total for p in images],
         "text_encoder": [p.text_encoder for p in images],
         "step": [sum(p.steps) / len(p.steps) for p in images if p.steps],
-        "vae_decoder": [p.vae_decoder for p in images],
+        "decoder": [p.decoder for p in images],
     }
 
 

@@ -187,7 +187,7 @@ def _latency_table(runs: Mapping[str, Run]) -> str:
                 f"{60 * run.config.batch / image.median:.3g}",
                 f"{found['text_encoder'].median:.3g} s",
                 f"{found['step'].median:.3g} s" if "step" in found else "",
-                f"{found['vae_decoder'].median:.3g} s",
+                f"{found['decoder'].median:.3g} s",
                 "" if cold is None else f"{cold.median:.3g} s",
                 "unknown" if run.peak_bytes is None else f"{run.peak_bytes / 1e6:.0f} MB",
                 "" if run.gpu_peak_bytes is None else f"{run.gpu_peak_bytes / 1e6:.0f} MB",
@@ -240,7 +240,7 @@ def _by_stage(run: Run) -> dict[str, float]:
     return {
         "text encoder": median_interval([p.text_encoder for p in run.warm]).median,
         "steps": median_interval([sum(p.steps) for p in run.warm]).median,
-        "decoder": median_interval([p.vae_decoder for p in run.warm]).median,
+        "decoder": median_interval([p.decoder for p in run.warm]).median,
     }
 
 

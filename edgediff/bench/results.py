@@ -71,7 +71,7 @@ class TimedImage:
     total: float
     text_encoder: float
     steps: tuple[float, ...]
-    vae_decoder: float
+    decoder: float
     joules: float | None = None
 
 

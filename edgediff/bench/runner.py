@@ -365,7 +365,7 @@ class Bench:
                         total=found["total"],
                         text_encoder=found["text_encoder"],
                         steps=tuple(found["steps"]),
-                        vae_decoder=found["vae_decoder"],
+                        decoder=found["decoder"],
                         joules=joules,
                     )
                     state.run = replace(state.run, warm=(*state.run.warm, image))

@@ -94,7 +94,7 @@ def serve(config: dict[str, Any], lines: TextIO, out: TextIO) -> None:
                 total=timings.total,
                 text_encoder=timings.stages["text_encoder"],
                 steps=list(timings.steps),
-                vae_decoder=timings.stages["decoder"],
+                decoder=timings.stages["decoder"],
                 stages=pipe.stages.load_seconds,
                 peak_bytes=peak_memory(),
             )

@@ -225,7 +225,7 @@ def _table(result: "Result") -> str:
                 f"{60 * r.config.batch / found['image'].median:.3g}",
                 f"{found['text_encoder'].median:.3g} s",
                 f"{found['step'].median:.3g} s" if "step" in found else "",
-                f"{found['vae_decoder'].median:.3g} s",
+                f"{found['decoder'].median:.3g} s",
                 f"{median_interval(starts).median:.3g} s" if starts else "",
                 "unknown" if r.peak_bytes is None else megabytes(r.peak_bytes),
                 *((megabytes(r.gpu_peak_bytes or 0),) if gpu else ()),

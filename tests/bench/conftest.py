@@ -50,7 +50,7 @@ def image(seconds: float) -> TimedImage:
         total=seconds,
         text_encoder=0.1 * seconds,
         steps=(0.4 * seconds, 0.4 * seconds),
-        vae_decoder=0.1 * seconds,
+        decoder=0.1 * seconds,
     )
 
 

@@ -53,7 +53,7 @@ for line in sys.stdin:
         total=shaken,
         text_encoder=0.1 * shaken,
         steps=[0.4 * shaken] * 2,
-        vae_decoder=0.1 * shaken,
+        decoder=0.1 * shaken,
         stages={"unet": 0.2},
         peak_bytes=1_000_000,
     )

@@ -19,7 +19,7 @@ def test_twice_as_fast_is_a_ratio_of_a_half(measured: Measured, result: Made) ->
     a, b = measured(SECONDS), measured([s / 2 for s in SECONDS])
     (pair,) = compare(result(a), result(b))
     assert pair.ratios["image"].median == pytest.approx(0.5)
-    assert set(pair.ratios) == {"image", "text_encoder", "step", "vae_decoder"}
+    assert set(pair.ratios) == {"image", "text_encoder", "step", "decoder"}
     assert not pair.within_noise
     assert pair.cold is not None
     assert pair.cold.median == pytest.approx(0.5)

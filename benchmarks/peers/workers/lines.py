@@ -17,7 +17,7 @@ from typing import Any
 
 Draw = Callable[[], tuple[Any, dict[str, Any]]]
 """→ (the image: a PIL image, or an argument for `to_pil`; seconds of `text_encoder`, `steps` and
-`vae_decoder`, those that the peer reports)."""
+`decoder`, those that the peer reports)."""
 
 
 def serve(
@@ -78,7 +78,7 @@ class Stopwatch:
         return {
             "text_encoder": sum(found["text_encoder"]),
             "steps": found["unet"],
-            "vae_decoder": sum(found["vae_decoder"]),
+            "decoder": sum(found["decoder"]),
         }
 
 

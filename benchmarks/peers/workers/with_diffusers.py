@@ -28,7 +28,7 @@ def drawing(pipe: Any, config: dict[str, Any]) -> Draw:
     watch = Stopwatch()
     pipe.text_encoder.forward = watch.around("text_encoder", pipe.text_encoder.forward)
     pipe.unet.forward = watch.around("unet", pipe.unet.forward)
-    pipe.vae.decode = watch.around("vae_decoder", pipe.vae.decode)
+    pipe.vae.decode = watch.around("decoder", pipe.vae.decode)
 
     def draw() -> tuple[Any, dict[str, Any]]:
         made = pipe(

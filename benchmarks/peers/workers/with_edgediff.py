@@ -25,7 +25,7 @@ def load(config: dict[str, Any]) -> Draw:
         return made.images[0], {
             "text_encoder": timings.stages["text_encoder"],
             "steps": list(timings.steps),
-            "vae_decoder": timings.stages["decoder"],
+            "decoder": timings.stages["decoder"],
         }
 
     return draw

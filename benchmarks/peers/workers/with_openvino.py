@@ -41,7 +41,7 @@ def stages(metrics: Any) -> dict[str, Any]:
     return {
         "text_encoder": text * _MILLISECONDS,
         "steps": [s * _MICROSECONDS for s in metrics.raw_metrics.unet_inference_durations],
-        "vae_decoder": metrics.get_vae_decoder_infer_duration() * _MILLISECONDS,
+        "decoder": metrics.get_vae_decoder_infer_duration() * _MILLISECONDS,
     }
 
 

@@ -46,7 +46,7 @@ def load(config: dict[str, Any]) -> Draw:
         return made[0], {
             "text_encoder": logged(said, "get_learned_condition completed"),
             "steps": steps[-config["steps"] :],
-            "vae_decoder": logged(said, "decode_first_stage completed"),
+            "decoder": logged(said, "decode_first_stage completed"),
         }
 
     draw.keep = note  # type: ignore[attr-defined]  # C calls it: keep a reference

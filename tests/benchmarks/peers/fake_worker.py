@@ -57,5 +57,5 @@ for line in sys.stdin:
             peak_bytes=1_000_000 * start,
             text_encoder=0.1 * seconds,
             steps=[0.4 * seconds, 0.4 * seconds],
-            vae_decoder=0.1 * seconds,
+            decoder=0.1 * seconds,
         )

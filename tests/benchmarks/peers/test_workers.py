@@ -21,7 +21,7 @@ from lines import Stopwatch, serve
 def load(config):
     print("loading", config["model"])
     watch = Stopwatch()
-    stages = [watch.around(s, lambda: None) for s in ("text_encoder", "unet", "vae_decoder")]
+    stages = [watch.around(s, lambda: None) for s in ("text_encoder", "unet", "decoder")]
 
     def draw():
         print("drawing")
@@ -48,7 +48,7 @@ def test_edgediff_draws_in_steps(tiny_bundle: Path) -> None:
         for _ in range(2):
             image = worker.ask("image", "image")
             assert len(image["steps"]) == 2
-            assert image["total"] >= image["text_encoder"] + image["vae_decoder"]
+            assert image["total"] >= image["text_encoder"] + image["decoder"]
             assert image["peak_bytes"] > 1e6
         shown = worker.ask("show", "shown")
     assert Image.open(io.BytesIO(base64.b64decode(shown["png"]))).size == (64, 32)
