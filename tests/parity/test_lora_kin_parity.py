@@ -24,6 +24,12 @@ CONFIGS = {
     "DoRA": peft.LoraConfig(
         r=4, lora_alpha=4, use_dora=True, target_modules=["to_q", "to_out.0", "ff.net.2"]
     ),
+    "DoRA of convolutions": peft.LoraConfig(  # square ones, and others
+        r=4,
+        lora_alpha=4,
+        use_dora=True,
+        target_modules=["conv1", "conv_in", "conv_shortcut", "proj_in"],
+    ),
     "LoRA with biases": peft.LoraConfig(
         r=4, lora_alpha=4, lora_bias=True, target_modules=["to_out.0", "ff.net.2"]
     ),

@@ -23,11 +23,12 @@ from edgediff_export.source.file_kinds import lora_of_another, misplaced
 from edgediff_export.source.lora_forms import (
     OTHER_KINDS,
     Change,
-    decompose,
     find_role,
     fits,
+    is_of_rows,
     lacking,
     rank_of,
+    rivals,
 )
 from edgediff_export.source.origin import origin
 from edgediff_export.source.original_names import unet_names
@@ -46,11 +47,14 @@ _PREFIXES = {
     ),
     "text_encoder": (
         *("text_encoder.", "lora_te_", "lora_te1_", "text_encoders.clip_l.transformer."),
-        *("text_encoder.base_model.model.", "base_model.model.text_encoder."),
+        *("text_encoder.base_model.model.", "base_model.model.text_encoder.", "base_model.model."),
+        *("text_encoders.clip_l.", "text_encoders.clip_h.", "text_encoders.clip_h.transformer."),
+        *("lycoris_", "lycoris_te_", "lycoris_te1_", "lycoris_text_encoder_"),
         "cond_stage_model.transformer.",
     ),
     "text_encoder_2": (
         *("text_encoder_2.", "lora_te2_", "text_encoders.clip_g.transformer."),
+        *("text_encoders.clip_g.", "lycoris_te2_", "lycoris_text_encoder_2_"),
         *("text_encoder_2.base_model.model.", "base_model.model.text_encoder_2."),
     ),
 }
@@ -109,11 +113,10 @@ class Matched:
         import torch
 
         delta = (delta * self.lora.scale).reshape(weight.shape)
-        magnitude = None if tensors is None else change.magnitude(tensors)
-        if magnitude is None:
+        if tensors is None:
             changed = weight.float() + delta
         else:
-            changed = decompose(weight.float(), delta, magnitude)
+            changed = change.decomposed(weight.float(), delta, tensors)
         if not torch.isfinite(changed).all():
             raise ExportError(
                 f"--lora {self.lora.path}: {min(change.keys.values())}: the change is not finite:"
@@ -183,8 +186,9 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
         role = find_role(key)
         if role is not None:
             grouped.setdefault(role[1], {})[role[0]] = key
-        elif not _is_alpha(key):
+        else:
             others.append(key)
+    others = [k for k in others if not (_is_alpha(k) and k.removesuffix(".alpha") in grouped)]
     if not grouped:
         example = f" (it holds {keys[0]})" if keys else ""
         what = misplaced(shapes, "a LoRA") if keys else None
@@ -222,9 +226,11 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
                 change = Change(keys=roles, factor=factor)
             # A file that names a layer twice, as diffusers does and as the original, means one.
             known = changes.setdefault(component, {}).setdefault(layer, change)
-            if not known.keys.keys() & change.keys.keys():
-                both = known if rank is None else change
-                changes[component][layer] = replace(both, keys={**known.keys, **change.keys})
+            if known is not change:
+                both = change if rank_of(known.keys, shapes) is None else known
+                both = replace(both, keys={**change.keys, **known.keys})
+                _check_shapes(where, name, both.keys, shapes, its, layer)
+                changes[component][layer] = both
     if not changes:
         raise ExportError(
             f"{where}: none of its {len(grouped)} layers, such as {absent[0]}, is in this pipeline:"
@@ -255,7 +261,9 @@ def _note(lora: Lora, total: int, absent: Sequence[str], others: Sequence[str]) 
             f" others, such as {absent[0]}"
         )
     if others:
-        parts.append(f"tensors that are no LoRA were left out ({len(others)}, such as {others[0]})")
+        parts.append(
+            f"tensors that change no layer were left out ({len(others)}, such as {others[0]})"
+        )
     return f"{lora.path.name}: {'; '.join(parts)}" if parts else ""
 
 
@@ -267,16 +275,29 @@ def _check_shapes(
     its: Layers,
     layer: str,
 ) -> None:
-    for family in ("down", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "w_norm"):
-        if family in roles and not fits(roles, shapes, its[layer]):
-            if family == "down":
-                what = f"up {shapes[roles['up']]} times down {shapes[roles['down']]}"
-            else:
-                what = f"{family} {shapes[roles[family]]}"
-            raise ExportError(
-                f"{where}: {name}: {what} does not fit the pipeline's weight {its[layer]}: give a"
-                " LoRA that was trained for this family of models"
-            )
+    two = rivals(roles)
+    if two is not None:
+        raise ExportError(
+            f"{where}: {two[0]} and {two[1]} change the same weights in two ways: give a LoRA with"
+            " one of them"
+        )
+    weight = its[layer]
+    if not fits(roles, shapes, weight):
+        if "down" in roles:
+            what = f"up {shapes[roles['up']]} times down {shapes[roles['down']]}"
+        else:
+            matrices = sorted(r for r in roles if r.startswith(("hada_", "lokr_", "diff", "w_n")))
+            what = " with ".join(f"{r} {shapes[roles[r]]}" for r in matrices if r != "diff_b")
+        raise ExportError(
+            f"{where}: {name}: {what} does not fit the pipeline's weight {weight}: give a LoRA that"
+            " was trained for this family of models"
+        )
+    magnitude = roles.get("magnitude")
+    if magnitude is not None and is_of_rows(magnitude, shapes[magnitude], weight) is None:
+        raise ExportError(
+            f"{where}: {magnitude}: {shapes[magnitude]} does not fit the pipeline's weight"
+            f" {weight}: give a LoRA that was trained for this family of models"
+        )
     for role in ("up_bias", "diff_b", "b_norm"):
         if role in roles and shapes[roles[role]] != its[f"{layer}.bias"]:
             raise ExportError(
@@ -294,6 +315,7 @@ class _Alphas:
     a file beside it."""
 
     def __init__(self, where: str, tensors: Any, beside: Path) -> None:
+        self._where = where
         self._tensors = tensors
         self._keys = set(tensors.keys())
         try:
@@ -316,7 +338,13 @@ class _Alphas:
         2023, arXiv:2312.03732). Without an alpha it is 1."""
         key = f"{name}.alpha"
         if key in self._keys:
-            return float(self._tensors.get_tensor(key)) / rank
+            alpha = self._tensors.get_tensor(key)
+            if alpha.numel() != 1:
+                raise ExportError(
+                    f"{self._where}: {key}: has the shape {tuple(alpha.shape)}, and must hold one"
+                    " number: download it again"
+                )
+            return float(alpha) / rank
         prefix = f"{component}." if f"{component}.lora_alpha" in self._config else ""
         alpha = self._config.get(f"{prefix}lora_alpha")
         if alpha is None:

@@ -47,6 +47,12 @@ OTHER_KINDS: Mapping[str, re.Pattern[str]] = {
 """What changes weights by another formula, and cannot be merged."""
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _BIASES = ("diff_b", "b_norm", "up_bias")
+_ALTERNATIVES = (
+    ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "w_norm"),
+    ("lokr_w2", "lokr_w2_a"),
+    _BIASES,
+)
+"""Roles of which a layer has one at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +108,15 @@ class Change:
             return self.factor * product
         return self.factor * (up @ down.flatten(1))
 
-    def magnitude(self, tensors: Any) -> Any:
-        """DoRA's length of each row or column (Liu et al. 2024, arXiv:2402.09353), or None."""
+    def decomposed(self, weight: Any, delta: Any, tensors: Any) -> Any:
+        """The sum of a weight and its change; with DoRA (Liu et al. 2024, arXiv:2402.09353), of
+        the length that the file has for each row or column."""
         key = self.keys.get("magnitude")
-        return None if key is None else tensors.get_tensor(key).float()
+        if key is None:
+            return weight + delta
+        magnitude = tensors.get_tensor(key).float()
+        rows = is_of_rows(key, tuple(magnitude.shape), tuple(weight.shape))
+        return decompose(weight, delta, magnitude, rows=rows is not False)
 
 
 def find_role(key: str) -> tuple[str, str] | None:
@@ -121,18 +132,28 @@ def lacking(roles: Mapping[str, str]) -> bool:
     low_rank = ("down" in roles) != ("up" in roles)
     extra = ("mid" in roles or "magnitude" in roles or "up_bias" in roles) and "up" not in roles
     hada = any(r in roles for r in _HADA) and not all(r in roles for r in _HADA)
-    lokr = any(r.startswith("lokr_") for r in roles) and not all(
+    has_lokr = any(r.startswith("lokr_") for r in roles)
+    lokr = has_lokr and not all(
         f"lokr_w{i}" in roles or {f"lokr_w{i}_a", f"lokr_w{i}_b"} <= roles.keys() for i in (1, 2)
     )
-    extra = extra and not ("magnitude" in roles and "hada_w1_a" in roles)
+    extra = extra and not ("magnitude" in roles and ("hada_w1_a" in roles or has_lokr))
     return low_rank or extra or hada or lokr
+
+
+def rivals(roles: Mapping[str, str]) -> tuple[str, str] | None:
+    """The keys of two tensors that change the same weights by different formulas."""
+    for alternatives in _ALTERNATIVES:
+        its = [roles[role] for role in alternatives if role in roles]
+        if len(its) > 1:
+            return its[0], its[1]
+    return None
 
 
 def rank_of(roles: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """The rank that alpha is divided by; None if a change has none, and no scale."""
     for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if role in roles:
-            return shapes[roles[role]][0]
+            return next(iter(shapes[roles[role]]), 1)
     return None
 
 
@@ -145,22 +166,41 @@ def fits(
         return _squeezed(its.get("diff", its.get("w_norm", ()))) == _squeezed(weight)
     if "down" in its:
         return _low_rank_fits(its["down"], its["up"], its.get("mid"), weight)
-    size = math.prod(weight)
     if "hada_w1_a" in its:
-        if "hada_t1" in its:
-            return its["hada_w1_a"][1] == weight[0] and its["hada_w1_b"][1] == weight[1]
-        return its["hada_w1_a"][0] == weight[0] and its["hada_w1_b"][1] * weight[0] == size
+        first, second = (
+            _product_shape(its[f"hada_w{i}_a"], its[f"hada_w{i}_b"], its.get(f"hada_t{i}"))
+            for i in (1, 2)
+        )
+        return first is not None and first == second and _is_shape_of(first, weight)
     if "lokr_w1" in its or "lokr_w1_a" in its:
-        first = its.get("lokr_w1") or (its["lokr_w1_a"][0], its["lokr_w1_b"][1])
-        if "lokr_w2" in its:
-            second = its["lokr_w2"]
-        elif "lokr_t2" in its:
-            second = (its["lokr_w2_a"][1], its["lokr_w2_b"][1], *its["lokr_t2"][2:])
-        else:
-            second = (its["lokr_w2_a"][0], its["lokr_w2_b"][1])
-        rows = first[0] * second[0]
-        return rows == weight[0] and math.prod(first) * math.prod(second) == size
+        first, second = (
+            its[f"lokr_w{i}"]
+            if f"lokr_w{i}" in its
+            else _product_shape(its[f"lokr_w{i}_a"], its[f"lokr_w{i}_b"], its.get(f"lokr_t{i}"))
+            for i in (1, 2)
+        )
+        if first is None or second is None or len(first) != 2 or len(second) not in (2, 4):
+            return False
+        product = (first[0] * second[0], first[1] * second[1], *second[2:])
+        return _is_shape_of(product, weight)
     return True
+
+
+def is_of_rows(key: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool | None:
+    """Whether a magnitude of DoRA has the length of each row of a weight (True) or of each column
+    (False); None if it has another size.
+
+    PEFT has rows only, in the shape (out,), or (1, out, 1, 1) of a convolution. LyCORIS has rows as
+    (out, 1, …) and columns as (1, in, …)."""
+    if len(weight) < 2:
+        return None
+    size = math.prod(shape)
+    rows = size == weight[0]
+    if not key.endswith(".dora_scale") or shape[:1] == weight[:1]:
+        return True if rows else None
+    if size == weight[1]:
+        return False
+    return True if rows else None
 
 
 def _low_rank_fits(
@@ -173,23 +213,20 @@ def _low_rank_fits(
         return False
     if mid is not None:
         inner = len(mid) == 4 and mid[:2] == (up[1], down[0]) and mid[2:] == weight[2:]
-        return inner and down[1] == weight[1]
+        return inner and down[1] == weight[1] and math.prod(down[2:]) == 1
     flat = len(down) == 2 and down[1] == math.prod(weight[1:])
     same = down[1] == weight[1] and math.prod(down[2:]) == math.prod(weight[2:])
     return up[1] == down[0] and (flat or same)
 
 
-def decompose(weight: Any, delta: Any, magnitude: Any) -> Any:
-    """DoRA, eq. 5: magnitude · (W + ΔW) / ‖W + ΔW‖, the norm taken of each row, or of each column
-    where the magnitude is one of columns."""
+def decompose(weight: Any, delta: Any, magnitude: Any, *, rows: bool) -> Any:
+    """DoRA, eq. 5: magnitude · (W + ΔW) / ‖W + ΔW‖, the norm taken of each row, that is of each
+    output, or of each column."""
     changed = weight + delta
-    rows = magnitude.numel() == len(weight) and magnitude.shape[:1] == weight.shape[:1]
-    if rows:
-        norm = changed.flatten(1).norm(dim=1)
-        shape = (-1, *(1,) * (weight.ndim - 1))
-    else:
-        norm = changed.transpose(0, 1).flatten(1).norm(dim=1)
-        shape = (1, -1, *(1,) * (weight.ndim - 2))
+    axis = 0 if rows else 1
+    norm = changed.transpose(0, axis).flatten(1).norm(dim=1)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
     return changed * (magnitude.flatten() / norm).reshape(shape)
 
 
@@ -198,6 +235,24 @@ def _product(a: Any, b: Any, core: Any) -> Any:
     import torch
 
     return a @ b if core is None else torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+
+
+def _product_shape(
+    a: tuple[int, ...], b: tuple[int, ...], core: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """The shape of their product; None if they do not fit together."""
+    if len(a) != 2 or len(b) != 2:
+        return None
+    if core is None:
+        return (a[0], b[1]) if a[1] == b[0] else None
+    fit = len(core) == 4 and core[:2] == (a[0], b[0])
+    return (a[1], b[1], *core[2:]) if fit else None
+
+
+def _is_shape_of(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a change has a weight's shape, or is its matrix: (out, in · height · width)."""
+    flat = len(change) == 2 and change == (weight[0], math.prod(weight[1:]))
+    return flat or _squeezed(change) == _squeezed(weight)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

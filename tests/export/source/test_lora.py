@@ -14,9 +14,15 @@ from safetensors.torch import save_file
 from edgediff.errors import ExportError, InputError
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-UNET = {Q: (8, 8), "conv_in": (8, 4, 3, 3), "mid_block.attentions.0.proj_in": (8, 8, 1, 1)}
+UNET = {
+    Q: (8, 8),
+    "conv_in": (8, 4, 3, 3),
+    "conv_in.bias": (8,),
+    "mid_block.attentions.0.proj_in": (8, 8, 1, 1),
+}
 TEXT = {"text_model.encoder.layers.0.self_attn.q_proj": (6, 6)}
 PIPELINE = {"unet": UNET, "text_encoder": TEXT}
+ORIGINAL_Q = "middle_block.1.transformer_blocks.0.attn1.to_q"
 KOHYA_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
@@ -153,7 +159,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "half a LoKr": ({f"{KOHYA_Q}.lokr_w1": torch.ones(8, 2)}, "matrices is missing"),
     "a smaller LoKr": (
         {f"{KOHYA_Q}.lokr_w1": torch.ones(2, 2), f"{KOHYA_Q}.lokr_w2": torch.ones(2, 2)},
-        r"lokr_w1 \(2, 2\) does not fit",
+        r"lokr_w1 \(2, 2\) with lokr_w2 \(2, 2\) does not fit",
     ),
     "a magnitude and no matrices": ({f"{KOHYA_Q}.dora_scale": torch.ones(8)}, "missing"),
     "a middle of another kernel": (
@@ -168,6 +174,66 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a difference of another shape": (
         {"lora_unet_conv_in.diff": torch.ones(8, 5, 3, 3)},
         r"diff \(8, 5, 3, 3\) does not fit",
+    ),
+    "a LoHa of two ranks": (
+        {
+            f"{KOHYA_Q}.hada_{part}": torch.ones(shape)
+            for part, shape in {"w1_a": (8, 2), "w1_b": (2, 8), "w2_a": (8, 2)}.items()
+        }
+        | {f"{KOHYA_Q}.hada_w2_b": torch.ones(3, 8)},
+        rf"{KOHYA_Q}: .*hada_w2_a \(8, 2\) with hada_w2_b \(3, 8\) does not fit",
+    ),
+    "a LoKr of two ranks": (
+        {
+            f"{KOHYA_Q}.lokr_w1_a": torch.ones(2, 2),
+            f"{KOHYA_Q}.lokr_w1_b": torch.ones(1, 2),
+            f"{KOHYA_Q}.lokr_w2": torch.ones(4, 4),
+        },
+        rf"{KOHYA_Q}: lokr_w1_a \(2, 2\) with lokr_w1_b \(1, 2\) .*does not fit",
+    ),
+    "a LoHa of vectors": (
+        {f"{KOHYA_Q}.hada_w{i}_{ab}": torch.ones(8) for i in (1, 2) for ab in "ab"},
+        "does not fit",
+    ),
+    "a LoKr of numbers": (
+        {f"{KOHYA_Q}.lokr_w{i}": torch.tensor(1.0) for i in (1, 2)},
+        "does not fit",
+    ),
+    "a LoRA of numbers": (pair(KOHYA_Q, (), ()), "does not fit"),
+    "a magnitude of another size": (
+        {**pair(KOHYA_Q), f"{KOHYA_Q}.dora_scale": torch.ones(7)},
+        rf"{KOHYA_Q}.dora_scale: \(7,\) does not fit",
+    ),
+    "PEFT's magnitude of columns": (
+        {
+            **pair("lora_unet_conv_in", (2, 4, 3, 3), (8, 2, 1, 1)),
+            "lora_unet_conv_in.lora_magnitude_vector": torch.ones(1, 4, 1, 1),
+        },
+        r"lora_magnitude_vector: \(1, 4, 1, 1\) does not fit",
+    ),
+    "a LoRA and a difference": (
+        {**pair(KOHYA_Q), f"{KOHYA_Q}.diff": torch.ones(8, 8)},
+        rf"{KOHYA_Q}.lora_up.weight and {KOHYA_Q}.diff change the same weights in two ways",
+    ),
+    "a LoRA and a difference under another name": (
+        {**pair(KOHYA_Q), f"diffusion_model.{ORIGINAL_Q}.diff": torch.ones(8, 8)},
+        "change the same weights in two ways",
+    ),
+    "two changes of a bias": (
+        {
+            **pair("lora_unet_conv_in", (2, 4, 3, 3), (8, 2, 1, 1)),
+            "lora_unet_conv_in.lora_up.bias": torch.ones(8),
+            "lora_unet_conv_in.diff_b": torch.ones(8),
+        },
+        r"conv_in.diff_b and lora_unet_conv_in.lora_up.bias change the same",
+    ),
+    "an alpha of two numbers": (
+        {**pair(KOHYA_Q), f"{KOHYA_Q}.alpha": torch.ones(2)},
+        rf"{KOHYA_Q}.alpha: has the shape \(2,\), and must hold one number",
+    ),
+    "an alpha of no layer": (
+        {**pair(Q), f"{Q}.lora.alpha": torch.tensor(1.0)},
+        rf"1 of its 2 changes cannot be merged .*: {Q}.lora.alpha",
     ),
     "GLoRA": ({f"{KOHYA_Q}.a1.weight": torch.ones(8, 2)}, "is GLoRA"),
     "OFT": ({f"{KOHYA_Q}.oft_blocks": torch.ones(8, 2)}, "is OFT"),
@@ -222,12 +288,55 @@ def test_prefixes(prefix: str, write: Callable[..., Lora]) -> None:
     [
         "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
         "text_encoders.clip_l.transformer.encoder.layers.0.self_attn.q_proj",
+        "text_encoders.clip_l.text_model.encoder.layers.0.self_attn.q_proj",
+        "base_model.model.text_model.encoder.layers.0.self_attn.q_proj",
         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        "lycoris_text_model_encoder_layers_0_self_attn_q_proj",
+        "lycoris_te_text_model_encoder_layers_0_self_attn_q_proj",
+        "lycoris_text_encoder_text_model_encoder_layers_0_self_attn_q_proj",
     ],
 )
 def test_prefixes_of_text_encoders(name: str, write: Callable[..., Lora]) -> None:
     lora = write(pair(name, (2, 6), (6, 2)))
     assert match(lora, PIPELINE).changes["text_encoder"].keys() == TEXT.keys()
+
+
+def test_an_alpha_of_no_layer_is_noted(write: Callable[..., Lora]) -> None:
+    lora = write({**pair(Q), f"{Q}.lora.alpha": torch.tensor(1.0)})
+    note = match(lora, PIPELINE, allow_partial=True).note
+    assert note == (
+        f"it.safetensors: tensors that change no layer were left out (1, such as {Q}.lora.alpha)"
+    )
+
+
+def test_a_layer_named_twice_keeps_all_of_its_parts(write: Callable[..., Lora]) -> None:
+    original = f"diffusion_model.{ORIGINAL_Q}"
+    lora = write({**pair(KOHYA_Q), **pair(original), f"{original}.diff_b": torch.ones(8)})
+    its = {"unet": {Q: (8, 8), f"{Q}.bias": (8,)}}
+    assert match(lora, its).changes["unet"][Q].keys.keys() == {"down", "up", "diff_b"}
+
+
+ROWS = {"row": (8, 1), "column": (1, 8)}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_dora_scale_says_its_axis_by_its_shape(kind: str, write: Callable[..., Lora]) -> None:
+    """LyCORIS's of a square weight: of rows, (out, 1), or of columns, (1, in)."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.rand(8, generator=generator) + 0.5
+    lokr = {
+        f"{KOHYA_Q}.lokr_w1": torch.randn((2, 2), generator=generator),
+        f"{KOHYA_Q}.lokr_w2": torch.randn((4, 4), generator=generator),
+        f"{KOHYA_Q}.dora_scale": lengths.reshape(ROWS[kind]),
+    }
+    module = _nested(Q)
+    layer = module.get_submodule(Q)
+    summed = layer.weight.detach() + torch.kron(*list(lokr.values())[:2])
+    match(write(lokr), PIPELINE).merge("unet", module)
+    axis = 1 if kind == "row" else 0
+    torch.testing.assert_close(layer.weight.norm(dim=axis), lengths)
+    unit = torch.nn.functional.normalize(summed, dim=axis)
+    torch.testing.assert_close(torch.nn.functional.normalize(layer.weight, dim=axis), unit)
 
 
 def test_the_configuration_beside_a_file_says_alpha(write: Callable[..., Lora]) -> None:
