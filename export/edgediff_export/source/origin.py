@@ -2,17 +2,28 @@
 
 A few-step model often says only in its name how it is to be sampled, and the hub's client keeps
 files as links whose targets are named by a hash. So a link is never resolved for a name: each step
-of its way is read for one.
+of its way is read for one. If a file or folder is called as in every pipeline, such as "unet", the
+folder around it has the name.
 """
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MOST_LINKS = 40
 """As many links in a row as Linux follows."""
+_PART = re.compile(
+    r"unet|vae|text_encoder(_2)?|lora|(diffusion_pytorch_model|pytorch_lora_weights|adapter_model).*",
+    re.IGNORECASE,
+)
+"""Names of a part of any pipeline, and of the file of its weights."""
+_MODEL = re.compile(r"model([.-].*)?", re.IGNORECASE)
+"""Likewise, but also a name that people give to a whole model."""
+_MOST_FOLDERS = 2
+"""How many folders around a file are read for a name, as for name/unet/model.safetensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +44,19 @@ def origin(path: Path) -> Origin:
     """The names of a file or folder."""
     typed = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve follows links
     found = _hub_id(typed)
-    stem = typed.stem if typed.is_file() else typed.name
-    names = [stem]
-    for step in _steps(typed):
-        hub_id = _hub_id(step)
-        part = step.stem if step.is_file() else step.name
-        names += [part] if not _HASH.fullmatch(part) else []
-        names += [hub_id[0]] if hub_id else []
+    stem = _stem(typed)
+    names = (stem, *_names(typed))
+    name = stem
+    if _PART.fullmatch(stem):
+        around = [folder.name for folder in (typed.parent, typed.parent.parent) if folder.name]
+        name = next((n for n in around if not _PART.fullmatch(n)), stem)
     if found is None:
-        return Origin(name=stem, names=_unique(names))
+        return Origin(name=name, names=_unique(names))
     repository, inside = found
-    name = stem if inside and typed.is_file() else repository.rpartition("/")[2]
+    if not (inside and typed.is_file()) or _PART.fullmatch(stem):
+        name = repository.rpartition("/")[2]
     hub = f"{repository}/{inside}" if inside else repository
-    return Origin(name=name, names=_unique([name, *names]), hub=hub)
+    return Origin(name=name, names=_unique((name, *names)), hub=hub)
 
 
 def hub_origin(hub_id: str) -> Origin:
@@ -53,6 +64,22 @@ def hub_origin(hub_id: str) -> Origin:
     hub_id = hub_id.removeprefix("hf:")
     repository = hub_id.partition("@")[0]
     return Origin(name=repository.rpartition("/")[2], names=(repository,), hub=hub_id)
+
+
+def _names(path: Path, folders: int = _MOST_FOLDERS) -> list[str]:
+    """The names of a path and of where its links lead. folders: how many around it to read, if it
+    is called as in every pipeline."""
+    names: list[str] = []
+    for step in _steps(path):
+        stem, hub_id = _stem(step), _hub_id(step)
+        names += [stem, *(hub_id[:1] if hub_id else ())]
+        if folders and (_PART.fullmatch(stem) or _MODEL.fullmatch(stem)):
+            names += _names(step.parent, folders - 1)
+    return names
+
+
+def _stem(path: Path) -> str:
+    return path.stem if path.is_file() else path.name
 
 
 def _steps(path: Path) -> list[Path]:
@@ -75,5 +102,5 @@ def _hub_id(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _unique(names: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in names if not _HASH.fullmatch(name)))
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name and not _HASH.fullmatch(name)))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from edgediff_export.source.few_steps import find_few_steps
 from edgediff_export.source.origin import hub_origin, origin
 
 REVISION = "b261bac6fd2cf515557d5d0707481eafa0485ec2"
@@ -68,3 +69,49 @@ def test_a_hub_id() -> None:
         "stabilityai/sd-turbo",
         ("stabilityai/sd-turbo",),
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "lcm-lora-sdv1-5/pytorch_lora_weights.safetensors",
+        "sd-turbo/unet",
+        "sdxs-512-0.9/unet",
+        "dmd2-sd15/unet",
+        "sd-turbo/unet/diffusion_pytorch_model.fp16.safetensors",
+        "juggernaut_lightning/model.safetensors",
+        "hyper-sd/lora/adapter_model.safetensors",
+        "lcm/model",
+    ],
+)
+def test_a_part_goes_by_the_folder_around_it(path: str, tmp_path: Path) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    if file.suffix:
+        file.touch()
+    else:
+        file.mkdir()
+    few = find_few_steps(origin(file).names)
+    assert few is not None
+    assert few[0] == Path(path).parts[0]
+    assert origin(file).name in (Path(path).parts[0], "model")
+    (tmp_path / "mine").symlink_to(Path(path).parts[0])
+    few = find_few_steps(origin(tmp_path.joinpath("mine", *Path(path).parts[1:])).names)
+    assert few is not None
+    (tmp_path / "link.safetensors").symlink_to(path)
+    assert find_few_steps(origin(tmp_path / "link.safetensors").names) == few
+
+
+def test_a_file_with_a_name_of_its_own_does_not_go_by_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "turbo" / "dreamshaper.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    assert origin(file).names == ("dreamshaper",)
+
+
+def test_weights_in_a_snapshot_go_by_the_repository(snapshot: Path) -> None:
+    file = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    file.touch()
+    assert origin(file).name == "SDXL-Lightning"
+    assert "ByteDance/SDXL-Lightning" in origin(file).names
+    assert REVISION not in origin(file).names
