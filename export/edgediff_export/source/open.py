@@ -17,6 +17,7 @@ from edgediff_export.source.hub import download_component, download_pipeline, is
 from edgediff_export.source.origin import Origin, hub_origin, origin
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.pipeline_folder import check_pipeline_folder
+from edgediff_export.source.prediction import assume_prediction, prediction_in_name
 from edgediff_export.source.safetensors_file import PICKLES, Header, read_header
 from edgediff_export.source.scheduler import mend
 from edgediff_export.source.single_file import open_single_file
@@ -116,10 +117,13 @@ def open_source(
         (others["unet"] if _is_folder(others, "unet") else folder / "unet") / "config.json"
     )
     channels = unet_config.get("out_channels", 4)
-    said = [read_statements(h) for h in (_unet_header(unet, others), header) if h is not None]
-    latents = said[0].vae if said else {}
+    whole = read_statements(header) if header is not None else Statements()
+    said = whole if unet is None else _statements(others["unet"], "--unet")
+    # The UNet was trained on latents as its file says; else the VAE gives them as its own does.
+    vae_said = whole if vae is None or tiny else _statements(others["vae"], "--vae")
+    latents = said.vae or vae_said.vae
     own_config = folder / "vae" / "config.json"
-    own = {**(read_config(own_config) if own_config.is_file() else {}), **latents}
+    own = {**(read_config(own_config) if own_config.is_file() else {}), **(said.vae or whole.vae)}
     if tiny_vae and own.get("_class_name") != CLASS:
         tiny = fitting(own, pipeline=pipeline, channels=channels)
         if tiny is not None:
@@ -153,13 +157,30 @@ def open_source(
         credit = _vae_credit(vae, others["vae"], name)
     found = origin(path) if path.exists() else hub_origin(source)
     named = [found, *([origin(unet)] if unet is not None else [])]
+    names = (*named[-1].names, *said.names)
+    scheduler = mend(
+        read_config(folder / "scheduler" / "scheduler_config.json"),
+        pipeline=built,
+        class_name=_scheduler_class(index),
+    )
+    bare = header is not None or unet is not None
+    if bare:
+        said = assume_prediction(said, names, scheduler, sd2=kind == "sd2" and unet is None)
+    if said.prediction_type is None:
+        notes = (*notes, *prediction_in_name(names, scheduler))
+    if unet is not None and whole.why.keys() - {"vae"}:
+        notes = (
+            *notes,
+            f"{found.name}: its statements on training are about its own UNet, and another is in"
+            " its place: if they hold for that one too, give `--prediction-type` and"
+            " `--zero-terminal-snr`",
+        )
     opened = Source(
         description=_described(found, given),
         name=named[-1].name,
-        names=(*named[-1].names, *(name for s in said for name in s.names)),
+        names=names,
         pipeline=pipeline,
-        license=_license(folder / "README.md")
-        or next((s.license for s in said if s.license), None),
+        license=_license(folder / "README.md") or said.license or whole.license,
         folder=folder,
         weights=weights,
         flags={component: "--" + component.replace("_", "-") for component in others},
@@ -167,14 +188,10 @@ def open_source(
         unet=_mended_unet(unet_config, built),
         vae=configs["vae"],
         text_encoders={encoder: configs[encoder] for encoder in encoders},
-        scheduler=mend(
-            read_config(folder / "scheduler" / "scheduler_config.json"),
-            pipeline=built,
-            class_name=_scheduler_class(index),
-        ),
-        said=said[0] if said else Statements(),
+        scheduler=scheduler,
+        said=said,
         kind=kind,
-        bare=header is not None or unet is not None,
+        bare=bare,
         credits=(credit,) if credit else (),
         notes=notes,
     )
@@ -206,11 +223,11 @@ def _vae_credit(vae: Path, found: Path, tiny: str | None) -> str:
     return f"VAE: {named.hub or named.name}, {license}" if license else ""
 
 
-def _unet_header(unet: Path | None, others: Mapping[str, Path]) -> Header | None:
-    """Of another UNet that is a file."""
-    if unet is None or not others["unet"].is_file():
-        return None
-    return read_header(others["unet"], flag="--unet")
+def _statements(component: Path, flag: str) -> Statements:
+    """Of another component, which states nothing if it is a folder."""
+    if not component.is_file():
+        return Statements()
+    return read_statements(read_header(component, flag=flag))
 
 
 def _described(found: Origin, given: Mapping[str, Path | None]) -> str:

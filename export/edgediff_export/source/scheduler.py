@@ -197,7 +197,10 @@ def adapt(
     said: the statements of the file of the weights.
     bare: whether the weights come without a config of their own: as one file, a UNet or a LoRA.
     guidance_embedding: whether the UNet takes the guidance scale as an input, as only latent
-        consistency models do (Luo et al. 2023, arXiv:2310.04378)."""
+        consistency models do (Luo et al. 2023, arXiv:2310.04378).
+
+    Raises ExportError if they contradict each other, or for statements that edgediff cannot
+    follow."""
     adapted = dict(config)
     found = find_few_steps([name] if isinstance(name, str) else name)
     rule = None if found is None else found[1]
@@ -215,6 +218,12 @@ def adapt(
     if rule is not None and rule.timesteps and adapted["_class_name"] in _DISTILLED:
         adapted[_TIMESTEPS] = rule.timesteps
     said = said or Statements()
+    if said.unknown and prediction_type is None:
+        raise ExportError(
+            f"the file of the weights says {said.unknown}: expected one of"
+            f" {', '.join(get_args(PredictionType))}, since models of flow matching cannot be"
+            " sampled: give `--prediction-type` if it says so by mistake"
+        )
     if said.edm is not None and not is_edm(str(adapted["_class_name"]), adapted):
         adapted = _edm_config(said.edm, v=said.prediction_type == "v_prediction")
     if said.prediction_type is not None:

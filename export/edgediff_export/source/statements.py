@@ -17,6 +17,9 @@ _PREDICTIONS: Mapping[str, PredictionType] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
     "v": "v_prediction",
+    "vpred": "v_prediction",
+    "v-pred": "v_prediction",
+    "v_pred": "v_prediction",
     "v_prediction": "v_prediction",
     "v-prediction": "v_prediction",
     "sample": "sample",
@@ -39,12 +42,14 @@ class Statements:
         arXiv:2206.00364).
     vae: its statements on latents, as options of an AutoencoderKL's config: the mean and the
         standard deviation of each channel, by which they are normalized.
+    unknown: its words for a prediction that edgediff does not know, as "flow"; "" for none.
     names: its own names for itself."""
 
     prediction_type: PredictionType | None = None
     zero_terminal_snr: bool | None = None
     edm: tuple[float, float] | None = None
     vae: Mapping[str, Any] = field(default_factory=dict)
+    unknown: str = ""
     license: str | None = None
     names: tuple[str, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
@@ -77,7 +82,9 @@ def read_statements(header: Header) -> Statements:
         say("edm", (0.002, 80.0), "was trained on EDM's schedule, as its tensor `edm_mean` says")
         say("prediction_type", "epsilon", "predicts EDM's F, as its tensor `edm_mean` says")
         say("vae", _latents(header), "its latents are normalized by its `edm_mean` and `edm_std`")
-    prediction = _PREDICTIONS.get(meta.get("modelspec.prediction_type", "").lower())
+    marked = "prediction_type" in said
+    stated = meta.get("modelspec.prediction_type", "")
+    prediction = _PREDICTIONS.get(stated.lower())
     if prediction is not None:
         say("prediction_type", prediction, _word(prediction, "modelspec.prediction_type"))
     if _true(meta.get("ss_v_parameterization")):
@@ -91,8 +98,12 @@ def read_statements(header: Header) -> Statements:
         (step,) = _numbers(header, ("global_step",), (0.0,))
         if step == _BASE_STEPS:
             say("prediction_type", "epsilon", _word("epsilon", "global_step"))
+    unknown = f"modelspec.prediction_type {stated!r}" if stated and prediction is None else ""
+    if _true(meta.get("ss_flow_matching")):
+        unknown = "ss_flow_matching 'True'"
     return Statements(
         **said,
+        unknown="" if marked else unknown,
         license=meta.get("modelspec.license") or None,
         names=tuple(
             meta[key]

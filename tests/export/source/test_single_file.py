@@ -1,5 +1,7 @@
 """Checkpoints of whole pipelines in one file: diffusers' own reader is the judge."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,12 +133,68 @@ def test_latents_that_the_file_says_are_normalized(
     assert latent_space(replace(source, scheduler=adapted)).scaling_factor == 1.0
 
 
+def test_statements_are_about_the_components_of_their_file(
+    small_pipeline: Callable[[str], Path],
+    checkpoint: Callable[..., STATE],
+    small_configs: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    folder = small_pipeline("xl")
+    small_configs(folder)
+    tensors, v = checkpoint(folder), tmp_path / "noob.safetensors"
+    empty = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    save_file({**tensors, **empty}, v, metadata={"modelspec.title": "Lightning"})
+    file = next((folder / "unet").glob("*.safetensors"))
+
+    def opened(number: int, source: Path, **given: Path) -> Any:
+        (tmp_path / str(number)).mkdir()
+        return open_source(str(source), work=tmp_path / str(number), **given)
+
+    assert opened(0, v).said.prediction_type == "v_prediction"
+    assert "Lightning" in opened(1, v).names
+    for number, unet in ((2, folder / "unet"), (3, file)):
+        source = opened(number, v, unet=unet)
+        assert source.said.prediction_type is source.said.zero_terminal_snr is None
+        assert "Lightning" not in source.names
+        (note,) = source.notes
+        assert "are about its own UNet" in note
+        assert "`--prediction-type`" in note
+    assert opened(4, folder, unet=v).said.prediction_type == "v_prediction"
+    playground = tmp_path / "playground.safetensors"
+    scales = {"edm_mean": torch.tensor([-1.5, 0.0, 1.0, 0.5]), "edm_std": torch.full((4,), 5.0)}
+    save_file({**tensors, **scales}, playground)
+    source = opened(5, playground, unet=file)
+    assert source.said.edm is None
+    assert source.vae["latents_mean"] == [-1.5, 0.0, 1.0, 0.5]
+    assert source.vae["scaling_factor"] == 0.5
+    assert opened(6, folder, unet=playground).vae["latents_std"] == [5.0] * 4
+    both = opened(7, playground, unet=file, vae=folder / "vae")
+    assert both.vae.get("latents_mean") is None
+
+
+def test_a_checkpoint_of_stable_diffusion_2_says_what_was_assumed(
+    small_pipeline: Callable[[str], Path],
+    checkpoint: Callable[..., STATE],
+    small_configs: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(small_pipeline("sd2"), tmp_path / "configs"))
+    config = folder / "scheduler" / "scheduler_config.json"
+    v = {**json.loads(config.read_text()), "prediction_type": "v_prediction"}
+    config.write_text(json.dumps(v))
+    small_configs(folder)
+    for name, prediction in (("v2-1_512-ema-pruned", None), ("sd_turbo", "epsilon")):
+        (tmp_path / name).mkdir()
+        save_file(checkpoint(folder), tmp_path / f"{name}.safetensors")
+        said = open_source(str(tmp_path / f"{name}.safetensors"), work=tmp_path / name).said
+        assert said.prediction_type == prediction
+        (note,) = said.notes(name)
+        assert "is taken to predict" in note
+
+
 def test_a_folder_that_lacks_what_is_replaced(
     small_pipeline: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    import json
-    import shutil
-
     folder = Path(shutil.copytree(small_pipeline("sd1"), tmp_path / "pipeline"))
     index = json.loads((folder / "model_index.json").read_text())
     for component in ("vae", "text_encoder"):

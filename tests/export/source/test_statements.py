@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from edgediff_export.source.prediction import assume_prediction, prediction_in_name
 from edgediff_export.source.safetensors_file import read_header
 from edgediff_export.source.scheduler import adapt
 from edgediff_export.source.statements import Statements, read_statements
 from safetensors.torch import save_file
+
+from edgediff.errors import ExportError
 
 Write = Callable[..., Statements]
 EMPTY = torch.tensor([])
@@ -111,3 +114,59 @@ def test_a_class_without_zero_terminal_snr_gives_way_to_ddim() -> None:
         base, name="m", timestep_spacing=None, prediction_type=None, zero_terminal_snr=True
     )
     assert adapted["_class_name"] == "DDIMScheduler"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"modelspec__prediction_type": "flow"}, "modelspec.prediction_type 'flow'"),
+        ({"modelspec__prediction_type": "velocity"}, "modelspec.prediction_type 'velocity'"),
+        ({"ss_flow_matching": "True", "modelspec__prediction_type": "eps"}, "ss_flow_matching"),
+    ],
+)
+def test_an_unknown_prediction_is_refused_unless_the_flag_is_given(
+    metadata: dict[str, str], words: str, read: Write
+) -> None:
+    said = read({}, **metadata)
+    given: dict[str, Any] = {"name": "m", "timestep_spacing": None}
+    with pytest.raises(ExportError, match=rf"{words}.*give `--prediction-type`"):
+        adapt(BASE, **given, prediction_type=None, said=said)
+    adapted = adapt(BASE, **given, prediction_type="v_prediction", said=said)
+    assert adapted["prediction_type"] == "v_prediction"
+    assert read({"v_pred": EMPTY}, **metadata).unknown == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("noobaiXLNAIXL_vPred10Version", "model-v-pred-ztsnr", "illustriousXLvpred"),
+        *("sdxl_v_prediction", "NoobAI-XL-Vpred-1.0", "vPredTest"),
+    ],
+)
+def test_v_that_only_the_name_says_is_noted(name: str) -> None:
+    (note,) = prediction_in_name(["m", name], BASE)
+    assert f"the name {name!r} says v-prediction" in note
+    assert "`--prediction-type v_prediction --zero-terminal-snr`" in note
+    assert prediction_in_name([name], {**BASE, "prediction_type": "v_prediction"}) == ()
+
+
+@pytest.mark.parametrize("name", ["noobaiXL_epsilonPred11", "predator_v2", "v_predictable"])
+def test_other_names_do_not_say_v(name: str) -> None:
+    assert prediction_in_name([name], BASE) == ()
+
+
+def test_the_assumed_prediction_of_stable_diffusion_2_is_noted() -> None:
+    base = {**BASE, "prediction_type": "v_prediction"}
+    said = assume_prediction(Statements(), ["v2-1_512-ema-pruned"], base, sd2=True)
+    assert said.prediction_type is None
+    (note,) = said.notes("m")
+    assert "is taken to predict v" in note
+    assert "`--prediction-type epsilon`" in note
+    said = assume_prediction(Statements(), ["sd_turbo"], base, sd2=True)
+    assert said.prediction_type == "epsilon"
+    assert "'sd_turbo' says Turbo" in said.notes("m")[0]
+    # A UNet in a pipeline whose config says v; one that has its say; one of another kind.
+    assert assume_prediction(Statements(), ["unet"], base, sd2=False) == Statements()
+    stated = Statements(prediction_type="v_prediction")
+    assert assume_prediction(stated, ["sd_turbo"], base, sd2=True) == stated
+    assert assume_prediction(Statements(), ["sd_turbo"], BASE, sd2=False) == Statements()
