@@ -33,7 +33,7 @@ from edgediff_export.source.lora_forms import (
 from edgediff_export.source.origin import origin
 from edgediff_export.source.original_names import unet_names
 from edgediff_export.source.safetensors_file import open_tensors, read_header, split_argument
-from edgediff_export.source.statements import read_statements
+from edgediff_export.source.statements import Statements, read_statements
 
 Layers = Mapping[str, tuple[int, ...]]
 """The layers of a component that a LoRA can change: name → the shape of its weight, and
@@ -80,7 +80,8 @@ class Lora:
 class Matched:
     """A LoRA whose layers were found in the pipeline: component → layer → its change.
 
-    `note`: the tensors left out, "" if none. `names`: all names that it goes by."""
+    `note`: the tensors left out, and an unusual model that it was trained for; "" if neither.
+    `names`: all names that it goes by."""
 
     lora: Lora
     changes: Mapping[str, Mapping[str, Change]]
@@ -217,12 +218,10 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
                 absent.append(next(roles[r] for r in roles if r in ("up_bias", "diff_b", "b_norm")))
                 continue
             rank = rank_of(roles, shapes)
-            if rank == 0:  # resized to nothing: it changes nothing
-                changes.setdefault(component, {})
-                continue
             _check_shapes(where, name, roles, shapes, its, layer)
             if rank is not None:
-                factor = alphas.factor(name, component, layer, rank=rank)
+                # A layer that was resized to rank 0 has matrices without values.
+                factor = alphas.factor(name, component, layer, rank=rank) if rank else 0.0
                 change = Change(keys=roles, factor=factor)
             # A file that names a layer twice, as diffusers does and as the original, means one.
             known = changes.setdefault(component, {}).setdefault(layer, change)
@@ -245,15 +244,22 @@ def match(lora: Lora, pipeline: Mapping[str, Layers], *, allow_partial: bool = F
             f" into this pipeline: {listed}{more}: give a LoRA that was trained for this model, or"
             " --allow-partial to merge the rest"
         )
+    statements = read_statements(header)
     return Matched(
         lora=lora,
         changes=changes,
-        note=_note(lora, len(grouped), absent, others),
-        names=(*origin(lora.path).names, *read_statements(header).names),
+        note=_note(lora, len(grouped), absent, others, statements),
+        names=(*origin(lora.path).names, *statements.names),
     )
 
 
-def _note(lora: Lora, total: int, absent: Sequence[str], others: Sequence[str]) -> str:
+def _note(
+    lora: Lora,
+    total: int,
+    absent: Sequence[str],
+    others: Sequence[str],
+    statements: Statements,
+) -> str:
     parts = []
     if absent:
         parts.append(
@@ -263,6 +269,15 @@ def _note(lora: Lora, total: int, absent: Sequence[str], others: Sequence[str]) 
     if others:
         parts.append(
             f"tensors that change no layer were left out ({len(others)}, such as {others[0]})"
+        )
+    # Trainers write "epsilon" into most files, but these only where it holds.
+    unusual = {
+        "prediction_type": statements.prediction_type == "v_prediction",
+        "zero_terminal_snr": statements.zero_terminal_snr,
+    }
+    if words := [statements.why[field] for field, holds in unusual.items() if holds]:
+        parts.append(
+            f"was trained for a model that {' and '.join(words)}: merge it only into such a model"
         )
     return f"{lora.path.name}: {'; '.join(parts)}" if parts else ""
 

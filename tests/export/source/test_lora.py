@@ -271,6 +271,32 @@ def test_a_layer_of_rank_zero_changes_nothing(write: Callable[..., Lora]) -> Non
     assert matched.note == ""
 
 
+def test_a_layer_of_rank_zero_keeps_its_bias(write: Callable[..., Lora]) -> None:
+    module = _nested(Q)
+    before = module.get_submodule(Q).bias.clone()
+    lora = write(pair(KOHYA_Q, (0, 8), (8, 0)) | {f"{KOHYA_Q}.diff_b": torch.ones(8)})
+    match(lora, {"unet": {Q: (8, 8), f"{Q}.bias": (8,)}}).merge("unet", module)
+    torch.testing.assert_close(module.get_submodule(Q).bias, before + 1)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "note"),
+    [
+        (
+            {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"},
+            "it.safetensors: was trained for a model that predicts v, as ss_v_parameterization says"
+            " and has zero terminal SNR, as ss_zero_terminal_snr says: merge it only into such a"
+            " model",
+        ),
+        ({"ss_v_parameterization": "False", "modelspec.prediction_type": "epsilon"}, ""),
+    ],
+)
+def test_a_lora_of_an_unusual_model_is_noted(
+    metadata: dict[str, str], note: str, write: Callable[..., Lora]
+) -> None:
+    assert match(write(pair(KOHYA_Q), metadata), PIPELINE).note == note
+
+
 @pytest.mark.parametrize(
     "prefix",
     [
