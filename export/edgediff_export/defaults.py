@@ -50,8 +50,9 @@ def timesteps_of(schedule: Schedule) -> tuple[float, float]:
 
 
 def named(options: Options, source: Source) -> tuple[str, ...]:
-    """The names that may say how the model is to be sampled: of LoRAs, the user's, its own."""
-    loras = [name for matched in source.loras for name in matched.names]
+    """The names that may say how the model is to be sampled: of few-step LoRAs, the user's, its
+    own."""
+    loras = [name for matched in source.loras if matched.few_steps for name in matched.names]
     return (*loras, *([options.name] if options.name else []), *source.names)
 
 

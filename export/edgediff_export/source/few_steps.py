@@ -116,10 +116,28 @@ _RULES: Sequence[tuple[re.Pattern[str], FewSteps]] = (
 )
 
 
-def find_few_steps(names: Sequence[str]) -> tuple[str, FewSteps] | None:
-    """The first name that says so → it, and how to sample; None for other models."""
+# LoRAs are named after things, and "turbo" and "lightning" are words for such.
+_WORD_OF_LORAS: Mapping[str, re.Pattern[str]] = {
+    label: re.compile(rf"(?:(?<![a-z])|(?<=xl)){label}(?![a-z])", re.IGNORECASE)
+    for label in ("Lightning", "Turbo")
+}
+_COMPANION = re.compile(
+    r"(?<![a-z])sd(?:[ _-]?xl|[ _-]?v?[123](?!\d)|[ _-]?v?1[._]?5|(?![a-z\d]))"
+    rf"|{_STEPS_IN_NAME.pattern}",
+    re.IGNORECASE,
+)
+"""Beside such a word: the family of the model that it was distilled from, or a number of steps."""
+
+
+def find_few_steps(names: Sequence[str], *, lora: bool = False) -> tuple[str, FewSteps] | None:
+    """The first name that says so → it, and how to sample; None for other models.
+
+    lora: whether the names are a LoRA's."""
     for name in names:
         for pattern, rule in _RULES:
+            word = _WORD_OF_LORAS.get(rule.label) if lora else None
+            if word is not None and not (word.search(name) and _COMPANION.search(name)):
+                continue
             if pattern.search(name):
                 return name, _fitted(rule, name, names)
     return None

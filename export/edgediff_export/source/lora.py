@@ -90,8 +90,8 @@ class Matched:
 
     @property
     def few_steps(self) -> bool:
-        """Whether its names say that it makes a model one of few steps."""
-        return find_few_steps(self.names) is not None
+        """Whether its names say that it makes a model one of few steps, if any of it is added."""
+        return self.lora.scale != 0 and find_few_steps(self.names, lora=True) is not None
 
     def merge(self, component: str, module: Any) -> None:
         """Add the change to a component's weights, in place; each sum is taken in float32.

@@ -1,9 +1,11 @@
 """Models of few steps, by the names of what is published, and how their authors sample them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.lora import Lora, Matched
 from edgediff_export.source.scheduler import adapt, choose_sampling, read_schedule, reasons
 
 from edgediff.sampling.plan import make_plan
@@ -141,3 +143,32 @@ def test_a_unet_that_takes_the_guidance_scale_is_sampled_with_lcm() -> None:
     chosen = choose_sampling(adapted, name="unet", guidance_embedding=True)
     assert (chosen.sampler, chosen.steps, chosen.guidance_scale) == ("lcm", 4, 8.5)
     assert "time_cond_proj_dim" in reasons(adapted, ["unet"], embedding=True)[0]
+
+
+def _few_steps(name: str, scale: float = 1.0) -> bool:
+    lora = Lora(path=Path(f"{name}.safetensors"), scale=scale)
+    return Matched(lora=lora, changes={}, names=(name,)).few_steps
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("thunder_lightning_effect_style", "turbocharged_car", "turbo kid"),
+        *("Lightning McQueen LoRA", "Turbocharged SDXL", "lightningbolt_sd15", "usdx turbo"),
+    ],
+)
+def test_ordinary_words_in_the_name_of_a_lora(name: str) -> None:
+    assert not _few_steps(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sdxl_lightning_4step_lora", "ByteDance/SDXL-Lightning", "sd_xl_turbo_lora_v1"),
+        *("SDXLTurbo_lora", "lightning 8 steps", "sd15_turbo", "sd-turbo", "turbo-sd1.5"),
+        *("lcm-lora-sdv1-5", "Hyper-SD15-8steps-CFG-lora", "dmd2_lora"),
+    ],
+)
+def test_a_lora_of_few_steps_counts_unless_its_scale_is_0(name: str) -> None:
+    assert _few_steps(name)
+    assert not _few_steps(name, 0.0)
