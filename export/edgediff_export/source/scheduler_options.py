@@ -6,6 +6,7 @@ noise levels or x0, and with them every image.
 """
 
 import inspect
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ _EDM = frozenset(
         *("num_train_timesteps", "prediction_type", "final_sigmas_type"),
     )
 )
+_CAN_BE_NONE = frozenset(("steps_offset", "clip_sample_range"))
+"""Numbers that may be left empty, if the scheduler does not use them."""
 _CLIP = frozenset(("clip_sample", "clip_sample_range"))
 _DISTILLED = frozenset(("original_inference_steps",))
 
@@ -122,6 +125,7 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises ExportError."""
     notes = []
+    _check_numbers(name, config)
     if name == "EulerDiscreteScheduler" and is_edm(name, config):
         _check_continuous(config)
     for key, default in class_defaults(name).items():
@@ -134,7 +138,8 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
             continue
         if key not in _STEP_RULES:
             raise ExportError(
-                f"scheduler {name}: {key} is {value!r}, which edgediff cannot sample with: only"
+                f"scheduler {name}: {key} is {reprlib.repr(value)}, which edgediff cannot sample"
+                " with: only"
                 f" {default!r} is supported: change it in scheduler/scheduler_config.json, if the"
                 " model was trained without it"
             )
@@ -150,6 +155,25 @@ def check_options(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     if solver and config.get("algorithm_type") == _SDE and config.get("solver_order", 2) > 2:
         notes.append(f"scheduler {name}: solver_order 3 of {_SDE} is sampled with order 2")
     return tuple(notes)
+
+
+def _check_numbers(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse text, lists or nothing in the place of a number."""
+    for key, default in class_defaults(name).items():
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if key not in READ[name] or key not in config or not (number or key in _BOUNDS):
+            continue
+        value = config[key]
+        if value is None and (key in _CAN_BE_NONE or default is None):
+            continue
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        whole = isinstance(default, int)
+        if not right or (whole and isinstance(value, float) and not value.is_integer()):
+            kind = "a whole number" if whole else "a number"
+            raise ExportError(
+                f"scheduler {name}: {key} is {reprlib.repr(value)}: expected {kind}: change it in"
+                " scheduler/scheduler_config.json"
+            )
 
 
 def _check_continuous(config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from edgediff.errors import ExportError
 from edgediff_export.quiet import quiet
 from edgediff_export.source.configs import REPOSITORIES, Kind, write_configs
+from edgediff_export.source.families import TEXT_ENCODERS
 from edgediff_export.source.file_kinds import FAMILIES, SOURCE, kind_of
 from edgediff_export.source.safetensors_file import PICKLES, Header, read_header
 
@@ -49,7 +50,7 @@ def open_single_file(path: Path, folder: Path, *, replaced: Collection[str]) -> 
         )
     header = read_header(path)
     kind = identify(header, replaced=replaced)
-    cached = _cached_configs(REPOSITORIES[kind])
+    cached = _cached_configs(kind)
     if cached is None:
         write_configs(kind, folder)
     else:
@@ -134,15 +135,22 @@ def _starts(names: Collection[str], *prefixes: str) -> bool:
     return any(name.startswith(prefixes) for name in names)
 
 
-def _cached_configs(repository: str) -> Path | None:
-    """The folder of a pipeline's configs in the hub's local cache, where all of them are there."""
+def _cached_configs(kind: Kind) -> Path | None:
+    """The folder of a pipeline's configs in the hub's local cache; None unless all of them are
+    there."""
     with quiet():
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(repository, local_files_only=True))
+            folder = Path(snapshot_download(REPOSITORIES[kind], local_files_only=True))
         except Exception:  # the hub's client raises a dozen unrelated classes
             return None
-    needed = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
-    needed += [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+    encoders = list(TEXT_ENCODERS) if kind.startswith("sdxl") else ["text_encoder"]
+    needed = ["model_index.json", "scheduler/scheduler_config.json"]
+    needed += [f"{part}/config.json" for part in ("unet", "vae", *encoders)]
+    needed += [
+        f"{TEXT_ENCODERS[encoder]}/{name}"
+        for encoder in encoders
+        for name in ("vocab.json", "merges.txt")
+    ]
     return folder if all((folder / name).is_file() for name in needed) else None

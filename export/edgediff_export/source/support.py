@@ -84,6 +84,12 @@ def _check_added_embedding(source: Source) -> None:
     pooled = source.text_encoders["text_encoder_2"].get("projection_dim", 512)
     width = pooled + TIME_IDS * (unet.get("addition_time_embed_dim") or 0)
     if unet.get("projection_class_embeddings_input_dim") != width:
+        if "text_encoder_2" in source.flags:
+            raise ExportError(
+                f"{source.flags['text_encoder_2']} {source.weights['text_encoder_2']}: embeds a"
+                f" prompt in {pooled} values, which this UNet does not take: give the second text"
+                " encoder of an SDXL pipeline"
+            )
         raise ExportError(
             f"{where}: the UNet takes {unet.get('projection_class_embeddings_input_dim')} values"
             f" about prompt and image, SDXL's base models {width}: refiners only finish another"

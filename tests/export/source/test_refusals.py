@@ -456,6 +456,13 @@ def test_a_text_encoder_of_another_size(
     xl = small_pipeline("xl")
     with pytest.raises(ExportError, match=r"give SDXL's pipeline for an SDXL UNet|--unet"):
         open_source(str(folder), work=tmp_path, unet=xl)
+    second = Path(shutil.copytree(xl / "text_encoder_2", tmp_path / "second"))
+    path = second / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "projection_dim": 48}))
+    with pytest.raises(
+        ExportError, match=r"--text-encoder-2 .*second: embeds a prompt in 48 values, which this"
+    ):
+        open_source(str(xl), work=tmp_path, text_encoder_2=second)
     # As a file it is shaped like the pipeline's own, and does not fit that.
     file = next((small_pipeline("sd2") / "text_encoder").glob("*.safetensors"))
     shutil.copy(file, tmp_path / "te.safetensors")

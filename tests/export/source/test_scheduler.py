@@ -89,6 +89,14 @@ def test_every_field_is_read() -> None:
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid': expected one of scaled_linear"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow': expected one of epsilon"),
         ({"beta_end": 2.0}, "beta_end is 2.0"),
+        ({"beta_end": None}, "beta_end is None: expected a number: change it in scheduler/"),
+        ({"beta_end": "0.012"}, "beta_end is '0.012': expected a number"),
+        ({"beta_start": [0.1]}, r"beta_start is \[0.1\]: expected a number"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps is '1000': expected a whole number"),
+        ({"num_train_timesteps": None}, "num_train_timesteps is None: expected a whole number"),
+        ({"steps_offset": 0.5}, "steps_offset is 0.5: expected a whole number"),
+        ({"clip_sample_range": True}, "clip_sample_range is True: expected a number"),
+        ({"trained_betas": [0.1] * 1000}, r"trained_betas is \[(0.1, ){6}\.\.\.\], which"),
     ],
 )
 def test_what_the_samplers_cannot_do(changes: dict[str, Any], message: str) -> None:
@@ -377,3 +385,13 @@ def test_continuous_timesteps_are_those_of_edm() -> None:
     with pytest.raises(ExportError, match="samples only with use_karras_sigmas or use_exp"):
         read_schedule({**given, "sigma_max": None})
     assert isinstance(read_schedule({**given, "prediction_type": "epsilon"}), DiscreteSchedule)
+
+
+def test_numbers_of_edm_are_checked_and_those_without_use_may_be_empty() -> None:
+    for key, value in (("sigma_max", None), ("rho", "7"), ("sigma_data", [0.5])):
+        with pytest.raises(ExportError, match=f"{key} is .*: expected a number"):
+            read_schedule({"_class_name": "EDMEulerScheduler", key: value})
+    with pytest.raises(ExportError, match="sigma_min is '0': expected a number"):
+        read_schedule(config("EulerDiscreteScheduler", sigma_min="0"))
+    empty = config("DDIMScheduler", steps_offset=None, clip_sample_range=None, sigma_min=None)
+    assert read_schedule(empty) == read_schedule(config("DDIMScheduler"))

@@ -16,7 +16,7 @@ from edgediff_export.source.open import open_source
 from edgediff_export.source.original_names import unet_names, vae_names
 from edgediff_export.source.safetensors_file import Header
 from edgediff_export.source.scheduler import adapt, read_schedule
-from edgediff_export.source.single_file import identify
+from edgediff_export.source.single_file import _cached_configs, identify
 from edgediff_export.source.weights import load_file_weights
 from safetensors.torch import load_file, save_file
 
@@ -131,6 +131,25 @@ def test_latents_that_the_file_says_are_normalized(
     )
     assert read_schedule(adapted) == EDMSchedule(prediction_type="edm")
     assert latent_space(replace(source, scheduler=adapted)).scaling_factor == 1.0
+
+
+@pytest.mark.parametrize("lacking", ["text_encoder_2/config.json", "tokenizer_2/merges.txt", None])
+def test_configs_in_the_cache_count_if_all_are_there(
+    lacking: str | None,
+    small_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another program may have loaded only a part of the pipeline."""
+    folder = Path(shutil.copytree(small_pipeline("xl"), tmp_path / "cached"))
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        for name in ("vocab.json", "merges.txt"):
+            (folder / tokenizer / name).touch()
+    if lacking is not None:
+        (folder / lacking).unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    assert _cached_configs("sdxl") == (folder if lacking is None else None)
+    assert _cached_configs("sd1") == folder
 
 
 def test_statements_are_about_the_components_of_their_file(
