@@ -9,6 +9,7 @@ from edgediff.request.request import check_size
 from edgediff.sampling.plan import make_plan
 from edgediff.sampling.schedule import EDMSchedule, Schedule
 from edgediff_export.options import Options
+from edgediff_export.source.few_steps import find_few_steps
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import Sampling, choose_sampling, sigma_data
 from edgediff_export.source.tiny_vae import FITTING, TINY_VAES
@@ -50,9 +51,14 @@ def timesteps_of(schedule: Schedule) -> tuple[float, float]:
 
 
 def named(options: Options, source: Source) -> tuple[str, ...]:
-    """The names that may say how the model is to be sampled: of few-step LoRAs, the user's, its
-    own."""
-    loras = [name for matched in source.loras if matched.few_steps for name in matched.names]
+    """The names that may say how the model is to be sampled: of LoRAs, the user's, its own. Those
+    of LoRAs that only seem to say so are left out."""
+    loras = [
+        name
+        for matched in source.loras
+        if matched.few_steps or find_few_steps(matched.names) is None
+        for name in matched.names
+    ]
     return (*loras, *([options.name] if options.name else []), *source.names)
 
 

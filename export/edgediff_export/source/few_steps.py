@@ -116,17 +116,29 @@ _RULES: Sequence[tuple[re.Pattern[str], FewSteps]] = (
 )
 
 
+_UNKNOWN = _word(
+    r"perflow|instaflow|tdd|vegart|nitro[ _-]?(?:sd|fusion)|sd[\w.]*[ _-]nitro"
+    r"|sd[ _-]?xl[ _-]?flash"
+)
+"""Families of few-step models without a rule here."""
+
+
+def unknown_few_steps(names: Sequence[str]) -> str | None:
+    """The first name that is one of a few-step model whose settings are not known here."""
+    return next((name for name in names if _UNKNOWN.search(name)), None)
+
+
 # LoRAs are named after things, and "turbo" and "lightning" are words for such.
 _WORD_OF_LORAS: Mapping[str, re.Pattern[str]] = {
-    label: re.compile(rf"(?:(?<![a-z])|(?<=xl)){label}(?![a-z])", re.IGNORECASE)
+    label: re.compile(rf"(?:(?<![a-z])|(?<=xl)|(?<=lcm))(?i:{label})(?![a-z])")
     for label in ("Lightning", "Turbo")
 }
 _COMPANION = re.compile(
     r"(?<![a-z])sd(?:[ _-]?xl|[ _-]?v?[123](?!\d)|[ _-]?v?1[._]?5|(?![a-z\d]))"
-    rf"|{_STEPS_IN_NAME.pattern}",
+    rf"|lcm|{_STEPS_IN_NAME.pattern}",
     re.IGNORECASE,
 )
-"""Beside such a word: the family of the model that it was distilled from, or a number of steps."""
+"""Beside such a word: the family of the model that it was distilled from, LCM, or a number of steps."""
 
 
 def find_few_steps(names: Sequence[str], *, lora: bool = False) -> tuple[str, FewSteps] | None:

@@ -16,7 +16,7 @@ from edgediff.sampling.schedule import (
     TimestepSpacing,
 )
 from edgediff.sampling.sigmas import SPACINGS, Spacing
-from edgediff_export.source.few_steps import FewSteps, find_few_steps
+from edgediff_export.source.few_steps import FewSteps, find_few_steps, unknown_few_steps
 from edgediff_export.source.scheduler_options import check_options, class_defaults, is_edm
 from edgediff_export.source.statements import Statements
 
@@ -171,7 +171,13 @@ def _known_class(config: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a config's class. Raises ExportError for one without a sampler."""
     name = config.get("_class_name")
     if name not in _SAMPLERS:
-        raise ExportError(f"scheduler {name}: expected one of {', '.join(_SAMPLERS)}")
+        why = "no sampler here takes its steps"
+        if "Flow" in str(name):
+            why = "it is for flow matching, which cannot be sampled here"
+        raise ExportError(
+            f"scheduler {name}: expected one of {', '.join(_SAMPLERS)}, since {why}: if the model"
+            " was trained on the noise levels of one of these, name that in model_index.json"
+        )
     return class_defaults(str(name))
 
 
@@ -324,7 +330,13 @@ def reasons(config: Mapping[str, Any], name: Sequence[str], *, embedding: bool) 
         )
     found = find_few_steps(name)
     if found is None:
-        return ()
+        unknown = unknown_few_steps(name)
+        if unknown is None:
+            return ()
+        return (
+            f"the name {unknown!r} is that of a few-step model whose settings edgediff does not"
+            " know: give `--steps`, `--guidance` and `--sampler` as its model card does",
+        )
     said, rule = found
     sampling = choose_sampling(config, name=name, guidance_embedding=False)
     if sampling.steps != rule.steps:

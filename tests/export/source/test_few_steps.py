@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.few_steps import find_few_steps, unknown_few_steps
 from edgediff_export.source.lora import Lora, Matched
 from edgediff_export.source.scheduler import adapt, choose_sampling, read_schedule, reasons
 
@@ -145,6 +145,20 @@ def test_a_unet_that_takes_the_guidance_scale_is_sampled_with_lcm() -> None:
     assert "time_cond_proj_dim" in reasons(adapted, ["unet"], embedding=True)[0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hansyan/perflow-sd15-dreamshaper", "sdxl_tdd_lora_weights", "Segmind-VegaRT"),
+        *("nitrosd-realism_unet", "SD2.1-Nitro", "sd-community/sdxl-flash", "instaflow_0_9B"),
+    ],
+)
+def test_a_few_step_family_without_a_rule_is_noted(name: str) -> None:
+    assert find_few_steps([name]) is None
+    (why,) = reasons(EULER, ["m", name], embedding=False)
+    assert f"the name {name!r} is that of a few-step model" in why
+    assert "`--steps`" in why
+
+
 def _few_steps(name: str, scale: float = 1.0) -> bool:
     lora = Lora(path=Path(f"{name}.safetensors"), scale=scale)
     return Matched(lora=lora, changes={}, names=(name,)).few_steps
@@ -159,6 +173,7 @@ def _few_steps(name: str, scale: float = 1.0) -> bool:
 )
 def test_ordinary_words_in_the_name_of_a_lora(name: str) -> None:
     assert not _few_steps(name)
+    assert unknown_few_steps([name]) is None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +181,7 @@ def test_ordinary_words_in_the_name_of_a_lora(name: str) -> None:
     [
         *("sdxl_lightning_4step_lora", "ByteDance/SDXL-Lightning", "sd_xl_turbo_lora_v1"),
         *("SDXLTurbo_lora", "lightning 8 steps", "sd15_turbo", "sd-turbo", "turbo-sd1.5"),
-        *("lcm-lora-sdv1-5", "Hyper-SD15-8steps-CFG-lora", "dmd2_lora"),
+        *("LCMTurboMix_Euler_A", "lcm-lora-sdv1-5", "Hyper-SD15-8steps-CFG-lora", "dmd2_lora"),
     ],
 )
 def test_a_lora_of_few_steps_counts_unless_its_scale_is_0(name: str) -> None:

@@ -111,6 +111,18 @@ def test_an_unknown_scheduler(name: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("KDPM2AncestralDiscreteScheduler", "since no sampler here takes its steps"),
+        ("FlowMatchEulerDiscreteScheduler", "since it is for flow matching"),
+    ],
+)
+def test_a_class_without_a_sampler_is_refused_with_a_remedy(name: str, reason: str) -> None:
+    with pytest.raises(ExportError, match=rf"{reason}.*: if .*, name that in model_index.json"):
+        read_schedule({"_class_name": name})
+
+
+@pytest.mark.parametrize(
     ("scheduler", "name", "embedding", "expected"),
     [
         (config("PNDMScheduler"), "sd", False, ("pndm", 20, 7.5)),
