@@ -138,7 +138,7 @@ _COMPANION = re.compile(
     rf"|lcm|{_STEPS_IN_NAME.pattern}",
     re.IGNORECASE,
 )
-"""Beside such a word: the family of the model that it was distilled from, LCM, or a number of steps."""
+"""Beside such a word: the family that it was distilled from, LCM, or a number of steps."""
 
 
 def find_few_steps(names: Sequence[str], *, lora: bool = False) -> tuple[str, FewSteps] | None:
