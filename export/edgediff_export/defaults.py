@@ -10,6 +10,7 @@ from edgediff.sampling.plan import make_plan
 from edgediff.sampling.schedule import EDMSchedule, Schedule
 from edgediff_export.options import Options
 from edgediff_export.source.few_steps import find_few_steps
+from edgediff_export.source.lora import Matched
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.scheduler import Sampling, choose_sampling, sigma_data
 from edgediff_export.source.tiny_vae import FITTING, TINY_VAES
@@ -52,14 +53,25 @@ def timesteps_of(schedule: Schedule) -> tuple[float, float]:
 
 def named(options: Options, source: Source) -> tuple[str, ...]:
     """The names that may say how the model is to be sampled: of LoRAs, the user's, its own. Those
-    of LoRAs that only seem to say so are left out."""
-    loras = [
-        name
-        for matched in source.loras
-        if matched.few_steps or find_few_steps(matched.names) is None
-        for name in matched.names
-    ]
+    of LoRAs in `doubts` are left out."""
+    loras = [name for matched in source.loras if not _doubt(matched) for name in matched.names]
     return (*loras, *([options.name] if options.name else []), *source.names)
+
+
+def _doubt(matched: Matched) -> str:
+    """The name of a LoRA that only seems to say that it is one of few steps; "" for others."""
+    found = find_few_steps(matched.names)
+    return "" if found is None or matched.few_steps else found[0]
+
+
+def doubts(source: Source) -> tuple[str, ...]:
+    """Names of LoRAs that may be those of few-step models, for the report."""
+    return tuple(
+        f"the LoRA's name {name!r} is not taken for that of a few-step model: if it is one, give"
+        " `--steps` and `--guidance` as its model card does"
+        for matched in source.loras
+        if matched.lora.scale != 0 and (name := _doubt(matched))
+    )
 
 
 def _suggested(options: Options, source: Source) -> Sampling:

@@ -27,6 +27,7 @@ from edgediff_export.convert import FloatModel, plan_conversion
 from edgediff_export.defaults import (
     choose_defaults,
     conditioning,
+    doubts,
     latent_space,
     named,
     record_preset,
@@ -225,6 +226,7 @@ def _open(
         reasons=(
             *source.said.notes(source.name),
             *reasons(scheduler, names, embedding=guidance_embedding),
+            *doubts(source),
         ),
     )
 

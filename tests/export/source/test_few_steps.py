@@ -1,12 +1,17 @@
 """Models of few steps, by the names of what is published, and how their authors sample them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from edgediff_export.export import _open
+from edgediff_export.options import Options
 from edgediff_export.source.few_steps import find_few_steps, unknown_few_steps
 from edgediff_export.source.lora import Lora, Matched
 from edgediff_export.source.scheduler import adapt, choose_sampling, read_schedule, reasons
+from safetensors.torch import load_file, save_file
 
 from edgediff.sampling.plan import make_plan
 
@@ -187,3 +192,35 @@ def test_ordinary_words_in_the_name_of_a_lora(name: str) -> None:
 def test_a_lora_of_few_steps_counts_unless_its_scale_is_0(name: str) -> None:
     assert _few_steps(name)
     assert not _few_steps(name, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "steps", "words"),
+    [
+        ("turbo kid", 1.0, 20, "'turbo kid' is not taken for that of a few-step model"),
+        ("turbo kid", 0.0, 20, ""),
+        ("sd15_turbo", 1.0, 4, "'sd15_turbo' says Turbo"),
+    ],
+)
+def test_a_lora_whose_name_is_in_doubt_is_noted(
+    name: str,
+    scale: float,
+    steps: int,
+    words: str,
+    small_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = small_pipeline("sd1")
+    unet = load_file(next((folder / "unet").glob("*.safetensors")))
+    key = next(key for key in unet if key.endswith("attn1.to_q.weight"))
+    out, inner = unet[key].shape
+    layer = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+    down, up = torch.ones(2, inner), torch.ones(out, 2)
+    path = tmp_path / f"{name}.safetensors"
+    save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, path)
+    lora = Lora(path=path, scale=scale)
+    options = Options(source=str(folder), out=tmp_path / "out", loras=(lora,))
+    opened = _open(options, None, tmp_path)
+    assert opened.defaults.steps == steps
+    assert words in "".join(opened.reasons)
+    assert bool(words) == bool(opened.reasons)
