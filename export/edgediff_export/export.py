@@ -43,6 +43,7 @@ from edgediff_export.source.controlnet import ControlNet, open_controlnets
 from edgediff_export.source.families import CONTROLLED_UNET, TEXT_ENCODERS, UNET
 from edgediff_export.source.open import open_source
 from edgediff_export.source.pipeline import Source
+from edgediff_export.source.prediction import prediction_in_name
 from edgediff_export.source.scheduler import adapt, read_schedule, reasons
 from edgediff_export.source.scheduler_options import check_options as check_scheduler
 from edgediff_export.targets.table import PROVIDERS, Target
@@ -211,6 +212,7 @@ def _open(
     schedule = read_schedule(scheduler)
     latent = latent_space(source)
     networks = open_controlnets(options.controlnets, source, latent)
+    flagged = options.prediction_type is not None
     return _Opened(
         source=source,
         schedule=schedule,
@@ -224,7 +226,8 @@ def _open(
             *(note for network in networks for note in network.notes),
         ),
         reasons=(
-            *source.said.notes(source.name),
+            *source.said.notes(source.name, overridden=["prediction_type"] if flagged else []),
+            *(() if flagged else prediction_in_name(source.names, scheduler)),
             *reasons(scheduler, names, embedding=guidance_embedding),
             *doubts(source),
         ),

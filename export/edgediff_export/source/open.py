@@ -17,7 +17,7 @@ from edgediff_export.source.hub import download_component, download_pipeline, is
 from edgediff_export.source.origin import Origin, hub_origin, origin
 from edgediff_export.source.pipeline import Source
 from edgediff_export.source.pipeline_folder import check_pipeline_folder
-from edgediff_export.source.prediction import assume_prediction, prediction_in_name
+from edgediff_export.source.prediction import assume_prediction
 from edgediff_export.source.safetensors_file import PICKLES, Header, read_header
 from edgediff_export.source.scheduler import mend
 from edgediff_export.source.single_file import open_single_file
@@ -166,8 +166,6 @@ def open_source(
     bare = header is not None or unet is not None
     if bare:
         said = assume_prediction(said, names, scheduler, sd2=kind == "sd2" and unet is None)
-    if said.prediction_type is None:
-        notes = (*notes, *prediction_in_name(names, scheduler))
     if unet is not None and whole.why.keys() - {"vae"}:
         notes = (
             *notes,

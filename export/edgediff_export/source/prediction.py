@@ -39,7 +39,7 @@ def _assumed(said: Statements, words: str) -> Statements:
 
 
 def prediction_in_name(names: Sequence[str], scheduler: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note if only a name says that the UNet predicts v."""
+    """A note if only a name says that the UNet predicts v. scheduler: the config, `adapt`ed."""
     name = next((n for n in names if _V_IN_NAME.search(n)), None)
     if name is None or scheduler.get("prediction_type", "epsilon") == "v_prediction":
         return ()

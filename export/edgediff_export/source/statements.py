@@ -1,7 +1,7 @@
 """Statements of a file of weights on how its model was trained: by marker tensors, which ComfyUI
 and other trainers agreed on, and in its metadata (ModelSpec's `modelspec.*`, kohya-ss' `ss_*`)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,9 +54,9 @@ class Statements:
     names: tuple[str, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
 
-    def notes(self, name: str) -> tuple[str, ...]:
-        """The statements that were used, for the report."""
-        return tuple(f"{name}: {words}" for words in self.why.values())
+    def notes(self, name: str, *, overridden: Collection[str] = ()) -> tuple[str, ...]:
+        """The statements that were used, for the report. overridden: fields that were not."""
+        return tuple(f"{name}: {w}" for field, w in self.why.items() if field not in overridden)
 
 
 def read_statements(header: Header) -> Statements:

@@ -1,11 +1,14 @@
 """The training of a model as its file states it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from edgediff_export.export import _open
+from edgediff_export.options import Options
 from edgediff_export.source.prediction import assume_prediction, prediction_in_name
 from edgediff_export.source.safetensors_file import read_header
 from edgediff_export.source.scheduler import adapt
@@ -148,6 +151,19 @@ def test_v_that_only_the_name_says_is_noted(name: str) -> None:
     assert f"the name {name!r} says v-prediction" in note
     assert "`--prediction-type v_prediction --zero-terminal-snr`" in note
     assert prediction_in_name([name], {**BASE, "prediction_type": "v_prediction"}) == ()
+
+
+def test_a_flag_ends_the_doubt(small_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model-v-pred"
+    folder.symlink_to(small_pipeline("sd1"))
+    options = Options(source=str(folder), out=tmp_path / "out")
+    (note,) = _open(options, None, tmp_path).reasons
+    assert "the name 'model-v-pred' says v-prediction" in note
+    flagged = replace(options, prediction_type="v_prediction")
+    assert _open(flagged, None, tmp_path).reasons == ()
+    said = Statements(prediction_type="v_prediction", why={"prediction_type": "predicts v"})
+    assert said.notes("m") == ("m: predicts v",)
+    assert said.notes("m", overridden=["prediction_type"]) == ()
 
 
 @pytest.mark.parametrize("name", ["noobaiXL_epsilonPred11", "predator_v2", "v_predictable"])
