@@ -73,9 +73,9 @@ def test_a_crash_a_hang_and_a_foreign_error_are_found(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_limits_give_an_error_or_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"address-space": (300, 4000), "files": (5,), "processor": (1,)}
+    kinds = {"address-space": (150, 4000), "files": (5,), "processor": (1,)}
     if os.geteuid() == 0:
-        kinds |= {"cgroup": (64, 1024), "disk": (4, 1024)}
+        kinds |= {"cgroup": (48, 1024), "disk": (4, 1024)}
     monkeypatch.setattr(limits, "STEPS", kinds)
     monkeypatch.setattr(sys, "argv", ["limits", "--json", str(tmp_path / "limits.json")])
     with pytest.raises(SystemExit) as e:
@@ -83,11 +83,11 @@ def test_limits_give_an_error_or_the_image(tmp_path: Path, monkeypatch: pytest.M
     assert not e.value.code
     found = json.loads((tmp_path / "limits.json").read_text())["outcomes"]
     assert {*found} == {*kinds}
-    assert found["address-space"] == {"300": "error", "4000": "image"}
+    assert found["address-space"] == {"150": "error", "4000": "image"}
     assert found["files"] == {"5": "image"}
     assert found["processor"] == {"1": "image"}
     if os.geteuid() == 0:
-        assert found["cgroup"] == {"64": "error", "1024": "image"}
+        assert found["cgroup"] == {"48": "error", "1024": "image"}
         assert found["disk"] == {"4": "error", "1024": "image"}
 
 
