@@ -46,11 +46,10 @@ _LCM_STEPS, _LCM_GUIDANCE = 4, 8.5
 _XL_GUIDANCE = 5.0
 _TCD_STEPS = 4
 _LCM = "LCMScheduler"
-# diffusers' own pipelines change an outdated config when they are built.
+# diffusers' own pipelines change an outdated config when they are built; ControlNet's does not.
 _MENDS_OFFSET_AND_CLIP = (
     *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
-    *("StableDiffusionControlNetPipeline", "StableDiffusionPipelineSafe"),
-    "StableDiffusionInpaintPipelineLegacy",
+    *("StableDiffusionPipelineSafe", "StableDiffusionInpaintPipelineLegacy"),
 )
 _MENDS_OFFSET_AND_PRK = ("StableDiffusionInpaintPipeline",)
 _EDM = "EDMDPMSolverMultistepScheduler"

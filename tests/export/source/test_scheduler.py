@@ -278,6 +278,7 @@ def test_what_the_user_says_goes_before_the_name() -> None:
         ),
         ("StableDiffusionXLPipeline", "EulerDiscreteScheduler", {}, {}),
         ("LatentConsistencyModelPipeline", "LCMScheduler", {"clip_sample": True}, {}),
+        ("StableDiffusionControlNetPipeline", "DDIMScheduler", {}, {}),
     ],
 )
 def test_configs_are_mended_as_in_diffusers(
