@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self, cast
 
-from edgediff.bundle.schema import describe
+from edgediff.bundle.schema import describe, repeated_key
 from edgediff.errors import InputError, first_line
 from edgediff.files import is_file_name, read_to_end
 from edgediff.images.png import FORMATS
@@ -151,12 +151,10 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = repeated_key(pairs)
+    if twice is not None:
         raise InputError(f"has {twice!r} twice")
-    return fields
+    return dict(pairs)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)

@@ -36,8 +36,7 @@ LOWERED_UNET_BYTES_PER_PIXEL = 600
 
 MEASURED = {"every step": 860_000_000, "once": 49_500_000}
 """Weights of that UNet and that decoder. A smaller network takes less work space: values between
-layers grow with the channels, weights with their square. The built-in decoder, with 0.7 million,
-takes 670 bytes a pixel at 512×512; this estimates 540 for it."""
+layers grow with the channels, weights with their square."""
 
 
 LEAST_BYTES_PER_PIXEL = 700
@@ -159,14 +158,15 @@ def check_fits(
     if not left.hard:
         return
     stages = estimate(manifest, tile, size=size)
-    freed = sum(stages[stage].weights for stage in loaded) if limited else 0
-    need = 0
-    for call in _calls(manifest):
-        rest = {stage: 0 if stage in loaded else stages[stage].weights for stage in call}
-        work = max(stages[stage].work for stage in call)
-        largest = max(stages[stage].peak for stage in call)
-        together = largest - freed if limited else sum(rest.values()) + work
-        need = together if need == 0 else min(need, together)
+
+    def needed(call: Collection[str]) -> int:
+        if limited:
+            freed = sum(stages[stage].weights for stage in loaded)
+            return max(stages[stage].peak for stage in call) - freed
+        absent = sum(stages[stage].weights for stage in call if stage not in loaded)
+        return absent + max(stages[stage].work for stage in call)
+
+    need = min(needed(call) for call in _calls(manifest))
     if need > left.left:
         image = f"an image of {size[0]}x{size[1]} by {manifest.name}"
         raise ProviderError(_too_little(image, left, need))

@@ -1,7 +1,7 @@
 """ONNX Runtime sessions with the guarantees that ONNX Runtime leaves to its caller.
 
-A provider that was asked for runs, or creating the session
-raises; inputs are checked by name, dtype and shape before every run.
+A provider that was asked for runs, or creating the session raises; inputs are checked by name,
+dtype and shape before every run.
 """
 
 import ctypes

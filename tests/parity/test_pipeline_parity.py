@@ -35,22 +35,9 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def load(exported: Callable[[str], Any]) -> Callable[[str], tuple[Any, edgediff.Pipeline]]:
+def load(loader: Callable[..., Any]) -> Callable[[str], tuple[Any, edgediff.Pipeline]]:
     """Shape → the diffusers pipeline and ours, loaded once."""
-    loaded: dict[str, tuple[Any, edgediff.Pipeline]] = {}
-
-    def run(shape: str) -> tuple[Any, edgediff.Pipeline]:
-        if shape not in loaded:
-            folders = exported(shape)
-            theirs = diffusers.StableDiffusionPipeline.from_pretrained(
-                folders.diffusers, safety_checker=None, local_files_only=True
-            )
-            theirs.set_progress_bar_config(disable=True)
-            theirs.original_config = theirs.scheduler.config
-            loaded[shape] = theirs, edgediff.load(folders.bundle, threads=1)
-        return loaded[shape]
-
-    return run
+    return loader(diffusers.StableDiffusionPipeline, safety_checker=None)
 
 
 def compare(

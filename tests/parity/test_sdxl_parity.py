@@ -20,21 +20,9 @@ SEEDS = (7, 0, 2**33 + 1)
 
 
 @pytest.fixture(scope="module")
-def load(exported: Callable[[str], Any]) -> Callable[[str], tuple[Any, edgediff.Pipeline]]:
+def load(loader: Callable[..., Any]) -> Callable[[str], tuple[Any, edgediff.Pipeline]]:
     """Shape → the diffusers pipeline and ours, loaded once."""
-    loaded: dict[str, tuple[Any, edgediff.Pipeline]] = {}
-
-    def run(shape: str) -> tuple[Any, edgediff.Pipeline]:
-        if shape not in loaded:
-            folders = exported(shape)
-            theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(
-                folders.diffusers, local_files_only=True, add_watermarker=False
-            )
-            theirs.set_progress_bar_config(disable=True)
-            loaded[shape] = theirs, edgediff.load(folders.bundle, threads=1)
-        return loaded[shape]
-
-    return run
+    return loader(diffusers.StableDiffusionXLPipeline, add_watermarker=False)
 
 
 def compare(
